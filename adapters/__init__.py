@@ -1,0 +1,1 @@
+"""Partner dialects: one file each, pure translation, loaded by configured name."""

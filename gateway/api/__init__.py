@@ -1,0 +1,1 @@
+"""The public HTTP interface and the operators' listener."""

@@ -1,0 +1,1 @@
+"""Keys, sealing, blind index, pseudonyms, tokens: nothing outside knows which algorithm is used."""

@@ -1,0 +1,66 @@
+"""What a social security card is: number, identifier, generation, state.
+
+Sources: domain.md §1.2 (on-card data [S]), §1.3 (AAZ500, AAZ501 and the trap that vendors swap them [S]),
+§1.4 (AAZ502 states, impl [S]).
+"""
+
+import re
+from enum import IntEnum, StrEnum
+
+from gateway.domain.verdicts import Reason
+
+CARD_NUMBER_PATTERN = "[A-Z0-9]{2}[0-9]{7}"
+"""AAZ500 社保卡卡号: nine characters, no check digit established [S]."""
+
+CARD_IDENTIFIER_PATTERN = "[0-9A-Fa-f]{32}"
+"""AAZ501 卡识别码: 16 bytes as hex; begins with the six digits of the issuing place [S]."""
+
+CARD_KEY_PATTERN = f"^(?:{CARD_NUMBER_PATTERN}|{CARD_IDENTIFIER_PATTERN})$"
+
+_IDENTIFIER = re.compile(f"^{CARD_IDENTIFIER_PATTERN}$")
+
+
+class CardStatus(IntEnum):
+    """AAZ502 卡状态 (the social security side only; the bank account has a state of its own)."""
+
+    SEALED = 0  # 封存: made, not collected
+    NORMAL = 1  # 正常
+    LOST_FORMAL = 2  # 正式挂失
+    LOCKED = 3  # 应用锁定
+    LOST_TEMPORARY = 4  # 临时挂失
+    VOID = 6  # 特殊制卡数据作废 (local)
+    CANCELLED = 9  # 注销
+
+
+STATUS_REASON: dict[CardStatus, Reason] = {
+    CardStatus.SEALED: Reason.NOT_ACTIVATED,
+    CardStatus.NORMAL: Reason.OK,
+    CardStatus.LOST_FORMAL: Reason.LOST_FORMAL,
+    CardStatus.LOCKED: Reason.LOCKED,
+    CardStatus.LOST_TEMPORARY: Reason.LOST_TEMPORARY,
+    CardStatus.VOID: Reason.VOID,
+    CardStatus.CANCELLED: Reason.CANCELLED,
+}
+
+
+class Medium(StrEnum):
+    """What was presented: a chip card by its generation, or the electronic card."""
+
+    SECOND_GEN = "second_gen"
+    THIRD_GEN = "third_gen"
+    ECARD = "ecard"
+
+
+def tell_apart(one: str, other: str) -> tuple[str, str] | None:
+    """(card number, card identifier in upper case) of two values of CARD_KEY_PATTERN, whichever field they came in.
+
+    Vendors swap AAZ500 and AAZ501, so the shapes decide. None if both have the same shape.
+    """
+    if len(one) == len(other):
+        return None
+    number, identifier = (one, other) if len(one) == 9 else (other, one)
+    return number, identifier.upper()
+
+
+def is_identifier(text: str) -> bool:
+    return _IDENTIFIER.match(text) is not None

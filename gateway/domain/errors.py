@@ -1,0 +1,59 @@
+"""Every problem a caller can be told, by code (RFC 9457; `urn:yikatong:problem:<code>`)."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class FieldError(NamedTuple):
+    field: str
+    message: str
+
+
+PROBLEMS: dict[str, tuple[int, str]] = {
+    "malformed_json": (400, "The body is not JSON"),
+    "malformed_request": (400, "The request is not well-formed HTTP"),
+    "malformed_cursor": (400, "The cursor was not issued by this gateway"),
+    "malformed_query": (400, "The query string is not well-formed"),
+    "malformed_idempotency_key": (400, "The Idempotency-Key is not 1 to 255 visible ASCII characters"),
+    "unauthorised": (401, "A valid access token is required"),
+    "insufficient_scope": (403, "The access token lacks the scope for this"),
+    "not_found": (404, "No such resource"),
+    "method_not_allowed": (405, "The resource does not support this method"),
+    "receive_timeout": (408, "The request did not arrive in time"),
+    "idempotency_key_in_use": (409, "A request with this Idempotency-Key is still running"),
+    "body_too_large": (413, "The body is larger than allowed"),
+    "unsupported_media_type": (415, "The body has a type or encoding that is not accepted"),
+    "validation_failed": (422, "The request does not fit the contract"),
+    "idempotency_key_reused": (422, "This Idempotency-Key was used for another request"),
+    "expectation_failed": (417, "The Expect header asks for something unsupported"),
+    "quota_exceeded": (429, "The caller's quota is used up"),
+    "internal": (500, "The gateway failed; the request id leads to the log"),
+    "overloaded": (503, "The gateway is at its limit; try again"),
+    "unavailable": (503, "A part the gateway needs is unavailable; try again"),
+}
+
+
+class Problem(Exception):
+    """An answer that is not the wished one: a code of PROBLEMS, a detail, field errors; never a submitted value."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str = "",
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(code)
+        self.code = code
+        self.status, self.title = PROBLEMS[code]
+        self.detail = detail
+        self.errors = errors
+        self.headers = headers or {}
+
+
+def overloaded(detail: str) -> Problem:
+    return Problem("overloaded", detail, headers={"Retry-After": "1"})
+
+
+def unavailable(detail: str) -> Problem:
+    return Problem("unavailable", detail, headers={"Retry-After": "1"})

@@ -1,0 +1,44 @@
+"""Masking: what of a person may be shown, and a string type that does not show itself."""
+
+from datetime import date
+from typing import Final
+
+
+def mask_name(name: str) -> str:
+    """`张三` -> `*三`: the surname masked (one of the two styles seen, domain.md §5); long names keep two characters."""
+    if len(name) <= 1:
+        return "*"
+    keep = 1 if len(name) < 4 else 2
+    return "*" * (len(name) - keep) + name[-keep:]
+
+
+def age_on(birth: date, today: date) -> int:
+    return today.year - birth.year - ((today.month, today.day) < (birth.month, birth.day))
+
+
+_BANDS: Final = ("0-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "70-79", "80-89", "90+")
+
+
+def age_band(birth: date, today: date) -> str:
+    """The decade of a person's age on a day: `60-69`, the last `90+`."""
+    return _BANDS[min(max(age_on(birth, today), 0) // 10, 9)]
+
+
+class Secret:
+    """A value that masks itself in repr, str, format and JSON; only reveal() gives it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return "Secret(***)"

@@ -1,0 +1,1 @@
+"""A synthetic county for newcomers and tests. Nothing here belongs to a real person."""

@@ -1,0 +1,199 @@
+"""Frozen, typed settings from config/*.toml and the environment.
+
+An unknown, missing or wrong key stops the start; every mistake is named by its path (`callers.toml: callers.demo-bank.kind`).
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from gateway.domain.callers import CALLER_ID_PATTERN, Caller
+from gateway.domain.scenes import SCENE_PATTERN, Scene
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+
+
+class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    host: str
+    port: Port
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)]
+    issuer: str
+    """Our name in tokens, an origin such as https://gateway.example; empty: http://127.0.0.1:<port>."""
+    body_max_bytes: Positive
+    connections_max: Positive
+    """Open connections of one worker; a further one is closed at once."""
+    header_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=15)]
+    """An idle connection, or one whose next header block is not complete, is closed after this."""
+    body_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=20)]
+
+
+class Ops(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    host: str
+    port: Port
+
+
+class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    url: str
+    """A PostgreSQL (>= 15) DSN; empty: an embedded PostgreSQL in the data folder."""
+    pool_size: Annotated[int, msgspec.Meta(ge=1, le=200)]
+    """Connections of one worker beside the one that the verify batches use."""
+    acquire_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=250)]
+    statement_timeout_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)]
+
+
+class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    batch_max: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    queue_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=1000)]
+    """From the queueing of a presentation to its answer; past it: 503, no verdict."""
+    status_max_age_minutes: Positive
+    """A card status older than this is `unknown/status_stale`, never `valid`."""
+
+
+class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    lifetime_s: Annotated[int, msgspec.Meta(ge=10, le=3600)]
+    cache_max: Positive
+
+
+class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """gateway.toml."""
+
+    http: Http
+    ops: Ops
+    database: Database
+    verify: Verify
+    tokens: Tokens
+    data_dir: str
+    keys_dir: str
+    """Where the key files are; relative to data_dir."""
+    log_level: str
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Everything that is configured, checked."""
+
+    gateway: Gateway
+    callers: Mapping[str, Caller]
+    scenes: Mapping[str, Scene]
+    config_dir: Path
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self.gateway.data_dir).absolute()
+
+    @property
+    def keys_dir(self) -> Path:
+        return self.data_dir / self.gateway.keys_dir
+
+    @property
+    def run_dir(self) -> Path:
+        """Files that live as long as one run: metrics of the workers, quota table, lock."""
+        return self.data_dir / "run"
+
+    @property
+    def issuer(self) -> str:
+        return self.gateway.http.issuer or f"http://127.0.0.1:{self.gateway.http.port}"
+
+
+class SettingsError(Exception):
+    """The configuration has mistakes, each `file: path: what is wrong`."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+ENVIRONMENT: dict[str, tuple[str, ...]] = {
+    "HOST": ("http", "host"),
+    "PORT": ("http", "port"),
+    "WORKERS": ("http", "workers"),
+    "ISSUER": ("http", "issuer"),
+    "OPS_HOST": ("ops", "host"),
+    "OPS_PORT": ("ops", "port"),
+    "DATABASE_URL": ("database", "url"),
+    "DATA_DIR": ("data_dir",),
+    "KEYS_DIR": ("keys_dir",),
+    "LOG_LEVEL": ("log_level",),
+}
+"""Environment variables that go before the file; `CONFIG_DIR` names the folder itself."""
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and check the whole configuration. Raises SettingsError naming every mistake."""
+    environ = os.environ if environ is None else environ
+    config_dir = Path(environ.get("CONFIG_DIR", "config")).absolute()
+    mistakes: list[str] = []
+    raw = _read(config_dir / "gateway.toml", mistakes)
+    for name, path in ENVIRONMENT.items():
+        if name in environ:
+            _put(raw, path, environ[name])
+    gateway = _convert(raw, Gateway, "gateway.toml", "", mistakes)
+    callers = _table(config_dir / "callers.toml", "callers", Caller, CALLER_ID_PATTERN, mistakes)
+    scenes = _table(config_dir / "scenes.toml", "scenes", Scene, SCENE_PATTERN, mistakes)
+    if gateway is not None and gateway.log_level not in LOG_LEVELS:
+        mistakes.append(f"gateway.toml: log_level: one of {', '.join(LOG_LEVELS)}")
+    if mistakes or gateway is None:
+        raise SettingsError(mistakes)
+    return Settings(gateway=gateway, callers=callers, scenes=scenes, config_dir=config_dir)
+
+
+def _put(raw: dict[str, Any], path: tuple[str, ...], text: str) -> None:
+    for key in path[:-1]:
+        raw = raw.setdefault(key, {})
+    raw[path[-1]] = text
+
+
+def _read(file: Path, mistakes: list[str]) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError:
+        mistakes.append(f"{file.name}: no such file in {file.parent}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        mistakes.append(f"{file.name}: not TOML: {error}")
+    return {}
+
+
+def _table(file: Path, name: str, kind: type[Any], key_pattern: str, mistakes: list[str]) -> dict[str, Any]:
+    """The blocks `[name.key]` of a file, each converted by itself so that one mistake does not hide the next."""
+    raw = _read(file, mistakes)
+    mistakes.extend(f"{file.name}: {key}: unknown key" for key in raw.keys() - {name})
+    table = {}
+    for key, block in raw.get(name, {}).items():
+        if not re.match(key_pattern, key):
+            mistakes.append(f"{file.name}: {name}.{key}: a key must match {key_pattern}")
+        table[key] = _convert(block, kind, file.name, f"{name}.{key}", mistakes)
+    return table
+
+
+def _convert(raw: Any, kind: type[Any], file: str, path: str, mistakes: list[str]) -> Any:
+    """`raw` as `kind`; every mistake below it is appended with its path. None if there was one."""
+    if not isinstance(raw, dict):
+        mistakes.append(f"{file}: {path}: expected a table")
+        return None
+    before = len(mistakes)
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    prefix = f"{path}." if path else ""
+    mistakes.extend(f"{file}: {prefix}{key}: unknown key" for key in raw.keys() - fields.keys())
+    values = {}
+    for name, field in fields.items():
+        if name not in raw:
+            if field.required:
+                mistakes.append(f"{file}: {prefix}{name}: missing")
+        elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            values[name] = _convert(raw[name], field.type, file, prefix + name, mistakes)
+        else:
+            try:
+                # strict=False lets the environment give numbers as text
+                values[name] = msgspec.convert(raw[name], field.type, strict=not isinstance(raw[name], str))
+            except msgspec.ValidationError as error:
+                mistakes.append(f"{file}: {prefix}{name}: {error}")
+    return kind(**values) if len(mistakes) == before else None

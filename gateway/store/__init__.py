@@ -1,0 +1,1 @@
+"""SQL beside its few functions, one file per aggregate."""

@@ -1,0 +1,92 @@
+"""Migrations: numbered SQL files, each in a transaction of its own, under one advisory lock, with checksums kept.
+
+Also what has to be there before the gateway may serve: the partitions of the coming months and the feed's origin.
+"""
+
+import hashlib
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import asyncpg
+
+_FOLDER = Path(__file__).parent / "migrations"
+_LOCK = 0x79696B61  # "yika"
+MONTHS_AHEAD = 3
+
+
+class MigrationError(Exception):
+    """The database's schema is not one this gateway can bring up to date."""
+
+
+def files() -> list[tuple[int, str, str]]:
+    """(version, name, SQL) of every migration, in order."""
+    found = [(int(path.name[:4]), path.stem[5:], path.read_text()) for path in sorted(_FOLDER.glob("*.sql"))]
+    assert [version for version, _, _ in found] == list(range(1, len(found) + 1)), "migrations are numbered 1, 2, 3 …"
+    return found
+
+
+def latest() -> int:
+    return len(files())
+
+
+async def migrate(dsn: str) -> list[str]:
+    """Bring the schema up to date; returns what was applied. Raises MigrationError, asyncpg.PostgresError, OSError."""
+    connection = await asyncpg.connect(dsn, timeout=10)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migration (version integer PRIMARY KEY, name text NOT NULL,"
+            " checksum bytea NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        done = {row["version"]: row["checksum"] for row in await connection.fetch("SELECT * FROM schema_migration")}
+        applied = []
+        for version, name, sql in files():
+            checksum = hashlib.sha256(sql.encode()).digest()
+            if version not in done:
+                async with connection.transaction():
+                    await connection.execute(sql)
+                    await connection.execute(
+                        "INSERT INTO schema_migration (version, name, checksum) VALUES ($1, $2, $3)",
+                        version, name, checksum,
+                    )  # fmt: skip
+                applied.append(f"{version:04} {name}")
+            elif done[version] != checksum:
+                raise MigrationError(f"migration {version:04} {name} was changed after it had been applied")
+        if unknown := done.keys() - {version for version, _, _ in files()}:
+            raise MigrationError(f"the database is newer than this gateway: migration {max(unknown):04} is unknown")
+        await ensure_partitions(connection, datetime.now(UTC).date())
+        await _fix_feed_origin(connection)
+        return applied
+    finally:
+        await connection.close()
+
+
+async def ensure_partitions(connection: "asyncpg.Connection[asyncpg.Record]", today: date) -> None:
+    """The monthly partitions of usage events from last month to MONTHS_AHEAD: without one, no event could be written."""
+    for ahead in range(-1, MONTHS_AHEAD + 1):
+        first, following = _month(today, ahead), _month(today, ahead + 1)
+        name = f"usage_event_{first:%Y%m}"
+        if await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
+            await connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {name} PARTITION OF usage_event"
+                f" FOR VALUES FROM ('{first}T00:00:00Z') TO ('{following}T00:00:00Z')"
+            )
+
+
+def _month(day: date, ahead: int) -> date:
+    months = day.year * 12 + day.month - 1 + ahead
+    return date(months // 12, months % 12 + 1, 1)
+
+
+async def _fix_feed_origin(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Positions must grow although a new cluster (after a logical restore) counts its transactions from the start."""
+    async with connection.transaction():
+        cluster = await connection.fetchval("SELECT system_identifier FROM pg_control_system()")
+        if cluster != await connection.fetchval("SELECT system_identifier FROM feed_origin"):
+            await connection.execute(
+                "INSERT INTO feed_origin (system_identifier, xid_offset)"
+                " SELECT $1, coalesce(max(position), 0) + 1 - pg_current_xact_id()::text::bigint FROM usage_event"
+                " ON CONFLICT (only_row) DO UPDATE"
+                " SET system_identifier = EXCLUDED.system_identifier, xid_offset = EXCLUDED.xid_offset",
+                cluster,
+            )

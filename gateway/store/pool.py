@@ -1,0 +1,109 @@
+"""Connections to PostgreSQL: as the application's role, its settings asserted, never waited for without a limit."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from gateway.domain.errors import unavailable
+from gateway.settings import Database
+from gateway.store.migrate import latest
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+    PooledConnection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    AnyConnection = Connection | PooledConnection
+
+APP_ROLE = "yikatong_app"
+"""Has no UPDATE or DELETE on events; the role that owns the tables is used by migrations alone."""
+
+_REQUIRED = {
+    "fsync": ("on",),
+    "full_page_writes": ("on",),
+    "synchronous_commit": ("on", "remote_apply"),
+}
+
+GONE = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError,
+        asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, asyncpg.TooManyConnectionsError,
+        asyncpg.QueryCanceledError, asyncio.TimeoutError)  # fmt: skip
+"""What a statement raises when the database is away, full or too slow: answered with 503."""
+
+
+class UnfitDatabase(Exception):
+    """The database's settings or schema would break a promise; the gateway refuses to start on it."""
+
+
+async def assert_fit(connection: "AnyConnection") -> None:
+    """Refuse a database that may lose what it acknowledged, or that has another schema. Raises UnfitDatabase."""
+    wrong = []
+    for name, allowed in _REQUIRED.items():
+        value = await connection.fetchval(f"SHOW {name}")
+        if value not in allowed:
+            wrong.append(f"{name} = {value}, must be {' or '.join(allowed)}")
+    version = await connection.fetchval("SELECT max(version) FROM schema_migration")
+    if version != latest():
+        wrong.append(f"schema version {version}, must be {latest()}: run `python -m gateway migrate`")
+    if wrong:
+        raise UnfitDatabase("; ".join(wrong))
+
+
+async def connect(dsn: str, settings: Database, name: str) -> "Connection":
+    """One connection as the application's role."""
+    return await asyncpg.connect(dsn, timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name))
+
+
+def _options(settings: Database, name: str) -> dict[str, Any]:
+    return {
+        "command_timeout": settings.statement_timeout_ms / 1000,
+        "server_settings": {
+            "role": APP_ROLE,
+            "application_name": name,
+            "timezone": "UTC",
+            "statement_timeout": str(settings.statement_timeout_ms),
+            "idle_in_transaction_session_timeout": str(settings.statement_timeout_ms),
+            "jit": "off",
+        },
+    }
+
+
+class Pool:
+    """A bounded pool that gives up after the configured time instead of queueing its callers."""
+
+    def __init__(self, dsn: str, settings: Database, name: str) -> None:
+        self._dsn = dsn
+        self._settings = settings
+        self._name = name
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        """Connect and check the database. Raises UnfitDatabase, or one of GONE."""
+        self._pool = await asyncpg.create_pool(
+            self._dsn, min_size=1, max_size=self._settings.pool_size, timeout=5, **_options(self._settings, self._name)
+        )
+        async with self._pool.acquire() as connection:
+            await assert_fit(connection)
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            try:
+                await asyncio.wait_for(self._pool.close(), 2)
+            except TimeoutError:
+                self._pool.terminate()
+
+    @property
+    def free(self) -> int:
+        """Connections that could be had at once."""
+        assert self._pool is not None
+        return self._pool.get_idle_size() + self._pool.get_max_size() - self._pool.get_size()
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator["PooledConnection"]:
+        """A connection within the configured wait; Problem 503 if there is none, or if the database fails in use."""
+        assert self._pool is not None
+        try:
+            async with self._pool.acquire(timeout=self._settings.acquire_timeout_ms / 1000) as connection:
+                yield connection
+        except GONE as error:
+            raise unavailable("the database is not available") from error
