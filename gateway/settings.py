@@ -97,6 +97,11 @@ class Settings(msgspec.Struct, frozen=True):
         return self.data_dir / "run"
 
     @property
+    def metrics_dir(self) -> Path:
+        """Where workers write what they count (prometheus-client's multi-process mode); wiped at start."""
+        return self.run_dir / "metrics"
+
+    @property
     def issuer(self) -> str:
         return self.gateway.http.issuer or f"http://127.0.0.1:{self.gateway.http.port}"
 

@@ -13,7 +13,6 @@ CREATE TABLE idempotency_key (
     key          text NOT NULL,
     fingerprint  bytea NOT NULL,       -- SHA-256 of method, path, query and body
     created_at   timestamptz NOT NULL DEFAULT now(),
-    status       smallint,
     answer       bytea,
     PRIMARY KEY (caller, key)
 );

@@ -1,0 +1,189 @@
+"""The command line: `python -m gateway --help`."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any, NoReturn
+
+import typer
+import uvloop
+
+from gateway.settings import Settings, SettingsError, load
+
+cli = typer.Typer(
+    help="The 一卡通 gateway: social security cards linked to banks, transit, merchants and the 人才码.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+
+def _settings() -> Settings:
+    try:
+        return load()
+    except SettingsError as error:
+        _give_up(f"the configuration has {len(error.mistakes)} mistake(s):", *error.mistakes)
+
+
+def _give_up(*lines: str) -> NoReturn:
+    for line in lines:
+        typer.echo(line, err=True)
+    raise typer.Exit(1)
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def _supervise(settings: Settings, prepare: Any) -> None:
+    import asyncpg
+
+    from gateway.crypto.key_store import KeyStoreError
+    from gateway.log import configure
+    from gateway.store.embedded import EmbeddedPostgresError
+    from gateway.store.migrate import MigrationError
+    from gateway.store.pool import UnfitDatabase
+    from gateway.supervisor import CannotStart, Supervisor
+
+    configure(settings.gateway.log_level, "supervisor")
+    try:
+        _run(Supervisor(settings, prepare, lambda line: print(line, flush=True)).run())  # noqa: T201
+    except (CannotStart, UnfitDatabase, MigrationError, KeyStoreError, EmbeddedPostgresError, SettingsError) as error:
+        _give_up(f"cannot start: {error}")
+    except (OSError, asyncpg.PostgresError) as error:
+        _give_up(f"cannot start: the database: {type(error).__name__}: {error}")
+
+
+@cli.command()
+def sandbox(
+    cards: Annotated[int, typer.Option(envvar="CARDS", min=2_000, max=10_000_000, help="Cards of the county.")] = 415_000,
+    seed: Annotated[int, typer.Option(envvar="SEED", help="The county's seed.")] = 330424,
+) -> None:
+    """Run everything on loopback with a synthetic county. `make run` is this."""
+    settings = _settings()
+    from gateway.sandbox.prepare import prepare
+
+    _supervise(settings, prepare(cards, seed))
+
+
+@cli.command()
+def serve(
+    workers: Annotated[int | None, typer.Option(envvar="WORKERS", min=1, max=64, help="Worker processes.")] = None,
+) -> None:
+    """Run the gateway with the configured callers and database."""
+    if workers is not None:
+        os.environ["WORKERS"] = str(workers)
+    _supervise(_settings(), None)
+
+
+@cli.command(hidden=True)
+def serve_worker() -> None:
+    """One worker; started by serve."""
+    settings = _settings()
+    from gateway.app import serve as serve_requests
+    from gateway.log import configure
+    from gateway.processes import end_with_parent
+
+    configure(settings.gateway.log_level, "serve")
+    end_with_parent(int(os.environ["PARENT_PID"]))
+    _run(serve_requests(settings, settings.gateway.database.url, _say_ready))
+
+
+@cli.command()
+def worker() -> None:
+    """The background loops (partitions, sweeping); serve runs one too, and several do no harm."""
+    settings = _settings()
+    from gateway.log import configure
+    from gateway.processes import end_with_parent
+    from gateway.worker.housekeeping import run
+
+    configure(settings.gateway.log_level, "worker")
+    if "PARENT_PID" in os.environ:
+        end_with_parent(int(os.environ["PARENT_PID"]))
+    _run(run(settings, settings.gateway.database.url, _say_ready))
+
+
+def _say_ready() -> None:
+    print("ready", flush=True)  # noqa: T201 - the supervisor reads it
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the schema of DATABASE_URL up to date."""
+    settings = _settings()
+    from gateway.store.migrate import MigrationError
+    from gateway.store.migrate import migrate as run_migrations
+
+    if not settings.gateway.database.url:
+        _give_up("set DATABASE_URL=postgresql://…: the embedded database is migrated by serve itself")
+    try:
+        applied = asyncio.run(run_migrations(settings.gateway.database.url))
+    except (MigrationError, OSError) as error:
+        _give_up(f"migration failed: {error}")
+    for name in applied:
+        typer.echo(f"applied {name}")
+    typer.echo("the schema is up to date")
+
+
+@cli.command()
+def check_config() -> None:
+    """Check the configuration; every mistake is named by its path."""
+    settings = _settings()
+    from gateway.directory import read
+
+    try:
+        callers, scenes = read(settings)
+    except SettingsError as error:
+        _give_up(f"the configuration has {len(error.mistakes)} mistake(s):", *error.mistakes)
+    typer.echo(f"the configuration is good: {len(callers)} callers, {len(scenes)} scenes")
+
+
+@cli.command()
+def init_keys() -> None:
+    """Make the gateway's own keys that are missing; never replaces one."""
+    settings = _settings()
+    from gateway.crypto.key_store import create_missing
+
+    made = create_missing(settings.keys_dir)
+    typer.echo(f"made {', '.join(made)} in {settings.keys_dir}" if made else "nothing is missing")
+
+
+@cli.command()
+def token(caller: Annotated[str, typer.Argument(help="A sandbox caller, such as demo-merchant.")]) -> None:
+    """Print an access token of a sandbox caller, from the running gateway."""
+    settings = _settings()
+    from gateway.sandbox.client import TokenNotIssued, fetch_token
+
+    try:
+        typer.echo(fetch_token(settings.data_dir / "sandbox" / "callers", caller))
+    except TokenNotIssued as error:
+        _give_up(str(error))
+
+
+@cli.command()
+def sample_cards(
+    count: Annotated[int, typer.Option(min=1, max=1_000_000)] = 10,
+) -> None:
+    """Print normal cards from all over the sandbox county, one JSON line each."""
+    settings = _settings()
+    from gateway.sandbox.prepare import sample
+
+    try:
+        sys.stdout.writelines(line + "\n" for line in sample(settings, count))
+    except FileNotFoundError as error:
+        _give_up(f"{error.filename}: there is no county yet: run `make run` first")
+
+
+@cli.command()
+def openapi() -> None:
+    """Print the contract (OpenAPI 3.1)."""
+    _settings()
+    import msgspec
+
+    from gateway.api.openapi import build
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(build()), indent=1).decode())
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,49 @@
+"""Who is calling: access tokens, checked once and then remembered by their hash until they expire."""
+
+import time
+
+from gateway.crypto.tokens import Access, AccessTokens, InvalidToken, digest
+from gateway.directory import Directory, KnownCaller
+from gateway.domain.errors import Problem
+from gateway.metrics import REFUSED_ENTRY
+
+_BEARER = "Bearer "
+
+
+def unauthorised(why: str) -> Problem:
+    """One answer for every reason; the reason goes to the metrics."""
+    REFUSED_ENTRY.labels(why).inc()
+    return Problem("unauthorised", headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+
+class Authenticator:
+    """Turns an Authorization header into a caller. The caller's configuration is looked up at every request, so a
+    disabled caller is out as soon as its configuration is."""
+
+    def __init__(self, tokens: AccessTokens, directory: Directory, cache_max: int) -> None:
+        self._tokens = tokens
+        self._directory = directory
+        self._cache: dict[bytes, Access] = {}
+        self._cache_max = cache_max
+
+    def __call__(self, authorization: str | None) -> tuple[KnownCaller, Access]:
+        """Raises Problem 401."""
+        if authorization is None or not authorization.startswith(_BEARER):
+            raise unauthorised("no_token")
+        key = digest(authorization)
+        access = self._cache.get(key)
+        if access is None:
+            try:
+                access = self._tokens.read(authorization[len(_BEARER) :])
+            except InvalidToken:
+                raise unauthorised("bad_token") from None
+            if len(self._cache) >= self._cache_max:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key] = access
+        if access.expires_at <= time.time():
+            self._cache.pop(key, None)
+            raise unauthorised("expired_token")
+        known = self._directory.callers.get(access.caller_id)
+        if known is None or not known.caller.enabled:
+            raise unauthorised("unknown_caller")
+        return known, access

@@ -1,0 +1,133 @@
+"""What happens to every request, in this order:
+
+request id -> token -> quota -> scope -> body (type, size, deadline) -> handler -> errors as problems -> metrics.
+
+It wraps each handler when the routes are registered, so a request passes through one function, not through a chain.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+import structlog
+from aiohttp import web
+
+from gateway.api.problems import SERVER, problem_response
+from gateway.directory import KnownCaller
+from gateway.domain.callers import Scope
+from gateway.domain.errors import Problem
+from gateway.domain.ids import uuid7
+from gateway.log import describe
+from gateway.metrics import RATE_LIMITED, REFUSED_ENTRY, SHED, request_counter, request_seconds
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+log = structlog.get_logger()
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+JSON = "application/json"
+
+
+class Call(NamedTuple):
+    """A request that has passed everything before its handler."""
+
+    gateway: "Gateway"
+    request: web.Request
+    request_id: str
+    caller_id: str
+    caller: KnownCaller
+    body: bytes
+
+
+Handler = Callable[[Call], Awaitable[web.Response]]
+AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_NOBODY: KnownCaller = None  # type: ignore[assignment]  # a handler without a scope does not look
+
+
+def endpoint(
+    gateway: "Gateway", route: str, handler: Handler, scope: Scope | None, content_type: str | None
+) -> AiohttpHandler:
+    """The aiohttp handler of one route. `scope` None is open to everyone; `content_type` None takes no body."""
+    seconds = request_seconds(route)
+    body_timeout = gateway.settings.gateway.http.body_timeout_s
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        began = time.perf_counter()
+        headers = request.headers
+        given = headers.get("X-Request-Id")
+        if given is not None and _SANE_REQUEST_ID.fullmatch(given):
+            request_id = given
+        else:
+            request_id = str(UUID(bytes=uuid7(time.time_ns() // 1_000_000, os.urandom(10))))
+        try:
+            caller_id, caller = "", _NOBODY
+            if scope is not None:
+                caller, access = gateway.authenticate(headers.get("Authorization"))
+                caller_id = access.caller_id
+                if caller.caller.quota_per_second:
+                    _take_quota(gateway, caller, caller_id)
+                if scope not in access.scopes or scope not in caller.scopes:
+                    REFUSED_ENTRY.labels("scope").inc()
+                    raise Problem("insufficient_scope")
+            body = b"" if content_type is None else await _body(request, content_type, body_timeout)
+            response = await handler(Call(gateway, request, request_id, caller_id, caller, body))
+        except Problem as problem:
+            if problem.status == 503:
+                SHED.labels(problem.code).inc()
+            response = problem_response(problem.code, problem.detail, problem.errors, request_id, problem.headers)
+            if problem.code in ("receive_timeout", "body_too_large"):
+                response.force_close()
+        except web.HTTPRequestEntityTooLarge:
+            response = problem_response("body_too_large", "", (), request_id, {})
+            response.force_close()
+        except Exception as error:  # noqa: BLE001 - the edge: nothing may leave as a traceback
+            log.error("request failed", request_id=request_id, exception=describe(type(error), error.__traceback__))
+            response = problem_response("internal", "", (), request_id, {})
+        else:
+            response.headers["X-Request-Id"] = request_id
+            response.headers["Server"] = SERVER
+        request_counter(route, response.status).inc()
+        seconds.observe(time.perf_counter() - began)
+        return response
+
+    return handle
+
+
+def _take_quota(gateway: "Gateway", known: KnownCaller, caller_id: str) -> None:
+    limit = known.caller.quota_per_second
+    wait = gateway.quota.take(known.quota_slot, limit)
+    if wait:
+        RATE_LIMITED.labels(caller_id).inc()
+        seconds = str(int(wait) + 1)
+        raise Problem(
+            "quota_exceeded",
+            headers={
+                "Retry-After": seconds,
+                "RateLimit-Limit": str(limit),
+                "RateLimit-Remaining": "0",
+                "RateLimit-Reset": seconds,
+            },
+        )
+
+
+async def _body(request: web.Request, content_type: str, timeout_s: float) -> bytes:
+    if request.headers.get("Content-Encoding") is not None:
+        raise Problem("unsupported_media_type", "Content-Encoding is not accepted")
+    if request.content_type != content_type:
+        raise Problem("unsupported_media_type", f"the body must be {content_type}")
+    length = request.content_length
+    if length is not None and length > request.client_max_size:
+        raise Problem("body_too_large")
+    if request.content.is_eof():  # all of it has arrived: no timer
+        return await request.read()
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await request.read()
+    except TimeoutError:
+        raise Problem("receive_timeout") from None

@@ -1,0 +1,145 @@
+"""The published contract (OpenAPI 3.1): the route table and the types that decode requests, put into words."""
+
+from typing import Any
+
+import msgspec
+
+from gateway import __version__
+from gateway.api.payloads import ProblemAnswer
+from gateway.api.routes import FORM, ROUTES, Route
+from gateway.api.usage_events import CURSOR_PATTERN, LIMIT_DEFAULT, LIMIT_MAX
+from gateway.domain.callers import Scope
+from gateway.domain.errors import PROBLEMS
+from gateway.flows.issue_token import ASSERTION_TYPE
+
+_REF = "#/components/schemas/{name}"
+
+EXAMPLE_VERIFY = {
+    "presentation": {
+        "type": "chip_card",
+        "card_number": "AB1234567",
+        "card_identifier": "330424D15600000500000000000000A1",
+    },
+    "scene": "parking.exit",
+    "terminal_id": "P-0001",
+}
+
+_PARAMETERS: dict[str, list[dict[str, Any]]] = {
+    "/v1/usage-events": [
+        {
+            "name": "after", "in": "query", "required": False,
+            "description": "The `next` of an earlier page; without it the feed starts at its beginning",
+            "schema": {"type": "string", "pattern": CURSOR_PATTERN},
+        },
+        {
+            "name": "limit", "in": "query", "required": False,
+            "schema": {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
+        },
+    ],
+    "/v1/cards/verify": [
+        {
+            "name": "Idempotency-Key", "in": "header", "required": False,
+            "description": "Kept 7 days; the same request is answered with the same bytes",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]*$"},
+        },
+    ],
+}  # fmt: skip
+
+_TOKEN_FORM = {
+    "type": "object",
+    "required": ["grant_type", "client_assertion_type", "client_assertion"],
+    "properties": {
+        "grant_type": {"type": "string", "const": "client_credentials"},
+        "client_assertion_type": {"type": "string", "const": ASSERTION_TYPE},
+        "client_assertion": {"type": "string", "description": "JWT: iss = sub = client_id, aud = issuer, exp, iat, jti"},
+        "scope": {"type": "string", "description": "Scopes with a blank between; none: all that the client has"},
+    },
+}
+
+
+def build() -> dict[str, Any]:
+    """The whole document."""
+    types = [kind for route in ROUTES for kind in (route.body, route.answer, route.refusal) if _named(kind)]
+    _, schemas = msgspec.json.schema_components([*types, ProblemAnswer], ref_template=_REF)
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "一卡通 gateway",
+            "version": __version__,
+            "summary": "Social security cards of 海盐县, linked to banks, transit, merchants and the 人才码",
+            "description": (
+                "Errors are RFC 9457 problems and never hold a submitted value. Every answer carries X-Request-Id. "
+                "Unknown request fields are refused; answers may grow. An integer is written without a fraction "
+                "(`1`, not `1.0`)."
+            ),
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "callers": {
+                    "type": "oauth2",
+                    "description": "client_credentials with private_key_jwt (RFC 7523)",
+                    "flows": {
+                        "clientCredentials": {
+                            "tokenUrl": "/oauth2/token",
+                            "scopes": {scope.value: "" for scope in Scope},
+                        }
+                    },
+                }
+            },
+            "headers": {
+                "RequestId": {"schema": {"type": "string"}, "description": "The caller's, if it is a sane one, else ours"},
+            },
+        },
+    }
+
+
+def _named(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    (schema,), _ = msgspec.json.schema_components([kind], ref_template=_REF)
+    return schema
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": route.handler.__name__,
+        "responses": _answers(route),
+    }
+    if route.path in _PARAMETERS:
+        operation["parameters"] = _PARAMETERS[route.path]
+    if route.scope is not None:
+        operation["security"] = [{"callers": [route.scope.value]}]
+    if route.takes == FORM:
+        operation["requestBody"] = {"required": True, "content": {FORM: {"schema": _TOKEN_FORM}}}
+    elif route.takes is not None:
+        content = {route.takes: {"schema": _schema(route.body), "example": EXAMPLE_VERIFY}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _answers(route: Route) -> dict[str, Any]:
+    headers = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
+    schema = _schema(route.answer) if route.answer is not None else {"type": "string"}
+    answers: dict[str, Any] = {
+        "200": {"description": "OK", "headers": headers, "content": {route.answers_as: {"schema": schema}}}
+    }
+    statuses = set(route.statuses) | {500}
+    if route.scope is not None:
+        statuses |= {401, 403, 429, 503}
+    if route.takes is not None:
+        statuses |= {408, 413, 415, 503}
+    for status in sorted(statuses):
+        titles = sorted({title for code, title in PROBLEMS.values() if code == status})
+        content = {"application/problem+json": {"schema": _schema(ProblemAnswer)}}
+        if route.refusal is not None and status in (400, 401):
+            content = {"application/json": {"schema": _schema(route.refusal)}}
+        answers[str(status)] = {"description": "; ".join(titles), "headers": headers, "content": content}
+    return answers

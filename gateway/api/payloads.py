@@ -1,0 +1,135 @@
+"""What requests and answers look like: the types that decode them also make the published contract."""
+
+import datetime as dt
+import re
+from typing import Annotated, Any
+
+import msgspec
+
+from gateway.domain.errors import FieldError, Problem
+from gateway.domain.presentations import Presentation
+from gateway.domain.scenes import SCENE_PATTERN
+
+TerminalId = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1, max_length=32, pattern="^[^\\x00-\\x1f\\x7f]*$", description="The caller's name of the terminal"
+    ),
+]
+Time = Annotated[dt.datetime, msgspec.Meta(tz=True, description="RFC 3339 with an offset")]
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A card presented at a terminal."""
+
+    presentation: Presentation
+    scene: Annotated[str, msgspec.Meta(pattern=SCENE_PATTERN, max_length=64)]
+    terminal_id: TerminalId
+    occurred_at: Time | None = None
+
+
+class UsageEvent(msgspec.Struct, frozen=True):
+    """One use of a card. What does not apply is absent."""
+
+    event_id: str
+    kind: str
+    caller: str
+    scene: str
+    terminal_id: str
+    occurred_at: dt.datetime
+    recorded_at: dt.datetime
+    verdict: str
+    reason: str
+    card_ref: str | msgspec.UnsetType = msgspec.UNSET
+    medium: str | msgspec.UnsetType = msgspec.UNSET
+    region: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class UsagePage(msgspec.Struct, frozen=True):
+    """A page of the feed. `next` may be kept and asked again at any later time; `more`: asking at once is worth it."""
+
+    items: list[UsageEvent]
+    next: str
+    more: bool
+
+
+class TokenAnswer(msgspec.Struct, frozen=True):
+    """RFC 6749 §5.1."""
+
+    access_token: str
+    token_type: str
+    expires_in: int
+    scope: str
+
+
+class TokenError(msgspec.Struct, frozen=True):
+    """RFC 6749 §5.2."""
+
+    error: str
+    error_description: str
+
+
+class Jwks(msgspec.Struct, frozen=True):
+    """RFC 7517 §5."""
+
+    keys: list[dict[str, str]]
+
+
+class ProblemField(msgspec.Struct, frozen=True):
+    field: str
+    message: str
+
+
+class ProblemAnswer(msgspec.Struct, frozen=True):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[ProblemField]
+
+
+_AT = re.compile(r" - at `([^`]*)`$", re.DOTALL)
+_SAFE = re.compile(
+    r"(Expected `[a-z0-9| ]+`(, got `[a-z0-9]+`| of length [<>=]+ \d+| with a timezone component"
+    r"| [<>=]+ -?\d+| matching regex '.*')?|Object missing required field `[a-z_]+`|Invalid RFC3339 encoded datetime)",
+    re.DOTALL,
+)
+_PATH = re.compile(r"\$(\.[a-z_]+|\[\.\.\.\]|\[\d+\])*")
+
+
+def invalid(error: msgspec.ValidationError) -> Problem:
+    """A 422 that names the field. msgspec's texts are passed on only where they hold nothing that was submitted."""
+    text = str(error)
+    place = _AT.search(text)
+    path = place.group(1) if place else "$"
+    text = text[: place.start()] if place else text
+    if not _PATH.fullmatch(path):
+        path = "$"
+    if text.startswith("Object missing required field `"):
+        path, text = f"{path}.{text.split('`')[1]}", "is missing"
+    elif text.startswith("Object contains unknown field"):
+        text = "has a field that the contract does not know"
+    elif text.startswith("Invalid value") or text.startswith("Invalid enum value"):
+        text = "is not one of the allowed values"
+    elif not _SAFE.fullmatch(text):
+        text = "is not valid"
+    return Problem("validation_failed", errors=[FieldError(path, text)])
+
+
+def decoder(kind: Any) -> Any:
+    """A function from bytes to `kind`. It raises Problem 400 for what is not JSON and 422 for what does not fit."""
+    decode = msgspec.json.Decoder(kind).decode
+
+    def checked(body: bytes) -> Any:
+        try:
+            return decode(body)
+        except msgspec.ValidationError as error:
+            raise invalid(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise Problem("malformed_json") from None
+
+    return checked

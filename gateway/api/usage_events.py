@@ -1,0 +1,71 @@
+"""GET /v1/usage-events: the bureau's feed."""
+
+import re
+from uuid import UUID
+
+import msgspec
+from aiohttp import web
+
+from gateway.api.middleware import JSON, Call
+from gateway.api.payloads import UsageEvent, UsagePage
+from gateway.crypto.pseudonym import Pseudonyms
+from gateway.domain.errors import FieldError, Problem
+from gateway.domain.times import CHINA
+from gateway.domain.verdicts import VERDICT_OF
+from gateway.store import usage_events
+from gateway.store.usage_events import Cursor, Row
+
+LIMIT_DEFAULT = 100
+LIMIT_MAX = 1000
+CURSOR_PATTERN = "^[0-9a-f]{16}[0-9a-f]{32}$"
+
+_CURSOR = re.compile(CURSOR_PATTERN)
+_encode = msgspec.json.Encoder().encode
+_FIRST = Cursor(0, UUID(int=0))
+
+
+async def feed(call: Call) -> web.Response:
+    after, limit = _query(call.request)
+    async with call.gateway.pool.acquire() as connection:
+        rows = await usage_events.page(connection, after, limit)
+    items = [_event(row, call.gateway.pseudonyms, call.caller_id) for row in rows]
+    last = Cursor(rows[-1].position, rows[-1].event_id) if rows else after
+    return web.Response(
+        body=_encode(UsagePage(items, f"{last.position:016x}{last.event_id.hex}", len(rows) == limit)),
+        headers={"Content-Type": JSON, "Cache-Control": "no-store"},
+    )
+
+
+def _query(request: web.Request) -> tuple[Cursor, int]:
+    query = request.query
+    if unknown := set(query) - {"after", "limit"}:
+        del unknown  # a name may be a value in the wrong place: it is not repeated
+        raise Problem("malformed_query", "only after and limit are known, each once")
+    if len(query) != len(set(query)):
+        raise Problem("malformed_query", "only after and limit are known, each once")
+    text = query.get("limit", str(LIMIT_DEFAULT))
+    if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= LIMIT_MAX:
+        raise Problem("validation_failed", errors=[FieldError("limit", f"must be a number from 1 to {LIMIT_MAX}")])
+    cursor = query.get("after")
+    if cursor is None:
+        return _FIRST, int(text)
+    if not _CURSOR.match(cursor) or int(cursor[:16], 16) >= 1 << 63:
+        raise Problem("malformed_cursor", errors=[FieldError("after", "is not a cursor of this feed")])
+    return Cursor(int(cursor[:16], 16), UUID(cursor[16:])), int(text)
+
+
+def _event(row: Row, pseudonyms: Pseudonyms, caller_id: str) -> UsageEvent:
+    return UsageEvent(
+        event_id=str(row.event_id),
+        kind=row.kind,
+        caller=row.caller,
+        scene=row.scene,
+        terminal_id=row.terminal_id,
+        occurred_at=row.occurred_at.astimezone(CHINA),
+        recorded_at=row.recorded_at.astimezone(CHINA),
+        verdict=VERDICT_OF[row.reason],
+        reason=row.reason,
+        card_ref=pseudonyms.card_ref(caller_id, row.card_id.bytes) if row.card_id else msgspec.UNSET,
+        medium=row.medium or msgspec.UNSET,
+        region=row.region or msgspec.UNSET,
+    )

@@ -1,0 +1,201 @@
+"""The composition root: the one place where the parts of a worker process are wired together."""
+
+import asyncio
+import datetime as dt
+import gc
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+
+from gateway import metrics
+from gateway.api.auth import Authenticator
+from gateway.api.middleware import endpoint
+from gateway.api.problems import problem_response
+from gateway.api.quota import Quota
+from gateway.api.routes import ROUTES
+from gateway.api.server import HardenedRunner, assert_c_parser
+from gateway.crypto.blind_index import BlindIndex
+from gateway.crypto.key_store import KeyUse, open_folder
+from gateway.crypto.pseudonym import Pseudonyms
+from gateway.crypto.sealing import Sealer
+from gateway.crypto.tokens import AccessTokens
+from gateway.directory import Directory
+from gateway.flows.verify_card import Judge, VerifyCard
+from gateway.settings import Settings
+from gateway.store import data_keys
+from gateway.store.batch import Batcher, BatchFigures
+from gateway.store.pool import Pool, connect
+from gateway.store.verify import Judged, Presented, verify_batch
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection, Connection
+
+log = structlog.get_logger()
+
+_DRAIN_S = 4.0
+_GAUGE_PERIOD_S = 1.0
+
+
+class Gateway:
+    """The parts of one worker. Build it, open() it, serve() it, close() it."""
+
+    def __init__(self, settings: Settings, dsn: str) -> None:
+        self.settings = settings
+        self._dsn = dsn
+        config = settings.gateway
+        self._keys = keys = open_folder(settings.keys_dir)
+        self.directory = Directory(settings)
+        self.tokens = AccessTokens(keys.all(KeyUse.SIGN), settings.issuer, config.tokens.lifetime_s)
+        self.authenticate = Authenticator(self.tokens, self.directory, config.tokens.cache_max)
+        self.quota = Quota(settings.run_dir)
+        self.pool = Pool(dsn, config.database, "yikatong serve")
+        self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
+        self._sealer = Sealer()
+        self.verify_card = VerifyCard(
+            BlindIndex(keys.current(KeyUse.INDEX)),
+            self.pseudonyms,
+            self._sealer,
+            keys.current(KeyUse.CARD_PROOF),
+            self._load_data_keys,
+        )
+        self._status_max_age = dt.timedelta(minutes=config.verify.status_max_age_minutes)
+        self._batcher: Batcher[Presented, Judged] = Batcher(
+            partial(connect, dsn, config.database, "yikatong verify"),
+            self._verify_batch,
+            batch_max=config.verify.batch_max,
+            queue_max=config.verify.queue_max,
+            deadline_s=config.verify.deadline_ms / 1000,
+            on_batch=_count_batch,
+        )
+        self.judge: Judge = self._batcher.submit
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def judge_within(self, connection: "AnyConnection") -> Judge:
+        """Judge inside the caller's transaction: the event is committed with it."""
+
+        async def judge(item: Presented) -> Judged:
+            timeout = self.settings.gateway.verify.deadline_ms / 1000
+            return (await verify_batch(connection, [item], self._status_max_age, timeout))[0]
+
+        return judge
+
+    async def open(self) -> None:
+        """Connect and start the loops. Raises UnfitDatabase, KeyStoreError, SealError, OSError."""
+        await self.pool.open()
+        await self._load_data_keys()
+        for loop in (self._batcher.run, self.directory.watch, self._watch_gauges):
+            self._tasks.append(asyncio.create_task(loop(), name=loop.__qualname__))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.pool.close()
+
+    async def failed(self) -> None:
+        """Returns when one of the loops has ended, which none should."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.critical("a loop has failed", loop=task.get_name(), exc_info=error)
+
+    async def _verify_batch(
+        self, connection: "Connection", batch: Sequence[Presented], timeout: float
+    ) -> Sequence[Judged]:
+        return await verify_batch(connection, batch, self._status_max_age, timeout)
+
+    async def _load_data_keys(self) -> None:
+        async with self.pool.acquire() as connection:
+            self._sealer.add(await data_keys.load(connection), self._keys)
+
+    async def _watch_gauges(self) -> None:
+        while True:
+            metrics.QUEUE.set(len(self._batcher))
+            metrics.POOL_FREE.set(self.pool.free)
+            await asyncio.sleep(_GAUGE_PERIOD_S)
+
+
+def _count_batch(figures: BatchFigures) -> None:
+    metrics.BATCH_SIZE.observe(figures.size)
+    metrics.BATCH_WAIT_SECONDS.observe(figures.oldest_wait_s)
+    metrics.BATCH_SECONDS.observe(figures.statement_s)
+
+
+def web_application(gateway: Gateway) -> web.Application:
+    """The public listener's routes, each wrapped by the pipe of middleware.py."""
+    app = web.Application(client_max_size=gateway.settings.gateway.http.body_max_bytes)
+    methods: dict[str, set[str]] = {}
+    for route in ROUTES:
+        handler = endpoint(gateway, route.path, route.handler, route.scope, route.takes)
+        app.router.add_route(route.method, route.path, handler, expect_handler=_expect)
+        methods.setdefault(route.path, set()).add(route.method)
+    for path, allowed in methods.items():
+        app.router.add_route("*", path, _refuse("method_not_allowed", {"Allow": ", ".join(sorted(allowed))}))
+    app.router.add_route("*", "/{path:.*}", _refuse("not_found", {}), expect_handler=_expect)
+    return app
+
+
+def _refuse(code: str, headers: dict[str, str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        return problem_response(code, "", (), "none", headers)
+
+    return refuse
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+    return problem_response("expectation_failed", "", (), "none", {})
+
+
+async def serve(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
+    """One worker: serve until SIGTERM, then stop accepting, finish what has begun, and close."""
+    assert_c_parser()
+    http = settings.gateway.http
+    metrics.set_build_info()
+    gateway = Gateway(settings, dsn)
+    await gateway.open()
+    runner = HardenedRunner(
+        web_application(gateway),
+        connections_max=http.connections_max,
+        header_timeout_s=http.header_timeout_s,
+        drain_s=_DRAIN_S,
+    )
+    await runner.setup()
+    site = web.SockSite(runner, _listen(http.host, http.port))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await site.start()
+    # what was built at start lives for ever: keep the collector from walking it, and from running at every few requests
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    ready()
+    failed = asyncio.create_task(gateway.failed())
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    log.info("draining")
+    await runner.cleanup()
+    stopped.cancel()
+    failed.cancel()
+    await gateway.close()
+    log.info("stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    listener.setblocking(False)
+    return listener

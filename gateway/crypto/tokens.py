@@ -1,0 +1,165 @@
+"""Tokens: client assertions in (RFC 7523), access tokens out (RFC 9068, `at+jwt`), our public keys as a JWKS.
+
+PyJWT accepts more than we want (reliability.md §2.2): every requirement is stated here, and the algorithm is that of the
+caller's registered key, never the header's.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gateway.crypto.key_store import Key
+
+TOKEN_MAX_CHARS = 4096
+ASSERTION_MAX_LIFETIME_S = 60
+CLOCK_SKEW_S = 30
+_ASSERTION_TYPES = (None, "JWT", "client-authentication+jwt")
+
+
+class InvalidToken(Exception):
+    """A token or assertion that is not accepted; the caller is not told why, the log is."""
+
+
+class PublicKey(NamedTuple):
+    """A caller's registered key."""
+
+    kid: str
+    algorithm: str
+    key: Any
+
+
+class Access(NamedTuple):
+    """What a valid access token says."""
+
+    caller_id: str
+    scopes: frozenset[str]
+    expires_at: float
+
+
+class Assertion(NamedTuple):
+    jti: str
+    expires_at: int
+
+
+def read_jwks(document: Any, algorithm: str) -> list[PublicKey]:
+    """The keys of a caller's JWKS: one or two, public, of the registered algorithm. Raises ValueError."""
+    kinds = {"EdDSA": ("OKP", "Ed25519"), "ES256": ("EC", "P-256")}
+    keys = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(keys, list) or not 1 <= len(keys) <= 2:
+        raise ValueError("expected a JWKS with one or two keys")
+    found = []
+    for jwk in keys:
+        if not isinstance(jwk, dict) or not isinstance(kid := jwk.get("kid"), str) or not 1 <= len(kid) <= 100:
+            raise ValueError("every key needs a kid")
+        if "d" in jwk:
+            raise ValueError(f"key {kid!r} is a private key: give the public part only")
+        if (jwk.get("kty"), jwk.get("crv")) != kinds[algorithm]:
+            raise ValueError(f"key {kid!r} is not a key for {algorithm}")
+        try:
+            found.append(PublicKey(kid, algorithm, jwt.PyJWK(jwk, algorithm).key))
+        except (jwt.PyJWTError, ValueError, UnsupportedAlgorithm):
+            raise ValueError(f"key {kid!r} is malformed") from None
+    if len({key.kid for key in found}) != len(found):
+        raise ValueError("two keys have the same kid")
+    return found
+
+
+def read_assertion(token: str, client_id: str, keys: Sequence[PublicKey], issuer: str, now: float) -> Assertion:
+    """Check a client assertion (api.md, Getting in). Raises InvalidToken."""
+    header = _header(token)
+    if header.get("typ") not in _ASSERTION_TYPES:
+        raise InvalidToken("typ")
+    key = next((key for key in keys if key.kid == header.get("kid")), None)
+    if key is None:
+        raise InvalidToken("kid")
+    claims = _decode(token, key.key, key.algorithm, issuer, ["exp", "iat", "jti", "iss", "sub", "aud"], CLOCK_SKEW_S)
+    issued, expires, jti = claims["iat"], claims["exp"], claims["jti"]
+    if claims["iss"] != client_id or claims["sub"] != client_id:
+        raise InvalidToken("iss or sub")
+    if type(issued) is not int or type(expires) is not int or not 0 < expires - issued <= ASSERTION_MAX_LIFETIME_S:
+        raise InvalidToken("exp - iat")
+    if issued > now + CLOCK_SKEW_S:
+        raise InvalidToken("iat is in the future")
+    if not isinstance(jti, str) or not 1 <= len(jti) <= 200 or not jti.isprintable():
+        raise InvalidToken("jti")
+    return Assertion(jti, expires)
+
+
+def subject_of(token: str) -> str | None:
+    """The client that an assertion says it is from, unchecked: it only chooses the keys to check it with."""
+    try:
+        claims = jwt.decode(token, options={"verify_signature": False})
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return None
+    subject = claims.get("sub")
+    return subject if isinstance(subject, str) else None
+
+
+class AccessTokens:
+    """Makes and checks access tokens with the gateway's signing keys."""
+
+    def __init__(self, keys: Sequence[Key], issuer: str, lifetime_s: int) -> None:
+        self._issuer = issuer
+        self.lifetime_s = lifetime_s
+        self._private = {key.kid: Ed25519PrivateKey.from_private_bytes(key.key) for key in keys}
+        self._current = keys[-1].kid
+        self._public = {kid: key.public_key() for kid, key in self._private.items()}
+
+    def issue(self, caller_id: str, scopes: Sequence[str], now: int, jti: str) -> str:
+        claims = {
+            "iss": self._issuer, "aud": self._issuer, "sub": caller_id, "client_id": caller_id,
+            "iat": now, "exp": now + self.lifetime_s, "jti": jti, "scope": " ".join(scopes),
+        }  # fmt: skip
+        headers = {"typ": "at+jwt", "kid": self._current}
+        return jwt.encode(claims, self._private[self._current], algorithm="EdDSA", headers=headers)
+
+    def read(self, token: str) -> Access:
+        """Raises InvalidToken."""
+        header = _header(token)
+        key = self._public.get(header.get("kid", ""))
+        if header.get("typ") != "at+jwt" or key is None:
+            raise InvalidToken("typ or kid")
+        claims = _decode(token, key, "EdDSA", self._issuer, ["exp", "iat", "sub", "iss", "aud"], 0)
+        expires = claims["exp"]
+        if type(expires) is not int or expires - claims["iat"] > self.lifetime_s or claims["iss"] != self._issuer:
+            raise InvalidToken("claims")
+        return Access(claims["sub"], frozenset(claims["scope"].split()), expires)
+
+    def jwks(self) -> dict[str, list[dict[str, str]]]:
+        return {"keys": [public_jwk(kid, key) for kid, key in self._public.items()]}
+
+
+def public_jwk(kid: str, key: Ed25519PublicKey) -> dict[str, str]:
+    x = base64.urlsafe_b64encode(key.public_bytes_raw()).rstrip(b"=").decode()
+    return {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": kid, "x": x}
+
+
+def digest(token: str) -> bytes:
+    """What a token is remembered by."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _header(token: str) -> dict[str, Any]:
+    if len(token) > TOKEN_MAX_CHARS:
+        raise InvalidToken("too long")
+    try:
+        header = jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
+        raise InvalidToken("malformed") from error
+    return header
+
+
+def _decode(token: str, key: Any, algorithm: str, audience: str, require: list[str], leeway: int) -> dict[str, Any]:
+    try:
+        claims: dict[str, Any] = jwt.decode(
+            token, key, algorithms=[algorithm], audience=audience, leeway=leeway,
+            options={"require": require, "strict_aud": True, "verify_sub": False, "verify_jti": False},
+        )  # fmt: skip
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+        raise InvalidToken(type(error).__name__) from error
+    return claims

@@ -1,0 +1,126 @@
+"""The callers and scenes in force: read from the configuration, checked whole, changed without a restart.
+
+A change that has a mistake is refused with a log line and a metric, and the last good state stays in force.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from gateway.crypto.tokens import PublicKey, read_jwks
+from gateway.domain.callers import Caller
+from gateway.domain.scenes import Scene
+from gateway.metrics import RELOADS
+from gateway.settings import Settings, SettingsError, load
+
+log = structlog.get_logger()
+
+POLL_S = 5
+_KEYS_FILE_MAX_BYTES = 65_536
+
+
+class KnownCaller(msgspec.Struct, frozen=True):
+    """A caller with its keys parsed."""
+
+    caller: Caller
+    keys: tuple[PublicKey, ...]
+    scopes: frozenset[str]
+    quota_slot: int
+    """Place in the shared quota table."""
+
+
+class Directory:
+    """Replaced as a whole by reload(): readers hold one consistent state."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.callers, self.scenes = read(settings)
+        self._stamps = _stamps(settings)
+        self._settings = settings
+
+    async def watch(self) -> None:
+        """Look for changes every POLL_S seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            self.reload_if_changed()
+
+    def reload_if_changed(self) -> bool:
+        """Whether a change was taken up."""
+        stamps = _stamps(self._settings)
+        if stamps == self._stamps:
+            return False
+        self._stamps = stamps
+        try:
+            settings = load()
+            callers, scenes = read(settings)
+        except SettingsError as error:
+            RELOADS.labels("refused").inc()
+            log.error("configuration change refused", mistakes=error.mistakes)
+            return False
+        self._settings, self.callers, self.scenes = settings, callers, scenes
+        self._stamps = _stamps(settings)
+        RELOADS.labels("taken").inc()
+        log.info("configuration change taken up", callers=len(callers), scenes=len(scenes))
+        return True
+
+
+def read(settings: Settings) -> tuple[dict[str, KnownCaller], Mapping[str, Scene]]:
+    """The callers with their key files read. Raises SettingsError naming every mistake."""
+    mistakes: list[str] = []
+    callers: dict[str, KnownCaller] = {}
+    slots: dict[int, str] = {}
+    for caller_id, caller in settings.callers.items():
+        slot = quota_slot(caller_id)
+        if caller.quota_per_second and slots.setdefault(slot, caller_id) != caller_id:
+            mistakes.append(f"callers.toml: callers.{caller_id}: shares its quota slot with {slots[slot]}: rename one")
+        file = keys_file(settings, caller)
+        try:
+            keys = read_jwks(_read_json(file), caller.algorithm)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            mistakes.append(f"callers.toml: callers.{caller_id}.keys_file: {file}: {why}")
+            continue
+        callers[caller_id] = KnownCaller(caller, tuple(keys), frozenset(caller.scopes), slot)
+    if mistakes:
+        raise SettingsError(mistakes)
+    return callers, settings.scenes
+
+
+def keys_file(settings: Settings, caller: Caller) -> Path:
+    return settings.data_dir / caller.keys_file
+
+
+QUOTA_SLOTS = 1 << 16
+
+
+def quota_slot(caller_id: str) -> int:
+    """The same in every worker, so that they can share one table."""
+    return int.from_bytes(hashlib.sha256(caller_id.encode()).digest()[:2], "big")
+
+
+def _read_json(file: Path) -> Any:
+    with file.open("rb") as stream:
+        text = stream.read(_KEYS_FILE_MAX_BYTES + 1)
+    if len(text) > _KEYS_FILE_MAX_BYTES:
+        raise ValueError("larger than 64 KiB")
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        raise ValueError("not JSON") from None
+
+
+def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
+    files = [settings.config_dir / name for name in ("callers.toml", "scenes.toml")]
+    files += [keys_file(settings, caller) for caller in settings.callers.values()]
+    stamps: dict[Path, tuple[int, int] | None] = {}
+    for file in files:
+        try:
+            state = file.stat()
+            stamps[file] = (state.st_mtime_ns, state.st_size)
+        except OSError:
+            stamps[file] = None
+    return stamps

@@ -1,0 +1,183 @@
+"""Verify a presented card: the verdict leaves after its usage event is on disk."""
+
+import datetime as dt
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from asyncpg.pgproto.pgproto import UUID
+
+from gateway.crypto.blind_index import BlindIndex
+from gateway.crypto.card_proof import is_genuine
+from gateway.crypto.key_store import Key
+from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
+from gateway.crypto.sealing import Sealer, UnknownDataKey
+from gateway.domain.callers import Caller
+from gateway.domain.cards import Medium, tell_apart
+from gateway.domain.errors import FieldError, Problem
+from gateway.domain.ids import uuid7
+from gateway.domain.masking import age_band, mask_name
+from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation
+from gateway.domain.scenes import Scene
+from gateway.domain.times import CHINA
+from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
+from gateway.metrics import verdict_counter
+from gateway.store.verify import Judged, Presented
+
+OCCURRED_AT_MOST_AGO = dt.timedelta(hours=24)
+OCCURRED_AT_MOST_AHEAD = dt.timedelta(minutes=5)
+HOLDER_COLUMN = b"card.holder_sealed"
+
+_CARD_REF = re.compile(CARD_REF_PATTERN)
+_GENERATION_BIT = {Medium.SECOND_GEN: 1 << 2, Medium.THIRD_GEN: 1 << 3, Medium.ECARD: 0}
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """What a verdict shows of a person."""
+
+    name: str
+    """Masked: `*三`."""
+    age_band: str
+
+
+class VerifyAnswer(msgspec.Struct, frozen=True):
+    """The verdict. What does not apply is absent."""
+
+    verdict: Verdict
+    reason: Reason
+    event_id: str
+    card_ref: str | msgspec.UnsetType = msgspec.UNSET
+    medium: Medium | msgspec.UnsetType = msgspec.UNSET
+    region: str | msgspec.UnsetType = msgspec.UNSET
+    holder: Holder | msgspec.UnsetType = msgspec.UNSET
+    benefits: list[str] | msgspec.UnsetType = msgspec.UNSET
+    status_as_of: dt.datetime | msgspec.UnsetType = msgspec.UNSET
+
+
+class SealedHolder(msgspec.Struct, frozen=True, array_like=True):
+    """The plaintext of card.holder_sealed."""
+
+    name: str
+    birth_date: dt.date
+
+
+_decode_holder = msgspec.json.Decoder(SealedHolder).decode
+Judge = Callable[[Presented], Awaitable[Judged]]
+"""Records a presentation and gives the verdict's facts, after the commit or inside the caller's transaction."""
+
+
+class VerifyCard:
+    """The use case. `reload_data_keys` is called when a card was sealed with a data key made after our start."""
+
+    def __init__(
+        self,
+        index: BlindIndex,
+        pseudonyms: Pseudonyms,
+        sealer: Sealer,
+        proof_key: Key,
+        reload_data_keys: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._index = index
+        self._pseudonyms = pseudonyms
+        self._sealer = sealer
+        self._proof_key = proof_key
+        self._reload_data_keys = reload_data_keys
+
+    async def __call__(
+        self,
+        judge: Judge,
+        caller_id: str,
+        caller: Caller,
+        presentation: Presentation,
+        scene_id: str,
+        scene: Scene,
+        terminal_id: str,
+        occurred_at: dt.datetime | None,
+    ) -> VerifyAnswer:
+        """Raises Problem 422 for times out of bounds and undistinguishable card data, Problem 503 if no event was written."""
+        unix_ms = time.time_ns() // 1_000_000
+        now = dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC)
+        if occurred_at is None:
+            occurred_at = now
+        elif not now - OCCURRED_AT_MOST_AGO <= occurred_at <= now + OCCURRED_AT_MOST_AHEAD:
+            raise Problem(
+                "validation_failed",
+                errors=[FieldError("$.occurred_at", "must be at most 24 hours ago and 5 minutes ahead")],
+            )
+        chip_index, card_id, preset, medium = self._facts(presentation, caller_id)
+        event_id = UUID(uuid7(unix_ms, os.urandom(10)))
+        generations = 0
+        if scene.allows(caller.kind):
+            for accepted in scene.media:
+                generations |= _GENERATION_BIT[accepted]
+        judged = await judge(
+            Presented(
+                event_id, chip_index, card_id, caller_id, scene_id, terminal_id, occurred_at, generations, preset, medium
+            )
+        )
+        answer = await self._answer(judged, caller_id, str(event_id), now)
+        verdict_counter(answer.verdict, judged.reason, judged.medium or "none", scene.field, caller_id).inc()
+        return answer
+
+    def _facts(
+        self, presentation: Presentation, caller_id: str
+    ) -> tuple[bytes | None, UUID | None, str | None, str | None]:
+        """(chip index, card id, preset reason, medium) of a presentation."""
+        if type(presentation) is ChipCard:
+            pair = tell_apart(presentation.card_number, presentation.card_identifier)
+            if pair is None:
+                raise Problem(
+                    "validation_failed",
+                    errors=[
+                        FieldError(
+                            "$.presentation",
+                            "needs a card number (9 characters) and a card identifier (32 hex digits)",
+                        )
+                    ],
+                )
+            proof = presentation.proof
+            failed = proof and not is_genuine(self._proof_key, pair[1], proof.challenge, proof.cryptogram)
+            return self._index.chip(*pair), None, Reason.PROOF_FAILED.value if failed else None, None
+        if type(presentation) is CardRef:
+            block = None
+            if _CARD_REF.match(presentation.card_ref):
+                block = self._pseudonyms.card_id(caller_id, presentation.card_ref)
+            return None, block and UUID(block), None, None
+        # the national platform and the transit keys are not connected: never guess
+        medium = Medium.ECARD.value if type(presentation) is EcardCode else None
+        return None, None, Reason.PLATFORM_UNAVAILABLE.value, medium
+
+    async def _answer(self, judged: Judged, caller_id: str, event_id: str, now: dt.datetime) -> VerifyAnswer:
+        reason, card_id, medium, region, status_as_of, holder_sealed = judged
+        if card_id is None:
+            return VerifyAnswer(
+                VERDICT_OF[reason], Reason(reason), event_id, medium=Medium(medium) if medium else msgspec.UNSET
+            )
+        card_ref = self._pseudonyms.card_ref(caller_id, card_id.bytes)
+        assert medium is not None and region is not None and status_as_of is not None
+        as_of = status_as_of.astimezone(CHINA).replace(microsecond=0)
+        if holder_sealed is None:
+            return VerifyAnswer(
+                VERDICT_OF[reason], Reason(reason), event_id, card_ref, Medium(medium), region, status_as_of=as_of
+            )
+        try:
+            plain = self._sealer.open(HOLDER_COLUMN, card_id.bytes, holder_sealed)
+        except UnknownDataKey:
+            await self._reload_data_keys()
+            plain = self._sealer.open(HOLDER_COLUMN, card_id.bytes, holder_sealed)
+        holder = _decode_holder(plain)
+        return VerifyAnswer(
+            VERDICT_OF[reason],
+            Reason(reason),
+            event_id,
+            card_ref,
+            Medium(medium),
+            region,
+            Holder(mask_name(holder.name), age_band(holder.birth_date, now.astimezone(CHINA).date())),
+            [],
+            as_of,
+        )
+
+

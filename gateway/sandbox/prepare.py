@@ -1,0 +1,86 @@
+"""What the sandbox needs before its workers start: keys, callers, the county; progress is shown."""
+
+import asyncio
+import datetime as dt
+import json
+import random
+from collections.abc import Awaitable, Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gateway.crypto.key_store import create_missing, open_folder
+from gateway.domain.cards import CardStatus
+from gateway.domain.times import CHINA
+from gateway.sandbox.callers import write_callers
+from gateway.sandbox.county import County
+from gateway.sandbox.files import write_cards_csv
+from gateway.sandbox.load import load_county, loaded, refresh_sources
+from gateway.settings import Settings
+from gateway.supervisor import CannotStart
+
+_REFRESH_S = 600
+_background: set[asyncio.Task[None]] = set()
+
+
+def prepare(cards: int, seed: int) -> Callable[[Settings, str], Awaitable[None]]:
+    """The supervisor's preparation for a county of so many cards."""
+
+    async def run(settings: Settings, dsn: str) -> None:
+        create_missing(settings.keys_dir)
+        write_callers(settings)
+        there = await loaded(dsn)
+        if there is None:
+            county = County(seed, cards, dt.datetime.now(CHINA).date())
+            await _load(settings, dsn, county)
+        else:
+            county = County(*there)
+            if there[:2] != (seed, cards):
+                raise CannotStart(
+                    f"{settings.data_dir} holds a county of {there[1]} cards (seed {there[0]}): "
+                    "set CARDS and SEED to these, or DATA_DIR to another folder"
+                )
+        cards_csv = settings.data_dir / "sandbox" / "cards.csv"
+        if there is None or not cards_csv.exists():
+            write_cards_csv(county, cards_csv)
+            facts = {"seed": county.seed, "cards": county.cards, "today": county.today.isoformat()}
+            (cards_csv.parent / "county.json").write_text(json.dumps(facts) + "\n")
+        await refresh_sources(dsn)
+        task = asyncio.create_task(_keep_fresh(dsn))
+        _background.add(task)
+
+    return run
+
+
+async def _load(settings: Settings, dsn: str, county: County) -> None:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("loading the synthetic county 海盐 (no real person)", total=county.cards)
+        await load_county(
+            dsn, open_folder(settings.keys_dir), county, lambda count: progress.update(task, advance=count)
+        )
+
+
+async def _keep_fresh(dsn: str) -> None:
+    """The stand-in for the upstream registry, which would tell its changes all day."""
+    while True:
+        await asyncio.sleep(_REFRESH_S)
+        try:
+            await refresh_sources(dsn)
+        except Exception:  # noqa: BLE001, S112 - the database is away; the status grows old, as it should
+            continue
+
+
+def sample(settings: Settings, count: int) -> Iterator[str]:
+    """JSON lines of random normal cards of the county in DATA_DIR. Raises FileNotFoundError if none was loaded."""
+    seed, cards, today = json.loads((settings.data_dir / "sandbox" / "county.json").read_text()).values()
+    county = County(seed, cards, dt.date.fromisoformat(today))
+    chosen = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    found = 0
+    while found < count:
+        citizen = county.citizen(chosen.randrange(cards))
+        if citizen.status == CardStatus.NORMAL and citizen.valid_until >= county.today:
+            found += 1
+            yield json.dumps({"card_number": citizen.card_number, "card_identifier": citizen.card_identifier})

@@ -1,0 +1,124 @@
+"""Micro-batches: what arrives while the last batch is being committed waits together and goes as one statement.
+
+There is no timer: a lone item goes at once. The queue is bounded, every item has a deadline, and a database that is
+gone fails what waits at once; the next item tries to connect again.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import asyncpg
+import structlog
+
+from gateway.domain.errors import overloaded, unavailable
+from gateway.store.pool import GONE
+
+if TYPE_CHECKING:
+    from gateway.store.pool import Connection
+
+log = structlog.get_logger()
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class BatchFigures(NamedTuple):
+    """Of one committed batch: for the metrics."""
+
+    size: int
+    oldest_wait_s: float
+    statement_s: float
+
+
+class Batcher(Generic[Item, Answer]):
+    """One connection, one batch in flight. run() is the loop; submit() is called by requests on the same event loop."""
+
+    def __init__(
+        self,
+        connect: "Callable[[], Awaitable[Connection]]",
+        execute: "Callable[[Connection, Sequence[Item], float], Awaitable[Sequence[Answer]]]",
+        *,
+        batch_max: int,
+        queue_max: int,
+        deadline_s: float,
+        on_batch: Callable[[BatchFigures], None],
+    ) -> None:
+        self._connect = connect
+        self._execute = execute
+        self._batch_max = batch_max
+        self._queue_max = queue_max
+        self._deadline_s = deadline_s
+        self._on_batch = on_batch
+        self._queue: deque[tuple[Item, asyncio.Future[Answer], float]] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._connection: Connection | None = None
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def submit(self, item: Item) -> "asyncio.Future[Answer]":
+        """Queue an item; the future gives its answer after the commit. Raises Problem 503 at once if the queue is full."""
+        if len(self._queue) >= self._queue_max:
+            raise overloaded("the verify queue is full")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, future, time.monotonic() + self._deadline_s))
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+        return future
+
+    async def run(self) -> None:
+        """Serve batches until cancelled; then finish what is queued."""
+        try:
+            while True:
+                if not self._queue:
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
+                await self._serve_one_batch()
+        finally:
+            while self._queue:
+                await self._serve_one_batch()
+            self._drop_connection()
+
+    async def _serve_one_batch(self) -> None:
+        try:
+            connection = await self._connected()
+        except GONE:
+            self._fail(len(self._queue), "the database is not available")
+            return
+        taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]
+        if not taken:
+            return
+        began = time.monotonic()
+        deadline = taken[0][2]
+        try:
+            answers = await self._execute(connection, [item for item, _, _ in taken], max(deadline - began, 0.001))
+        except (*GONE, asyncpg.PostgresError) as error:
+            # whether the batch was committed is not known: no verdict leaves, the callers ask again
+            log.warning("batch failed", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
+            self._drop_connection()
+            self._queue.extendleft(reversed(taken))
+            self._fail(len(taken), "the event could not be written")
+            return
+        for (_, future, _), answer in zip(taken, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+        self._on_batch(BatchFigures(len(taken), began - deadline + self._deadline_s, time.monotonic() - began))
+
+    def _fail(self, count: int, detail: str) -> None:
+        for _ in range(count):
+            _, future, _ = self._queue.popleft()
+            if not future.done():
+                future.set_exception(unavailable(detail))
+
+    async def _connected(self) -> "Connection":
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._connect()
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None

@@ -1,0 +1,50 @@
+"""Idempotency keys: claimed, kept with their answer, swept after 7 days."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+KEPT_DAYS = 7
+
+
+class Stored(NamedTuple):
+    fingerprint: bytes
+    answer: bytes
+
+
+async def claim(connection: "AnyConnection", caller: str, key: str, fingerprint: bytes) -> Stored | None:
+    """Claim a key inside a transaction: None if it is ours now, else what its first use left.
+
+    Waits at most 200 ms for another transaction that holds the key, then raises LockNotAvailableError.
+    """
+    await connection.execute("SET LOCAL lock_timeout = '200ms'")
+    claimed = await connection.fetchval(
+        "INSERT INTO idempotency_key (caller, key, fingerprint) VALUES ($1, $2, $3)"
+        " ON CONFLICT DO NOTHING RETURNING true",
+        caller, key, fingerprint,
+    )  # fmt: skip
+    if claimed:
+        return None
+    row = await connection.fetchrow(
+        "SELECT fingerprint, answer FROM idempotency_key WHERE caller = $1 AND key = $2", caller, key
+    )
+    assert row is not None, "a committed claim is there: sweeping leaves seven days"
+    return Stored(row["fingerprint"], row["answer"])
+
+
+async def keep(connection: "AnyConnection", caller: str, key: str, answer: bytes) -> None:
+    """Store the answer of a claimed key, in the same transaction."""
+    await connection.execute(
+        "UPDATE idempotency_key SET answer = $3 WHERE caller = $1 AND key = $2", caller, key, answer
+    )
+
+
+async def sweep(connection: "AnyConnection", limit: int) -> int:
+    """Delete up to `limit` keys past their days; returns how many."""
+    done = await connection.fetch(
+        "DELETE FROM idempotency_key WHERE (caller, key) IN (SELECT caller, key FROM idempotency_key"
+        f" WHERE created_at < now() - interval '{KEPT_DAYS} days' ORDER BY created_at LIMIT $1) RETURNING true",
+        limit,
+    )
+    return len(done)

@@ -1,0 +1,63 @@
+"""Usage events: the feed in commit order without gaps.
+
+An event's position is the number of its transaction. A transaction that is still running may yet commit with a lower
+position than one that is done; so a page stops below the oldest running one, and a kept cursor never skips an event.
+"""
+
+import datetime as dt
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+
+class Cursor(NamedTuple):
+    """The last event that a reader has seen."""
+
+    position: int
+    event_id: UUID
+
+
+class Row(NamedTuple):
+    position: int
+    event_id: UUID
+    recorded_at: dt.datetime
+    occurred_at: dt.datetime
+    kind: str
+    caller: str
+    card_id: UUID | None
+    medium: str | None
+    region: str | None
+    scene: str
+    terminal_id: str
+    reason: str
+
+
+_HORIZON = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint + (SELECT xid_offset FROM feed_origin)"
+
+_PAGE = f"""
+SELECT position, event_id, recorded_at, occurred_at, kind, caller, card_id, medium, region, scene, terminal_id, reason
+FROM usage_event
+WHERE (position, event_id) > ($1, $2) AND position < {_HORIZON}
+ORDER BY position, event_id
+LIMIT $3
+"""  # noqa: S608 - a constant
+
+_LAG = f"""
+SELECT coalesce(extract(epoch FROM now() - min(recorded_at)), 0)::float8
+FROM usage_event
+WHERE position >= {_HORIZON} AND recorded_at > now() - interval '1 day'
+"""  # noqa: S608 - a constant
+
+
+async def page(connection: "AnyConnection", after: Cursor, limit: int) -> list[Row]:
+    """Up to `limit` events after a cursor, in the feed's order."""
+    rows = await connection.fetch(_PAGE, after.position, after.event_id, limit)
+    return [Row(*row) for row in rows]
+
+
+async def feed_lag_s(connection: "AnyConnection") -> float:
+    """Age of the oldest event that a long-running transaction keeps out of the feed."""
+    lag: float = await connection.fetchval(_LAG)
+    return lag

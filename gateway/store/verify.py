@@ -1,0 +1,61 @@
+"""The verify statement: a batch of presentations in, reasons out, the events committed in between."""
+
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from asyncpg.pgproto.pgproto import UUID
+
+from gateway.domain.cards import CardStatus, STATUS_REASON
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+_SQL = (Path(__file__).parent / "verify.sql").read_text()
+
+_REASON_BY_STATUS = [
+    STATUS_REASON[CardStatus(code)].value if code in set(CardStatus) else "void" for code in range(max(CardStatus) + 1)
+]
+
+
+class Presented(NamedTuple):
+    """One presentation as the statement takes it; exactly one of chip_index and card_id, or none with a preset."""
+
+    event_id: UUID
+    chip_index: bytes | None
+    card_id: UUID | None
+    caller: str
+    scene: str
+    terminal_id: str
+    occurred_at: dt.datetime
+    generations: int
+    """Bits 2 and 3: the card generations that the scene takes from this caller."""
+    preset: str | None
+    """A reason found before the card was read."""
+    medium: str | None
+
+
+class Judged(NamedTuple):
+    """What the statement decided and recorded."""
+
+    reason: str
+    card_id: UUID | None
+    medium: str | None
+    region: str | None
+    status_as_of: dt.datetime | None
+    holder_sealed: bytes | None
+
+
+async def verify_batch(
+    connection: "AnyConnection", batch: Sequence[Presented], status_max_age: dt.timedelta, timeout: float
+) -> list[Judged]:
+    """Judge and record a batch, in its order. The events are committed unless a transaction is open."""
+    rows = await connection.fetch(
+        _SQL, *map(list, zip(*batch, strict=True)), _REASON_BY_STATUS, status_max_age, timeout=timeout
+    )
+    answers: list[Judged | None] = [None] * len(batch)
+    for item, *judged in rows:
+        answers[item - 1] = Judged(*judged)
+    assert len(rows) == len(batch) and None not in answers, "one answer for each presentation"
+    return answers  # type: ignore[return-value]

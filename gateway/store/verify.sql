@@ -1,0 +1,41 @@
+-- One statement for a batch of presentations: read the cards, decide, write the events. The answers leave after its commit.
+-- The order of the WHENs is the order in which reasons go before one another.
+WITH presented AS (
+    SELECT *
+    FROM unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
+                $8::smallint[], $9::text[], $10::text[])
+         WITH ORDINALITY AS p(event_id, chip_index, card_id, caller, scene, terminal_id, occurred_at,
+                              generations, preset, medium, item)
+), judged AS (
+    SELECT p.item, p.event_id, p.caller, p.scene, p.terminal_id, p.occurred_at,
+           c.card_id, c.region, c.holder_sealed,
+           greatest(c.status_as_of, s.as_of) AS status_as_of,
+           coalesce(p.medium, CASE c.generation WHEN 2 THEN 'second_gen' WHEN 3 THEN 'third_gen' END) AS medium,
+           CASE
+               WHEN p.preset = 'platform_unavailable' THEN p.preset
+               WHEN c.card_id IS NULL THEN 'unrecognised'
+               WHEN p.preset IS NOT NULL THEN p.preset
+               WHEN ($11::text[])[c.status + 1] <> 'ok' THEN ($11::text[])[c.status + 1]
+               WHEN c.valid_until < (p.occurred_at AT TIME ZONE 'Asia/Shanghai')::date THEN 'expired'
+               WHEN (p.generations >> c.generation) & 1 = 0 THEN 'scene_not_allowed'
+               WHEN greatest(c.status_as_of, s.as_of) < now() - $12::interval THEN 'status_stale'
+               ELSE 'ok'
+           END AS reason
+    FROM presented p
+    LEFT JOIN LATERAL (
+        SELECT card_id, generation, status, status_as_of, valid_until, region, source_id, holder_sealed
+        FROM card WHERE chip_index = p.chip_index
+        UNION ALL
+        SELECT card_id, generation, status, status_as_of, valid_until, region, source_id, holder_sealed
+        FROM card WHERE card_id = p.card_id
+    ) c ON true
+    LEFT JOIN registry_source s USING (source_id)
+), recorded AS (
+    INSERT INTO usage_event (event_id, position, recorded_at, occurred_at, kind, caller, card_id, medium, region,
+                             scene, terminal_id, reason)
+    SELECT event_id, pg_current_xact_id()::text::bigint + (SELECT xid_offset FROM feed_origin), now(), occurred_at,
+           'verify', caller, card_id, medium, region, scene, terminal_id, reason
+    FROM judged
+)
+SELECT item, reason, card_id, medium, region, status_as_of, CASE WHEN reason = 'ok' THEN holder_sealed END
+FROM judged

@@ -1,0 +1,73 @@
+"""The background loops of a gateway: partitions ahead, sweeping, the feed's lag. Each turn is bounded."""
+
+import asyncio
+import datetime as dt
+import signal
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+import structlog
+
+from gateway.domain.errors import Problem
+from gateway.metrics import FEED_LAG_SECONDS
+from gateway.settings import Settings
+from gateway.store import assertions, idempotency, usage_events
+from gateway.store.migrate import ensure_partitions
+from gateway.store.pool import GONE, Pool
+
+log = structlog.get_logger()
+
+SWEEP_BATCH = 500
+_SWEEP_TURNS_MAX = 200
+
+
+async def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
+    """Until SIGTERM."""
+    pool = Pool(dsn, settings.gateway.database, "yikatong worker")
+    await pool.open()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    loops = [
+        asyncio.create_task(_every(3600, "partitions", lambda: _partitions(dsn))),
+        asyncio.create_task(_every(60, "sweep", lambda: _sweep(pool))),
+        asyncio.create_task(_every(5, "feed lag", lambda: _feed_lag(pool))),
+    ]
+    ready()
+    await stop.wait()
+    for loop in loops:
+        loop.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
+    await pool.close()
+
+
+async def _every(seconds: float, name: str, turn: Callable[[], Awaitable[None]]) -> None:
+    """Take a turn, then rest; a turn that the database fails is taken again next time."""
+    while True:
+        try:
+            await turn()
+        except (Problem, asyncpg.PostgresError, *GONE) as error:
+            log.warning("turn failed", loop=name, error=type(error).__name__)
+        await asyncio.sleep(seconds)
+
+
+async def _partitions(dsn: str) -> None:
+    # creating a table needs the owner, which the pool is not
+    connection = await asyncpg.connect(dsn, timeout=10)
+    try:
+        await ensure_partitions(connection, dt.datetime.now(dt.UTC).date())
+    finally:
+        await connection.close()
+
+
+async def _sweep(pool: Pool) -> None:
+    for sweep in (assertions.sweep, idempotency.sweep):
+        for _ in range(_SWEEP_TURNS_MAX):
+            async with pool.acquire() as connection:
+                if await sweep(connection, SWEEP_BATCH) < SWEEP_BATCH:
+                    break
+
+
+async def _feed_lag(pool: Pool) -> None:
+    async with pool.acquire() as connection:
+        FEED_LAG_SECONDS.set(await usage_events.feed_lag_s(connection))

@@ -1,0 +1,108 @@
+"""Fixtures: a real PostgreSQL, a database for each test, a gateway in its own processes."""
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+import pytest
+
+from gateway.crypto.key_store import KeyStore, create_missing, open_folder
+from gateway.sandbox.callers import write_callers
+from gateway.settings import load
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.migrate import migrate
+from tests.registry import add_cards
+from tests.running import Client, Running
+
+_numbers = itertools.count()
+
+
+class Database(NamedTuple):
+    """A migrated database of its own."""
+
+    dsn: str
+    name: str
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("pg"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+async def template(postgres: EmbeddedPostgres) -> str:
+    """The name of a migrated database to copy."""
+    await migrate(postgres.dsn)
+    return "yikatong"
+
+
+async def _copy(postgres: EmbeddedPostgres, template: str) -> Database:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    admin = await asyncpg.connect(postgres.dsn.replace("///yikatong", "///postgres"))
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    await admin.close()
+    return Database(postgres.dsn.replace("///yikatong", f"///{name}"), name)
+
+
+async def _drop(postgres: EmbeddedPostgres, database: Database) -> None:
+    admin = await asyncpg.connect(postgres.dsn.replace("///yikatong", "///postgres"))
+    await admin.execute(f"DROP DATABASE {database.name} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture
+async def database(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[Database]:
+    made = await _copy(postgres, template)
+    yield made
+    await _drop(postgres, made)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyStore:
+    create_missing(tmp_path / "keys")
+    return open_folder(tmp_path / "keys")
+
+
+def prepare_data_dir(data_dir: Path, port: int) -> KeyStore:
+    """Keys and callers in a data folder, as the sandbox makes them."""
+    settings = load({"DATA_DIR": str(data_dir), "PORT": str(port)})
+    create_missing(settings.keys_dir)
+    write_callers(settings)
+    return open_folder(settings.keys_dir)
+
+
+async def start_gateway(data_dir: Path, database: Database, **environment: str) -> Running:
+    """A gateway on a database that holds the test cards."""
+    running = Running(data_dir, "serve", DATABASE_URL=database.dsn, **environment)
+    await add_cards(database.dsn, prepare_data_dir(data_dir, running.port))
+    return await running.start()
+
+
+@pytest.fixture(scope="session")
+async def gateway(
+    postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Running]:
+    """One gateway of two workers for all tests that only call it."""
+    made = await _copy(postgres, template)
+    running = await start_gateway(tmp_path_factory.mktemp("gateway"), made, WORKERS="2")
+    yield running
+    await running.stop()
+    await _drop(postgres, made)
+
+
+@pytest.fixture(scope="session")
+async def merchant(gateway: Running) -> AsyncIterator[Client]:
+    async with Client(gateway, "demo-merchant") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def bureau(gateway: Running) -> AsyncIterator[Client]:
+    async with Client(gateway, "demo-bureau") as client:
+        yield client

@@ -1,0 +1,98 @@
+"""Cards of known state for tests. All synthetic: the id numbers use a county code that is not assigned."""
+
+import datetime as dt
+import os
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+
+from gateway.crypto.blind_index import BlindIndex
+from gateway.crypto.key_store import KeyStore, KeyUse
+from gateway.crypto.sealing import Sealer, new_data_key
+from gateway.domain.cards import CardStatus
+from gateway.domain.ids import id_number_check
+from gateway.flows.verify_card import HOLDER_COLUMN, SealedHolder
+from gateway.store import data_keys
+
+TODAY = dt.date.today()  # noqa: DTZ011 - only to be far from the edges
+FAR = TODAY + dt.timedelta(days=2000)
+
+
+class TestCard(NamedTuple):
+    """A card and what a verify of it must say."""
+
+    __test__ = False
+
+    number: str
+    identifier: str
+    reason: str = "ok"
+    status: CardStatus = CardStatus.NORMAL
+    generation: int = 3
+    valid_until: dt.date = FAR
+    region: str = "330424"
+    name: str = "张三"
+    birth_date: dt.date = dt.date(TODAY.year - 65, 1, 1)
+    source_id: int = 1
+
+
+def identifier(number: int, region: str = "330424") -> str:
+    return f"{region}D156000005{number:016X}"
+
+
+CARDS = (
+    TestCard("AB1234567", identifier(0xA1)),
+    TestCard("AB1234568", identifier(0xA2), generation=2, name="欧阳小明", birth_date=dt.date(TODAY.year - 30, 1, 1)),
+    TestCard("AB1234569", identifier(0xA3), "not_activated", CardStatus.SEALED),
+    TestCard("AB1234570", identifier(0xA4), "lost_formal", CardStatus.LOST_FORMAL),
+    TestCard("AB1234571", identifier(0xA5), "locked", CardStatus.LOCKED),
+    TestCard("AB1234572", identifier(0xA6), "lost_temporary", CardStatus.LOST_TEMPORARY),
+    TestCard("AB1234573", identifier(0xA7), "void", CardStatus.VOID),
+    TestCard("AB1234574", identifier(0xA8), "cancelled", CardStatus.CANCELLED),
+    TestCard("AB1234575", identifier(0xA9), "expired", valid_until=TODAY - dt.timedelta(days=3)),
+    TestCard("AB1234576", identifier(0xAA), "status_stale", source_id=3),
+    TestCard("CD7654321", identifier(0xB1, "310104"), region="310104", source_id=2),
+)
+
+
+async def add_sources(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """1 and 2 are fresh; 3 is an upstream that has said nothing for a week."""
+    await connection.execute(
+        "INSERT INTO registry_source VALUES (1, 'county', now()), (2, 'elsewhere', now()),"
+        " (3, 'silent', now() - interval '7 days') ON CONFLICT DO NOTHING"
+    )
+
+
+async def add_cards(dsn: str, keys: KeyStore, cards: tuple[TestCard, ...] = CARDS) -> list[UUID]:
+    """Insert cards as the registry keeps them; returns their ids."""
+    index, sealer, ids = BlindIndex(keys.current(KeyUse.INDEX)), Sealer(), []
+    connection = await asyncpg.connect(dsn)
+    try:
+        await add_sources(connection)
+        kek = keys.current(KeyUse.KEK)
+        key_id = await data_keys.for_month(connection, "registry", TODAY, kek.kid, new_data_key(kek))
+        sealer.add(await data_keys.load(connection), keys)
+        for card in cards:
+            person, card_id = uuid4(), uuid4()
+            ids.append(card_id)
+            first17 = f"330499{card.birth_date:%Y%m%d}{int.from_bytes(os.urandom(2), 'big') % 1000:03}"
+            id_number = first17 + id_number_check(first17)
+            holder = msgspec.json.encode(SealedHolder(card.name, card.birth_date))
+            await connection.execute(
+                "INSERT INTO person VALUES ($1, $2, $3, $4, '武原')",
+                person, index.id_number(id_number + str(person)),
+                sealer.seal(key_id, b"person.id_number_sealed", person.bytes, id_number.encode()), card.birth_date.year,
+            )  # fmt: skip
+            await connection.execute(
+                "INSERT INTO card VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                card_id, person, index.chip(card.number, card.identifier), index.number(card.number),
+                sealer.seal(key_id, b"card.number_sealed", card_id.bytes, card.number.encode()),
+                sealer.seal(key_id, b"card.identifier_sealed", card_id.bytes, card.identifier.encode()),
+                sealer.seal(key_id, HOLDER_COLUMN, card_id.bytes, holder),
+                card.generation, card.status.value, dt.datetime.now(dt.UTC) - dt.timedelta(days=30),
+                dt.date(2022, 1, 1), card.valid_until, card.region, card.source_id,
+            )  # fmt: skip
+    finally:
+        await connection.close()
+    return ids

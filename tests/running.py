@@ -1,0 +1,178 @@
+"""A gateway in processes of its own, and a client that speaks to it as a partner would."""
+
+import asyncio
+import base64
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jwt
+import psutil
+
+ROOT = Path(__file__).parent.parent
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Running:
+    """`python -m gateway …` on free loopback ports. Its log is in <data_dir>/log."""
+
+    def __init__(self, data_dir: Path, *arguments: str, **environment: str) -> None:
+        self.data_dir = data_dir
+        self.port, self.ops_port = free_port(), free_port()
+        self.arguments = arguments or ("serve",)
+        self.environment = environment
+        self.process: asyncio.subprocess.Process | None = None
+        self.ready_line = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ops_url(self) -> str:
+        return f"http://127.0.0.1:{self.ops_port}"
+
+    @property
+    def log(self) -> str:
+        return (self.data_dir / "log").read_text()
+
+    async def start(self, timeout_s: float = 60) -> "Running":
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        environment = {key: value for key, value in os.environ.items() if key not in ("DATABASE_URL", "CONFIG_DIR")}
+        environment |= {
+            "DATA_DIR": str(self.data_dir), "PORT": str(self.port), "OPS_PORT": str(self.ops_port),
+        } | self.environment  # fmt: skip
+        with (self.data_dir / "log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "gateway", *self.arguments, cwd=ROOT, env=environment,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        assert self.process.stdout is not None
+        async with asyncio.timeout(timeout_s):
+            self.ready_line = (await self.process.stdout.readline()).decode()
+        assert self.ready_line.startswith("ready"), f"no ready line; the log ends: {self.log[-3000:]}"
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def children(self, word: str) -> list[psutil.Process]:
+        """The processes below the gateway whose command line has a word: serve-worker, worker, postgres."""
+        return [child for child in psutil.Process(self.pid).children(recursive=True) if word in child.cmdline()]
+
+    async def stop(self) -> float:
+        """SIGTERM; returns the seconds until it had ended."""
+        assert self.process is not None
+        began = time.monotonic()
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(20):
+                await self.process.wait()
+        return time.monotonic() - began
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        await self.process.wait()
+
+
+class Client:
+    """A caller: gets tokens with its key, verifies cards, reads the feed."""
+
+    def __init__(self, gateway: Running, name: str) -> None:
+        self.gateway = gateway
+        self.name = name
+        self.file = json.loads((gateway.data_dir / "sandbox" / "callers" / f"{name}.json").read_text())
+        self.session = aiohttp.ClientSession(base_url=gateway.url)
+        self._token = ""
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.session.close()
+
+    def claims(self, **changes: Any) -> dict[str, Any]:
+        now = int(time.time())
+        claims = {
+            "iss": self.name, "sub": self.name, "aud": self.file["issuer"],
+            "iat": now, "exp": now + 60, "jti": secrets.token_urlsafe(16),
+        } | changes  # fmt: skip
+        return {name: value for name, value in claims.items() if value is not None}
+
+    def assertion(self, claims: dict[str, Any] | None = None, headers: dict[str, Any] | None = None) -> str:
+        key = jwt.PyJWK(self.file["private_jwk"], self.file["alg"]).key
+        return jwt.encode(
+            claims or self.claims(), key, algorithm=self.file["alg"], headers={"kid": self.file["kid"]} | (headers or {})
+        )
+
+    async def ask_token(self, assertion: str | None = None, **form: str) -> tuple[int, dict[str, Any]]:
+        form = {
+            "grant_type": "client_credentials", "client_assertion_type": ASSERTION_TYPE,
+            "client_assertion": assertion or self.assertion(),
+        } | form  # fmt: skip
+        async with self.session.post("/oauth2/token", data=form) as answer:
+            return answer.status, await answer.json()
+
+    async def token(self) -> str:
+        if not self._token:
+            status, answer = await self.ask_token()
+            assert status == 200, answer
+            self._token = answer["access_token"]
+        return self._token
+
+    async def authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {await self.token()}"}
+
+    async def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, Any], Any]:
+        """(status, JSON, headers) of a POST with our token."""
+        async with self.session.post(path, json=body, headers=await self.authorization() | headers) as answer:
+            return answer.status, await answer.json(), answer.headers
+
+    async def verify(self, number: str, identifier: str, scene: str = "parking.exit", **more: Any) -> dict[str, Any]:
+        """A chip card's verdict; asserts the 200."""
+        body = verify_body(number, identifier, scene, **more)
+        status, answer, _ = await self.post("/v1/cards/verify", body)
+        assert status == 200, answer
+        return dict(answer)
+
+    async def feed(self, after: str | None = None, limit: int = 1000) -> dict[str, Any]:
+        query = {"limit": str(limit)} | ({"after": after} if after else {})
+        async with self.session.get("/v1/usage-events", params=query, headers=await self.authorization()) as answer:
+            assert answer.status == 200, await answer.text()
+            return dict(await answer.json())
+
+    async def whole_feed(self) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        cursor, more = None, True
+        while more:
+            page = await self.feed(cursor)
+            items += page["items"]
+            cursor, more = page["next"], page["more"]
+        return items
+
+
+def verify_body(number: str, identifier: str, scene: str = "parking.exit", **more: Any) -> dict[str, Any]:
+    presentation = {"type": "chip_card", "card_number": number, "card_identifier": identifier}
+    presentation |= more.pop("presentation", {})
+    return {"presentation": presentation, "scene": scene, "terminal_id": "P-0001"} | more
+
+
+def b64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
