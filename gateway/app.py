@@ -95,6 +95,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        metrics.flush()
         await self.pool.close()
 
     async def failed(self) -> None:
@@ -117,6 +118,7 @@ class Gateway:
         while True:
             metrics.QUEUE.set(len(self._batcher))
             metrics.POOL_FREE.set(self.pool.free)
+            metrics.flush()
             await asyncio.sleep(_GAUGE_PERIOD_S)
 
 

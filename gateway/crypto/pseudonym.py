@@ -5,9 +5,6 @@ reference, two callers cannot join theirs, and we turn it back without a table o
 turns into an id that no card has. The leading letter is the version of the pseudonym key.
 """
 
-import base64
-import string
-
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import ECB
@@ -16,34 +13,27 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from gateway.crypto.key_store import Key
 
-CARD_REF_PATTERN = "^[a-z][a-z2-7]{26}$"
-_FIRST_VERSION = "k"
+_VERSIONS = "kmnpqrstuvwxyz"
+CARD_REF_PATTERN = "^[{_VERSIONS}][0-9a-f]{{32}}$"
 
 
 class Pseudonyms:
     """References of every caller; one block operation each way."""
 
     def __init__(self, keys: list[Key]) -> None:
-        first = string.ascii_lowercase.index(_FIRST_VERSION)
-        self._keys = {string.ascii_lowercase[first + n]: key for n, key in enumerate(keys)}
+        self._keys = dict(zip(_VERSIONS, keys, strict=False))
         self._version = max(self._keys)
         self._ciphers: dict[tuple[str, str], tuple[CipherContext, CipherContext]] = {}
 
     def card_ref(self, caller_id: str, card_id: bytes) -> str:
         hide, _ = self._cipher(self._version, caller_id)
-        return self._version + base64.b32encode(hide.update(card_id))[:26].decode().lower()
+        return self._version + hide.update(card_id).hex()
 
-    def card_id(self, caller_id: str, card_ref: str) -> bytes | None:
-        """The 16 bytes of the card's id; None for a reference that cannot be ours."""
-        version = card_ref[0]
-        if version not in self._keys:
-            return None
+    def card_id(self, caller_id: str, card_ref: str) -> bytes:
+        """The 16 bytes of the card's id, of a text of CARD_REF_PATTERN; an id no card has if we did not issue it."""
+        version = card_ref[0] if card_ref[0] in self._keys else self._version
         _, show = self._cipher(version, caller_id)
-        block = base64.b32decode(card_ref[1:].upper() + "======")
-        # 26 letters hold 130 bits: only one spelling of a reference is ours
-        if base64.b32encode(block)[:26].decode().lower() != card_ref[1:]:
-            return None
-        return show.update(block)
+        return show.update(bytes.fromhex(card_ref[1:]))
 
     def _cipher(self, version: str, caller_id: str) -> tuple[CipherContext, CipherContext]:
         pair = self._ciphers.get((version, caller_id))

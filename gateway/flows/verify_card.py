@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 
 import msgspec
 from asyncpg.pgproto.pgproto import UUID
@@ -14,7 +15,7 @@ from gateway.crypto.card_proof import is_genuine
 from gateway.crypto.key_store import Key
 from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
 from gateway.crypto.sealing import Sealer, UnknownDataKey
-from gateway.domain.callers import Caller
+from gateway.domain.callers import Caller, CallerKind
 from gateway.domain.cards import Medium, tell_apart
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.ids import uuid7
@@ -23,11 +24,11 @@ from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentat
 from gateway.domain.scenes import Scene
 from gateway.domain.times import CHINA
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
-from gateway.metrics import verdict_counter
+from gateway.metrics import VERDICTS
 from gateway.store.verify import Judged, Presented
 
-OCCURRED_AT_MOST_AGO = dt.timedelta(hours=24)
-OCCURRED_AT_MOST_AHEAD = dt.timedelta(minutes=5)
+OCCURRED_AT_MOST_AGO_US = 24 * 3600 * 1_000_000
+OCCURRED_AT_MOST_AHEAD_US = 5 * 60 * 1_000_000
 HOLDER_COLUMN = b"card.holder_sealed"
 
 _CARD_REF = re.compile(CARD_REF_PATTERN)
@@ -64,6 +65,9 @@ class SealedHolder(msgspec.Struct, frozen=True, array_like=True):
 
 
 _decode_holder = msgspec.json.Decoder(SealedHolder).decode
+_REASONS = {reason.value: reason for reason in Reason}
+_MEDIA = {medium.value: medium for medium in Medium}
+
 Judge = Callable[[Presented], Awaitable[Judged]]
 """Records a presentation and gives the verdict's facts, after the commit or inside the caller's transaction."""
 
@@ -96,88 +100,66 @@ class VerifyCard:
         terminal_id: str,
         occurred_at: dt.datetime | None,
     ) -> VerifyAnswer:
-        """Raises Problem 422 for times out of bounds and undistinguishable card data, Problem 503 if no event was written."""
-        unix_ms = time.time_ns() // 1_000_000
-        now = dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC)
-        if occurred_at is None:
-            occurred_at = now
-        elif not now - OCCURRED_AT_MOST_AGO <= occurred_at <= now + OCCURRED_AT_MOST_AHEAD:
+        """Raises Problem 422 for times out of bounds and undistinguishable card data, 503 if no event was written."""
+        now_us = time.time_ns() // 1000
+        occurred_us = now_us if occurred_at is None else int(occurred_at.timestamp() * 1_000_000)
+        if not -OCCURRED_AT_MOST_AGO_US <= occurred_us - now_us <= OCCURRED_AT_MOST_AHEAD_US:
             raise Problem(
                 "validation_failed",
                 errors=[FieldError("$.occurred_at", "must be at most 24 hours ago and 5 minutes ahead")],
             )
         chip_index, card_id, preset, medium = self._facts(presentation, caller_id)
-        event_id = UUID(uuid7(unix_ms, os.urandom(10)))
-        generations = 0
-        if scene.allows(caller.kind):
-            for accepted in scene.media:
-                generations |= _GENERATION_BIT[accepted]
+        event_id = str(UUID(uuid7(now_us // 1000, os.urandom(10))))
         judged = await judge(
             Presented(
-                event_id, chip_index, card_id, caller_id, scene_id, terminal_id, occurred_at, generations, preset, medium
+                event_id, chip_index, card_id, caller_id, scene_id, terminal_id, str(occurred_us),
+                _generations(scene, caller.kind), preset, medium,
             )
-        )
-        answer = await self._answer(judged, caller_id, str(event_id), now)
-        verdict_counter(answer.verdict, judged.reason, judged.medium or "none", scene.field, caller_id).inc()
+        )  # fmt: skip
+        answer = await self._answer(judged, caller_id, event_id)
+        VERDICTS.add((answer.verdict, judged.reason, judged.medium or "none", scene.field, caller_id))
         return answer
 
-    def _facts(
-        self, presentation: Presentation, caller_id: str
-    ) -> tuple[bytes | None, UUID | None, str | None, str | None]:
-        """(chip index, card id, preset reason, medium) of a presentation."""
+    def _facts(self, presentation: Presentation, caller_id: str) -> tuple[str, str, str, str]:
+        """(chip index, card id, preset reason, medium) of a presentation, empty for what does not apply."""
         if type(presentation) is ChipCard:
             pair = tell_apart(presentation.card_number, presentation.card_identifier)
             if pair is None:
-                raise Problem(
-                    "validation_failed",
-                    errors=[
-                        FieldError(
-                            "$.presentation",
-                            "needs a card number (9 characters) and a card identifier (32 hex digits)",
-                        )
-                    ],
-                )
+                needs = "needs a card number (9 characters) and a card identifier (32 hex digits)"
+                raise Problem("validation_failed", errors=[FieldError("$.presentation", needs)])
             proof = presentation.proof
             failed = proof and not is_genuine(self._proof_key, pair[1], proof.challenge, proof.cryptogram)
-            return self._index.chip(*pair), None, Reason.PROOF_FAILED.value if failed else None, None
+            return self._index.chip(*pair).hex(), "", Reason.PROOF_FAILED.value if failed else "", ""
         if type(presentation) is CardRef:
-            block = None
-            if _CARD_REF.match(presentation.card_ref):
-                block = self._pseudonyms.card_id(caller_id, presentation.card_ref)
-            return None, block and UUID(block), None, None
+            if not _CARD_REF.match(presentation.card_ref):
+                return "", "", "", ""
+            return "", self._pseudonyms.card_id(caller_id, presentation.card_ref).hex(), "", ""
         # the national platform and the transit keys are not connected: never guess
-        medium = Medium.ECARD.value if type(presentation) is EcardCode else None
-        return None, None, Reason.PLATFORM_UNAVAILABLE.value, medium
+        medium = Medium.ECARD.value if type(presentation) is EcardCode else ""
+        return "", "", Reason.PLATFORM_UNAVAILABLE.value, medium
 
-    async def _answer(self, judged: Judged, caller_id: str, event_id: str, now: dt.datetime) -> VerifyAnswer:
+    async def _answer(self, judged: Judged, caller_id: str, event_id: str) -> VerifyAnswer:
         reason, card_id, medium, region, status_as_of, holder_sealed = judged
+        verdict = VERDICT_OF[reason]
+        known_medium = _MEDIA[medium] if medium else msgspec.UNSET
         if card_id is None:
-            return VerifyAnswer(
-                VERDICT_OF[reason], Reason(reason), event_id, medium=Medium(medium) if medium else msgspec.UNSET
-            )
+            return VerifyAnswer(verdict, _REASONS[reason], event_id, medium=known_medium)
+        assert region is not None and status_as_of is not None
         card_ref = self._pseudonyms.card_ref(caller_id, card_id.bytes)
-        assert medium is not None and region is not None and status_as_of is not None
         as_of = status_as_of.astimezone(CHINA).replace(microsecond=0)
         if holder_sealed is None:
-            return VerifyAnswer(
-                VERDICT_OF[reason], Reason(reason), event_id, card_ref, Medium(medium), region, status_as_of=as_of
-            )
+            return VerifyAnswer(verdict, _REASONS[reason], event_id, card_ref, known_medium, region, status_as_of=as_of)
         try:
             plain = self._sealer.open(HOLDER_COLUMN, card_id.bytes, holder_sealed)
         except UnknownDataKey:
             await self._reload_data_keys()
             plain = self._sealer.open(HOLDER_COLUMN, card_id.bytes, holder_sealed)
-        holder = _decode_holder(plain)
-        return VerifyAnswer(
-            VERDICT_OF[reason],
-            Reason(reason),
-            event_id,
-            card_ref,
-            Medium(medium),
-            region,
-            Holder(mask_name(holder.name), age_band(holder.birth_date, now.astimezone(CHINA).date())),
-            [],
-            as_of,
-        )
+        sealed = _decode_holder(plain)
+        holder = Holder(mask_name(sealed.name), age_band(sealed.birth_date, dt.datetime.now(CHINA).date()))
+        return VerifyAnswer(verdict, _REASONS[reason], event_id, card_ref, known_medium, region, holder, [], as_of)
 
 
+@lru_cache(maxsize=1000)
+def _generations(scene: Scene, kind: CallerKind) -> str:
+    """The card generations that a scene takes from a kind of caller, as bits 2 and 3."""
+    return str(sum(_GENERATION_BIT[medium] for medium in scene.media) if scene.allows(kind) else 0)

@@ -145,8 +145,8 @@ class County:
         self.ecards = round(cards * ECARDS / CARDS)
         self._salt = seed.to_bytes(8, "big", signed=True)
         turns = struct.unpack(">4Q", blake2b(self._salt, digest_size=32).digest())
-        # The steps of the best known even spread in two dimensions (powers of the plastic number): whatever the county's
-        # size, the age of a holder says nothing of the state of the card.
+        # The steps of the best known even spread in two dimensions (powers of the plastic number): in a county of any
+        # size the age of a holder says nothing of the state of the card.
         self._age_step, self._age_turn = _coprime(cards, 0.754_877_666_2), turns[0]
         self._fate_step, self._fate_turn = _coprime(cards, 0.569_840_291_0), turns[1]
         self._number_turn, self._identifier_turn = turns[2], turns[3]

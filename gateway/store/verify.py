@@ -19,21 +19,29 @@ _REASON_BY_STATUS = [
 ]
 
 
-class Presented(NamedTuple):
-    """One presentation as the statement takes it; exactly one of chip_index and card_id, or none with a preset."""
+_SEPARATOR = "\x1f"
 
-    event_id: UUID
-    chip_index: bytes | None
-    card_id: UUID | None
+
+class Presented(NamedTuple):
+    """One presentation as the statement takes it, all as text without control characters, empty for NULL.
+
+    Exactly one of chip_index and card_id is given, or none with a preset.
+    """
+
+    event_id: str
+    chip_index: str
+    """Hex."""
+    card_id: str
     caller: str
     scene: str
     terminal_id: str
-    occurred_at: dt.datetime
-    generations: int
-    """Bits 2 and 3: the card generations that the scene takes from this caller."""
-    preset: str | None
+    occurred_us: str
+    """Microseconds since 1970."""
+    generations: str
+    """A number with bits 2 and 3: the card generations that the scene takes from this caller."""
+    preset: str
     """A reason found before the card was read."""
-    medium: str | None
+    medium: str
 
 
 class Judged(NamedTuple):
@@ -52,7 +60,7 @@ async def verify_batch(
 ) -> list[Judged]:
     """Judge and record a batch, in its order. The events are committed unless a transaction is open."""
     rows = await connection.fetch(
-        _SQL, *map(list, zip(*batch, strict=True)), _REASON_BY_STATUS, status_max_age, timeout=timeout
+        _SQL, *map(_SEPARATOR.join, zip(*batch, strict=True)), _REASON_BY_STATUS, status_max_age, timeout=timeout
     )
     answers: list[Judged | None] = [None] * len(batch)
     for item, *judged in rows:

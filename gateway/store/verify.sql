@@ -1,10 +1,16 @@
 -- One statement for a batch of presentations: read the cards, decide, write the events. The answers leave after its commit.
 -- The order of the WHENs is the order in which reasons go before one another.
+-- Each column comes as one text with a separator: encoding ten arrays element by element would cost the gateway more than
+-- taking them apart costs here.
 WITH presented AS (
-    SELECT *
-    FROM unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::timestamptz[],
-                $8::smallint[], $9::text[], $10::text[])
-         WITH ORDINALITY AS p(event_id, chip_index, card_id, caller, scene, terminal_id, occurred_at,
+    SELECT item, event_id::uuid, decode(chip_index, 'hex') AS chip_index, card_id::uuid, caller, scene, terminal_id,
+           'epoch'::timestamptz + occurred_us::bigint * interval '1 microsecond' AS occurred_at,
+           generations::smallint, preset, medium
+    FROM unnest(string_to_array($1, E'\x1f'), string_to_array($2, E'\x1f', ''), string_to_array($3, E'\x1f', ''),
+                string_to_array($4, E'\x1f'), string_to_array($5, E'\x1f'), string_to_array($6, E'\x1f'),
+                string_to_array($7, E'\x1f'), string_to_array($8, E'\x1f'), string_to_array($9, E'\x1f', ''),
+                string_to_array($10, E'\x1f', ''))
+         WITH ORDINALITY AS p(event_id, chip_index, card_id, caller, scene, terminal_id, occurred_us,
                               generations, preset, medium, item)
 ), judged AS (
     SELECT p.item, p.event_id, p.caller, p.scene, p.terminal_id, p.occurred_at,
