@@ -56,7 +56,9 @@ def _supervise(settings: Settings, prepare: Any) -> None:
 
 @cli.command()
 def sandbox(
-    cards: Annotated[int, typer.Option(envvar="CARDS", min=2_000, max=10_000_000, help="Cards of the county.")] = 415_000,
+    cards: Annotated[
+        int, typer.Option(envvar="CARDS", min=2_000, max=10_000_000, help="Cards of the county.")
+    ] = 415_000,
     seed: Annotated[int, typer.Option(envvar="SEED", help="The county's seed.")] = 330424,
 ) -> None:
     """Run everything on loopback with a synthetic county. `make run` is this."""

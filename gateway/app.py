@@ -14,6 +14,7 @@ from aiohttp import web
 
 from gateway import metrics
 from gateway.api.auth import Authenticator
+from gateway.api.hot_lane import HotLane
 from gateway.api.middleware import endpoint
 from gateway.api.problems import problem_response
 from gateway.api.quota import Quota
@@ -25,7 +26,7 @@ from gateway.crypto.pseudonym import Pseudonyms
 from gateway.crypto.sealing import Sealer
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
-from gateway.flows.verify_card import Judge, VerifyCard
+from gateway.flows.verify_card import VerifyCard
 from gateway.settings import Settings
 from gateway.store import data_keys
 from gateway.store.batch import Batcher, BatchFigures
@@ -61,21 +62,25 @@ class Gateway:
             self.pseudonyms,
             self._sealer,
             keys.current(KeyUse.CARD_PROOF),
-            self._load_data_keys,
         )
         self._status_max_age = dt.timedelta(minutes=config.verify.status_max_age_minutes)
-        self._batcher: Batcher[Presented, Judged] = Batcher(
+        self.batcher: Batcher[Presented, Judged] = Batcher(
             partial(connect, dsn, config.database, "yikatong verify"),
             self._verify_batch,
             batch_max=config.verify.batch_max,
             queue_max=config.verify.queue_max,
             deadline_s=config.verify.deadline_ms / 1000,
             on_batch=_count_batch,
+            on_delivered=self._write_answers,
         )
-        self.judge: Judge = self._batcher.submit
+        self.hot_lane = HotLane(self)
+        self._loading: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    def judge_within(self, connection: "AnyConnection") -> Judge:
+    def _write_answers(self) -> None:
+        self.hot_lane.write_answers()
+
+    def judge_within(self, connection: "AnyConnection") -> Callable[[Presented], Awaitable[Judged]]:
         """Judge inside the caller's transaction: the event is committed with it."""
 
         async def judge(item: Presented) -> Judged:
@@ -87,8 +92,8 @@ class Gateway:
     async def open(self) -> None:
         """Connect and start the loops. Raises UnfitDatabase, KeyStoreError, SealError, OSError."""
         await self.pool.open()
-        await self._load_data_keys()
-        for loop in (self._batcher.run, self.directory.watch, self._watch_gauges):
+        await self.load_data_keys()
+        for loop in (self.batcher.run, self.directory.watch, self._watch_gauges):
             self._tasks.append(asyncio.create_task(loop(), name=loop.__qualname__))
 
     async def close(self) -> None:
@@ -110,13 +115,18 @@ class Gateway:
     ) -> Sequence[Judged]:
         return await verify_batch(connection, batch, self._status_max_age, timeout)
 
-    async def _load_data_keys(self) -> None:
+    def start_loading_data_keys(self) -> None:
+        """Load the data keys in the background, once at a time."""
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(self.load_data_keys())
+
+    async def load_data_keys(self) -> None:
         async with self.pool.acquire() as connection:
             self._sealer.add(await data_keys.load(connection), self._keys)
 
     async def _watch_gauges(self) -> None:
         while True:
-            metrics.QUEUE.set(len(self._batcher))
+            metrics.QUEUE.set(len(self.batcher))
             metrics.POOL_FREE.set(self.pool.free)
             metrics.flush()
             await asyncio.sleep(_GAUGE_PERIOD_S)
@@ -166,6 +176,7 @@ async def serve(settings: Settings, dsn: str, ready: Callable[[], None]) -> None
     await gateway.open()
     runner = HardenedRunner(
         web_application(gateway),
+        gateway.hot_lane,
         connections_max=http.connections_max,
         header_timeout_s=http.header_timeout_s,
         drain_s=_DRAIN_S,

@@ -57,7 +57,7 @@ def mask(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     for key, value in event.items():
         if isinstance(value, str):
             for pattern in _MASKS:
-                value = pattern.sub("***", value)  # noqa: PLW2901
+                value = pattern.sub("***", value)
             event[key] = value
     return event
 

@@ -16,7 +16,6 @@ from gateway import __version__
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-
 class CounterTally:
     """Counts of label values, on their way to a Counter."""
 
@@ -76,15 +75,15 @@ BATCH_SIZE = Histogram(
 BATCH_WAIT_SECONDS = Histogram(
     "yikatong_verify_batch_wait_seconds", "Wait of a batch's oldest presentation before its statement", buckets=_SECONDS
 )
-BATCH_SECONDS = Histogram(
-    "yikatong_verify_batch_seconds", "The statement of a batch, to its commit", buckets=_SECONDS
-)
+BATCH_SECONDS = Histogram("yikatong_verify_batch_seconds", "The statement of a batch, to its commit", buckets=_SECONDS)
 QUEUE = Gauge("yikatong_verify_queue", "Presentations waiting for a batch", multiprocess_mode="livesum")
 POOL_FREE = Gauge("yikatong_pool_free", "Database connections that could be had at once", multiprocess_mode="livesum")
 CONNECTIONS = Gauge("yikatong_http_connections", "Open client connections", multiprocess_mode="livesum")
 RATE_LIMITED = Counter("yikatong_rate_limited_total", "Requests over a caller's quota", ("caller",))
 SHED = Counter("yikatong_shed_total", "Requests answered 503", ("code",))
-REFUSED_ENTRY = Counter("yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",))
+REFUSED_ENTRY = Counter(
+    "yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",)
+)
 TOKENS = Counter("yikatong_tokens_issued_total", "Access tokens issued", ("caller",))
 RELOADS = Counter("yikatong_config_reloads_total", "Configuration changes noticed", ("result",))
 FEED_LAG_SECONDS = Gauge(

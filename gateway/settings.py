@@ -1,6 +1,7 @@
 """Frozen, typed settings from config/*.toml and the environment.
 
-An unknown, missing or wrong key stops the start; every mistake is named by its path (`callers.toml: callers.demo-bank.kind`).
+An unknown, missing or wrong key stops the start; every mistake is named by its path (`callers.toml:
+callers.demo-bank.kind`).
 """
 
 import os

@@ -89,8 +89,7 @@ class Supervisor:
             tasks.append(asyncio.create_task(self._keep(name, command, event)))
         ops = await self._open_ops()
         try:
-            waits = [asyncio.create_task(event.wait()) for event in ready]
-            all_ready = asyncio.gather(*waits)
+            all_ready = asyncio.create_task(_all_set(ready))
             stopping = asyncio.create_task(self._stopping.wait())
             await asyncio.wait({all_ready, stopping}, timeout=_READY_S, return_when=asyncio.FIRST_COMPLETED)
             if all_ready.done():
@@ -110,7 +109,9 @@ class Supervisor:
     def _ready_line(self, seconds: float) -> str:
         http, ops = self._settings.gateway.http, self._settings.gateway.ops
         public = f"http://{http.host}:{http.port}"
-        return f"ready  api={public}  docs={public}/docs  metrics=http://{ops.host}:{ops.port}/metrics  ({seconds:.1f} s)"
+        return (
+            f"ready  api={public}  docs={public}/docs  metrics=http://{ops.host}:{ops.port}/metrics  ({seconds:.1f} s)"
+        )
 
     def _claim_data_folder(self) -> IO[bytes]:
         """One gateway to a data folder; the lock goes with the process. Fresh metrics and quota files."""
@@ -181,7 +182,9 @@ class Supervisor:
             log.error("child ended; starting it again", child=name, code=code)
             now = time.monotonic()
             if len(self._crashes) == _CRASHES_MAX and now - self._crashes[0] < _CRASHES_WITHIN_S:
-                self._broken = f"{name} ended {_CRASHES_MAX} times within {_CRASHES_WITHIN_S:.0f} s; the log above says why"
+                self._broken = (
+                    f"{name} ended {_CRASHES_MAX} times within {_CRASHES_WITHIN_S:.0f} s; the log above says why"
+                )
                 self._stopping.set()
                 return
             self._crashes.append(now)
@@ -208,7 +211,9 @@ class Supervisor:
             "database": self._check_database,
             "signing_keys": self._check_keys,
         }
-        runner = web.AppRunner(ops_application(self._settings.metrics_dir, checks, lambda: self._broken is None), access_log=None)
+        runner = web.AppRunner(
+            ops_application(self._settings.metrics_dir, checks, lambda: self._broken is None), access_log=None
+        )
         await runner.setup()
         ops = self._settings.gateway.ops
         await web.TCPSite(runner, ops.host, ops.port).start()
@@ -235,3 +240,8 @@ class Supervisor:
         except KeyStoreError as error:
             return str(error)
         return ""
+
+
+async def _all_set(events: list[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()

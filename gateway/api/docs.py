@@ -1,7 +1,7 @@
 """GET /openapi.json and /docs: the contract, built from the types that decode the requests.
 
-/docs is one page made here, without a script and without an outside host (redoc 3, tried first, brings 2.3 MB, telemetry
-and outside links).
+/docs is one page made here, without a script and without an outside host (redoc 3, tried first, brings 2.3 MB,
+telemetry and outside links).
 """
 
 import secrets
@@ -39,7 +39,8 @@ async def docs(call: Call) -> web.Response:
     headers = {
         "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": (
-            f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none';"
+            " frame-ancestors 'none'"
         ),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",

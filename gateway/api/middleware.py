@@ -10,7 +10,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -30,6 +30,17 @@ log = structlog.get_logger()
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 JSON = "application/json"
+
+
+_process, _numbers = secrets.token_hex(6), itertools.count(1)
+
+
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """The caller's X-Request-Id if it is a sane one, else ours: `<process>-<number>`, enough to find a log line."""
+    given = headers.get("X-Request-Id")
+    if given is not None and _SANE_REQUEST_ID.fullmatch(given):
+        return given
+    return f"{_process}-{next(_numbers)}"
 
 
 class Call(NamedTuple):
@@ -54,17 +65,12 @@ def endpoint(
 ) -> AiohttpHandler:
     """The aiohttp handler of one route. `scope` None is open to everyone; `content_type` None takes no body."""
     seconds = request_seconds(route)
-    process, numbers = secrets.token_hex(6), itertools.count(1)
     body_timeout = gateway.settings.gateway.http.body_timeout_s
 
     async def handle(request: web.Request) -> web.StreamResponse:
         began = time.perf_counter()
         headers = request.headers
-        given = headers.get("X-Request-Id")
-        if given is not None and _SANE_REQUEST_ID.fullmatch(given):
-            request_id = given
-        else:
-            request_id = f"{process}-{next(numbers)}"
+        request_id = request_id_of(headers)
         try:
             caller_id, caller = "", _NOBODY
             if scope is not None:

@@ -51,7 +51,10 @@ _TOKEN_FORM = {
     "properties": {
         "grant_type": {"type": "string", "const": "client_credentials"},
         "client_assertion_type": {"type": "string", "const": ASSERTION_TYPE},
-        "client_assertion": {"type": "string", "description": "JWT: iss = sub = client_id, aud = issuer, exp, iat, jti"},
+        "client_assertion": {
+            "type": "string",
+            "description": "JWT: iss = sub = client_id, aud = issuer, exp, iat, jti",
+        },
         "scope": {"type": "string", "description": "Scopes with a blank between; none: all that the client has"},
     },
 }
@@ -92,7 +95,10 @@ def build() -> dict[str, Any]:
                 }
             },
             "headers": {
-                "RequestId": {"schema": {"type": "string"}, "description": "The caller's, if it is a sane one, else ours"},
+                "RequestId": {
+                    "schema": {"type": "string"},
+                    "description": "The caller's, if it is a sane one, else ours",
+                },
             },
         },
     }

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from aiohttp import web
@@ -15,7 +15,7 @@ Check = Callable[[], Awaitable[str]]
 _CHECK_TIMEOUT_S = 2.0
 
 
-def ops_application(metrics_dir: Path, checks: dict[str, Check], alive: Callable[[], bool]) -> web.Application:
+def ops_application(metrics_dir: Path, checks: Mapping[str, Check], alive: Callable[[], bool]) -> web.Application:
     app = web.Application()
 
     async def metrics(request: web.Request) -> web.Response:

@@ -1,7 +1,7 @@
 """Quota per caller over all workers: a GCRA (leaky bucket as a meter) in one shared memory table.
 
-A slot holds the caller's theoretical arrival time. Workers read and write it without a lock: a collision lets one request
-too many through, and no request waits for another process.
+A slot holds the caller's theoretical arrival time. Workers read and write it without a lock: a collision lets one
+request too many through, and no request waits for another process.
 """
 
 import mmap

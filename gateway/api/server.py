@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import structlog
 from aiohttp import http_parser, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+from gateway.api.hot_lane import HotLane
 from gateway.api.problems import problem_response
 from gateway.log import describe
 
@@ -17,9 +18,48 @@ log = structlog.get_logger()
 
 
 class Connection(RequestHandler):
-    """A client connection."""
+    """A client connection. A request that the hot lane takes does not pass through aiohttp's request cycle."""
 
-    __slots__ = ()
+    __slots__ = ("_hot_lane", "_on_hot_lane")
+
+    def __init__(self, hot_lane: HotLane, manager: web.Server, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self._hot_lane = hot_lane
+        self._on_hot_lane = False
+
+    def data_received(self, data: bytes) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done() or self._force_close or self._close:
+            super().data_received(data)
+            return
+        # the request cycle is waiting: parse without waking it, and wake it unless the hot lane takes the request
+        self._waiter = None
+        super().data_received(data)
+        self._waiter = waiter
+        if self._messages and not self._on_hot_lane and not self._begin_on_hot_lane():
+            waiter.set_result(None)
+
+    def _begin_on_hot_lane(self) -> bool:
+        message, payload = self._messages[0]
+        if len(self._messages) > 1 or isinstance(message, _ErrInfo) or not self._hot_lane.take(self, message, payload):
+            return False
+        self._messages.popleft()
+        assert self._parser is not None
+        self._parser.message_consumed()
+        self._on_hot_lane = self._request_in_progress = True
+        # an answer always comes before the keep-alive time is over
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        return True
+
+    def finish_hot(self, answer: bytes) -> None:
+        """Write the answer of the request on the hot lane; what was pipelined behind it goes the ordinary way."""
+        self._on_hot_lane = self._request_in_progress = False
+        if self.transport is not None:
+            self.transport.write(answer)
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+        if self._messages and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -35,12 +75,13 @@ class Connection(RequestHandler):
 class HardenedServer(web.Server):
     """Makes our Connection, and refuses further ones past the limit."""
 
-    def __init__(self, *args: Any, connections_max: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, hot_lane: HotLane, connections_max: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._hot_lane = hot_lane
         self._connections_max = connections_max
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return Connection(self._hot_lane, self, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         super().connection_made(handler, transport)
@@ -51,7 +92,9 @@ class HardenedServer(web.Server):
 class HardenedRunner(web.AppRunner):
     """An AppRunner whose server is a HardenedServer."""
 
-    def __init__(self, app: web.Application, *, connections_max: int, header_timeout_s: float, drain_s: float) -> None:
+    def __init__(
+        self, app: web.Application, hot_lane: HotLane, *, connections_max: int, header_timeout_s: float, drain_s: float
+    ) -> None:
         super().__init__(
             app,
             handle_signals=False,
@@ -60,6 +103,7 @@ class HardenedRunner(web.AppRunner):
             auto_decompress=False,
             shutdown_timeout=drain_s,
         )
+        self._hot_lane = hot_lane
         self._connections_max = connections_max
 
     async def _make_server(self) -> web.Server:
@@ -67,6 +111,7 @@ class HardenedRunner(web.AppRunner):
         return HardenedServer(
             plain.request_handler,
             request_factory=plain.request_factory,
+            hot_lane=self._hot_lane,
             connections_max=self._connections_max,
             loop=plain._loop,
             **plain._kwargs,
@@ -77,5 +122,3 @@ def assert_c_parser() -> None:
     """The pure Python parser is slower and has had smuggling faults of its own: refuse to run on it."""
     if http_parser.HttpRequestParser is cast(Any, http_parser).HttpRequestParserPy:
         raise RuntimeError("aiohttp runs without its C parser: reinstall the wheel from requirements.txt")
-
-

@@ -1,46 +1,70 @@
 """POST /v1/cards/verify."""
 
 import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 
 from gateway.api.middleware import JSON, Call
 from gateway.api.payloads import VerifyRequest, decoder
+from gateway.crypto.sealing import UnknownDataKey
+from gateway.domain.callers import Caller
 from gateway.domain.errors import FieldError, Problem
+from gateway.domain.scenes import Scene
 from gateway.flows import idempotently
-from gateway.flows.verify_card import Judge
+from gateway.store.verify import Judged, Presented
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+PATH = "/v1/cards/verify"
 
 _decode = decoder(VerifyRequest)
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 _JSON_HEADERS = {"Content-Type": JSON}
 
 
-async def verify_card(call: Call) -> web.Response:
-    asked: VerifyRequest = _decode(call.body)
-    scene = call.gateway.directory.scenes.get(asked.scene)
+def decode(call_body: bytes, scenes: Mapping[str, Scene]) -> tuple[VerifyRequest, Scene]:
+    """The request and its scene. Raises Problem 400, 422."""
+    asked: VerifyRequest = _decode(call_body)
+    scene = scenes.get(asked.scene)
     if scene is None:
         raise Problem("validation_failed", errors=[FieldError("$.scene", "is not a scene of this gateway")])
+    return asked, scene
 
-    async def answer(judge: Judge) -> bytes:
-        return _encode(
-            await call.gateway.verify_card(
-                judge, call.caller_id, call.caller.caller, asked.presentation, asked.scene, scene,
-                asked.terminal_id, asked.occurred_at,
-            )
-        )  # fmt: skip
+
+def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyRequest, scene: Scene) -> Presented:
+    return gateway.verify_card.present(
+        caller_id, caller.kind, asked.presentation, asked.scene, scene, asked.terminal_id, asked.occurred_at
+    )
+
+
+async def verify_card(call: Call) -> web.Response:
+    gateway = call.gateway
+    asked, scene = decode(call.body, gateway.directory.scenes)
+
+    async def answer(judge: Callable[[Presented], Awaitable[Judged]]) -> bytes:
+        presented = present(gateway, call.caller_id, call.caller.caller, asked, scene)
+        judged = await judge(presented)
+        try:
+            return encode(gateway.verify_card.answer(presented, judged, scene.field))
+        except UnknownDataKey:
+            await gateway.load_data_keys()
+            return encode(gateway.verify_card.answer(presented, judged, scene.field))
 
     key = call.request.headers.get("Idempotency-Key")
     if key is None:
-        return web.Response(body=await answer(call.gateway.judge), headers=_JSON_HEADERS)
+        return web.Response(body=await answer(gateway.batcher.ask), headers=_JSON_HEADERS)
     if not idempotently.is_key(key):
         raise Problem("malformed_idempotency_key")
     fingerprint = hashlib.sha256(
         b"\n".join((call.request.method.encode(), call.request.raw_path.encode(), call.body))
     ).digest()
     body, replayed = await idempotently.run(
-        call.gateway.pool, call.caller_id, key, fingerprint,
-        lambda connection: answer(call.gateway.judge_within(connection)),
+        gateway.pool, call.caller_id, key, fingerprint,
+        lambda connection: answer(gateway.judge_within(connection)),
     )  # fmt: skip
     headers = _JSON_HEADERS | ({"Idempotency-Replayed": "true"} if replayed else {})
     return web.Response(body=body, headers=headers)

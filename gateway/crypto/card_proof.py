@@ -1,4 +1,4 @@
-"""A chip card's proof that it is genuine: its answer to a terminal's challenge (internal authentication, domain.md §1.2).
+"""A chip card's proof that it is genuine: its answer to a terminal's challenge (domain.md §1.2).
 
 The scheme below (SM4; the card's key diversified from a master key by the identifier's last eight bytes and their
 complement, as PBOC does) is a proposal [G]: the real one runs in the card centre's HSM and comes through the same call.

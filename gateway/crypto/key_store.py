@@ -1,4 +1,4 @@
-"""The gateway's own keys, by use. The first implementation is strict files; a hardware module comes through the same seam.
+"""The gateway's own keys, by use: strict files at first; a hardware module comes through the same seam.
 
 A key file is JSON `{"kid": "kek-1", "use": "kek", "key": "<base64, 32 bytes>"}`, mode 0600, in a folder of mode 0700.
 The newest of a use (highest number) makes new things; all of them open old ones.

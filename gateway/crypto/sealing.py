@@ -1,7 +1,7 @@
 """Sealing of personal data at rest: KEK -> data key (per table group and month) -> AES-256-GCM.
 
-A sealed value is `algorithm (1) ‖ data key id (4) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`. The additional data binds table,
-column, row and data key, so that a ciphertext moved to another place does not open (reliability.md §3).
+A sealed value is `algorithm (1) ‖ data key id (4) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`. The additional data binds
+table, column, row and data key, so that a ciphertext moved to another place does not open (reliability.md §3).
 """
 
 import os
@@ -50,7 +50,7 @@ class Sealer:
         self._ciphers: dict[int, AESGCM] = {}
 
     def add(self, rows: Iterable[WrappedDataKey], store: KeyStore) -> None:
-        """Unwrap data keys. Raises KeyStoreError for a KEK that the store lacks, SealError for one that does not fit."""
+        """Unwrap data keys. Raises KeyStoreError for a KEK that the store lacks, SealError for one that is another."""
         for row in rows:
             if row.data_key_id in self._ciphers:
                 continue

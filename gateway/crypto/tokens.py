@@ -1,7 +1,7 @@
 """Tokens: client assertions in (RFC 7523), access tokens out (RFC 9068, `at+jwt`), our public keys as a JWKS.
 
-PyJWT accepts more than we want (reliability.md §2.2): every requirement is stated here, and the algorithm is that of the
-caller's registered key, never the header's.
+PyJWT accepts more than we want (reliability.md §2.2): every requirement is stated here, and the algorithm is that of
+the caller's registered key, never the header's.
 """
 
 import base64

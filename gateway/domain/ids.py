@@ -10,9 +10,9 @@ _CHECKS = "10X98765432"
 def uuid7(unix_ms: int, random_bytes: bytes) -> bytes:
     """The 16 bytes of a UUIDv7 (RFC 9562 §5.7) from a time in ms and ten random bytes."""
     rand = int.from_bytes(random_bytes, "big")
-    return (
-        unix_ms << 80 | 0x7 << 76 | (rand >> 68) << 64 | 0b10 << 62 | rand & 0x3FFF_FFFF_FFFF_FFFF
-    ).to_bytes(16, "big")
+    return (unix_ms << 80 | 0x7 << 76 | (rand >> 68) << 64 | 0b10 << 62 | rand & 0x3FFF_FFFF_FFFF_FFFF).to_bytes(
+        16, "big"
+    )
 
 
 def uuid7_unix_ms(value: UUID) -> int:

@@ -5,7 +5,7 @@ from typing import Final
 
 
 def mask_name(name: str) -> str:
-    """`张三` -> `*三`: the surname masked (one of the two styles seen, domain.md §5); long names keep two characters."""
+    """`张三` -> `*三`: the surname masked (one of two styles seen, domain.md §5); long names keep two characters."""
     if len(name) <= 1:
         return "*"
     keep = 1 if len(name) < 4 else 2

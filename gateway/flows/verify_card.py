@@ -4,7 +4,6 @@ import datetime as dt
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable
 from functools import lru_cache
 
 import msgspec
@@ -14,8 +13,8 @@ from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.card_proof import is_genuine
 from gateway.crypto.key_store import Key
 from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
-from gateway.crypto.sealing import Sealer, UnknownDataKey
-from gateway.domain.callers import Caller, CallerKind
+from gateway.crypto.sealing import Sealer
+from gateway.domain.callers import CallerKind
 from gateway.domain.cards import Medium, tell_apart
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.ids import uuid7
@@ -66,41 +65,30 @@ class SealedHolder(msgspec.Struct, frozen=True, array_like=True):
 
 _decode_holder = msgspec.json.Decoder(SealedHolder).decode
 _REASONS = {reason.value: reason for reason in Reason}
+_NOBODY = (msgspec.UNSET, msgspec.UNSET)
 _MEDIA = {medium.value: medium for medium in Medium}
-
-Judge = Callable[[Presented], Awaitable[Judged]]
-"""Records a presentation and gives the verdict's facts, after the commit or inside the caller's transaction."""
 
 
 class VerifyCard:
-    """The use case. `reload_data_keys` is called when a card was sealed with a data key made after our start."""
+    """The use case in its two halves: present() before the statement that decides and records, answer() after it."""
 
-    def __init__(
-        self,
-        index: BlindIndex,
-        pseudonyms: Pseudonyms,
-        sealer: Sealer,
-        proof_key: Key,
-        reload_data_keys: Callable[[], Awaitable[None]],
-    ) -> None:
+    def __init__(self, index: BlindIndex, pseudonyms: Pseudonyms, sealer: Sealer, proof_key: Key) -> None:
         self._index = index
         self._pseudonyms = pseudonyms
         self._sealer = sealer
         self._proof_key = proof_key
-        self._reload_data_keys = reload_data_keys
 
-    async def __call__(
+    def present(
         self,
-        judge: Judge,
         caller_id: str,
-        caller: Caller,
+        kind: CallerKind,
         presentation: Presentation,
         scene_id: str,
         scene: Scene,
         terminal_id: str,
         occurred_at: dt.datetime | None,
-    ) -> VerifyAnswer:
-        """Raises Problem 422 for times out of bounds and undistinguishable card data, 503 if no event was written."""
+    ) -> Presented:
+        """What the statement is to judge. Raises Problem 422 for a time out of bounds or card data of one shape."""
         now_us = time.time_ns() // 1000
         occurred_us = now_us if occurred_at is None else int(occurred_at.timestamp() * 1_000_000)
         if not -OCCURRED_AT_MOST_AGO_US <= occurred_us - now_us <= OCCURRED_AT_MOST_AHEAD_US:
@@ -110,15 +98,33 @@ class VerifyCard:
             )
         chip_index, card_id, preset, medium = self._facts(presentation, caller_id)
         event_id = str(UUID(uuid7(now_us // 1000, os.urandom(10))))
-        judged = await judge(
-            Presented(
-                event_id, chip_index, card_id, caller_id, scene_id, terminal_id, str(occurred_us),
-                _generations(scene, caller.kind), preset, medium,
-            )
+        return Presented(
+            event_id, chip_index, card_id, caller_id, scene_id, terminal_id, str(occurred_us),
+            _generations(scene, kind), preset, medium,
         )  # fmt: skip
-        answer = await self._answer(judged, caller_id, event_id)
-        VERDICTS.add((answer.verdict, judged.reason, judged.medium or "none", scene.field, caller_id))
+
+    def answer(self, presented: Presented, judged: Judged, field: str) -> VerifyAnswer:
+        """The verdict for the caller. Raises UnknownDataKey if the card was sealed with a key made after our start."""
+        reason, card_id, medium, region, status_as_of, holder_sealed = judged
+        verdict = VERDICT_OF[reason]
+        caller_id, event_id = presented.caller, presented.event_id
+        known_medium = _MEDIA[medium] if medium else msgspec.UNSET
+        if card_id is None:
+            answer = VerifyAnswer(verdict, _REASONS[reason], event_id, medium=known_medium)
+        else:
+            card_ref = self._pseudonyms.card_ref(caller_id, card_id.bytes)
+            as_of = status_as_of.astimezone(CHINA).replace(microsecond=0) if status_as_of else msgspec.UNSET
+            holder, benefits = self._holder(card_id.bytes, holder_sealed) if holder_sealed else _NOBODY
+            answer = VerifyAnswer(
+                verdict, _REASONS[reason], event_id, card_ref, known_medium, region or msgspec.UNSET,
+                holder, benefits, as_of,
+            )  # fmt: skip
+        VERDICTS.add((verdict, reason, medium or "none", field, caller_id))
         return answer
+
+    def _holder(self, card_id: bytes, sealed: bytes) -> tuple[Holder, list[str]]:
+        plain = _decode_holder(self._sealer.open(HOLDER_COLUMN, card_id, sealed))
+        return Holder(mask_name(plain.name), age_band(plain.birth_date, dt.datetime.now(CHINA).date())), []
 
     def _facts(self, presentation: Presentation, caller_id: str) -> tuple[str, str, str, str]:
         """(chip index, card id, preset reason, medium) of a presentation, empty for what does not apply."""
@@ -137,26 +143,6 @@ class VerifyCard:
         # the national platform and the transit keys are not connected: never guess
         medium = Medium.ECARD.value if type(presentation) is EcardCode else ""
         return "", "", Reason.PLATFORM_UNAVAILABLE.value, medium
-
-    async def _answer(self, judged: Judged, caller_id: str, event_id: str) -> VerifyAnswer:
-        reason, card_id, medium, region, status_as_of, holder_sealed = judged
-        verdict = VERDICT_OF[reason]
-        known_medium = _MEDIA[medium] if medium else msgspec.UNSET
-        if card_id is None:
-            return VerifyAnswer(verdict, _REASONS[reason], event_id, medium=known_medium)
-        assert region is not None and status_as_of is not None
-        card_ref = self._pseudonyms.card_ref(caller_id, card_id.bytes)
-        as_of = status_as_of.astimezone(CHINA).replace(microsecond=0)
-        if holder_sealed is None:
-            return VerifyAnswer(verdict, _REASONS[reason], event_id, card_ref, known_medium, region, status_as_of=as_of)
-        try:
-            plain = self._sealer.open(HOLDER_COLUMN, card_id.bytes, holder_sealed)
-        except UnknownDataKey:
-            await self._reload_data_keys()
-            plain = self._sealer.open(HOLDER_COLUMN, card_id.bytes, holder_sealed)
-        sealed = _decode_holder(plain)
-        holder = Holder(mask_name(sealed.name), age_band(sealed.birth_date, dt.datetime.now(CHINA).date()))
-        return VerifyAnswer(verdict, _REASONS[reason], event_id, card_ref, known_medium, region, holder, [], as_of)
 
 
 @lru_cache(maxsize=1000)

@@ -14,7 +14,7 @@ PUBLIC = "sandbox/callers/public/"
 
 
 def write_callers(settings: Settings) -> list[str]:
-    """Key files for the configured callers whose keys_file is in the sandbox; keys that exist stay. Returns the names."""
+    """Key files for the callers whose keys_file is in the sandbox; keys that exist stay. Returns the names."""
     folder = settings.data_dir / "sandbox" / "callers"
     (settings.data_dir / PUBLIC).mkdir(mode=0o700, parents=True, exist_ok=True)
     written = []
@@ -49,11 +49,11 @@ def _new_private_jwk(algorithm: str) -> dict[str, Any]:
         x = key.public_key().public_bytes_raw()
         return {"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "x": _b64(x), "d": _b64(key.private_bytes_raw())}
     numbers = ec.generate_private_key(ec.SECP256R1()).private_numbers()
-    x, y, d = (
+    point_x, point_y, secret = (
         _b64(number.to_bytes(32, "big"))
         for number in (numbers.public_numbers.x, numbers.public_numbers.y, numbers.private_value)
     )
-    return {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y, "d": d}
+    return {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": point_x, "y": point_y, "d": secret}
 
 
 def _b64(raw: bytes) -> str:

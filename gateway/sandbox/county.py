@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.domain.cards import CardStatus
 from gateway.domain.ids import id_number_check, uuid7
+from gateway.domain.masking import age_on
 
 CARDS = 415_000
 """Cards in use at the end of 2020: 41.5 万 (plan.md [S])."""
@@ -49,6 +50,9 @@ _STATUS_PER_MILLE = {
     CardStatus.CANCELLED: 26,
 }
 """[G] The others are normal."""
+_FATES = (CardStatus.NORMAL, CardStatus.NORMAL, *_STATUS_PER_MILLE)
+_EXPIRED = 1
+"""What becomes of a card: valid, expired, or of another status."""
 
 _PYRAMID = (32, 46, 45, 40, 45, 55, 75, 80, 72, 76, 90, 88, 68, 65, 52, 33, 20, 11, 4.5, 1.2, 0.3)
 """[G] Per mille of the people by five years of age, the last group from 100 on: an ageing county, a quarter is 60+."""
@@ -152,10 +156,11 @@ class County:
         self._number_turn, self._identifier_turn = turns[2], turns[3]
 
         self._cohorts = _cohorts(cards, today)
+        assert all(cohort.people <= cohort.days * _SEQUENCES for cohort in self._cohorts), "a day has 999 numbers"
         self._cohort_starts = [cohort.first_place for cohort in self._cohorts]
+        # the ring of fates: valid cards, of which the first have an e-card; expired ones; those of another status
         rare = [cards * share // 1000 for share in (_EXPIRED_PER_MILLE, *_STATUS_PER_MILLE.values())]
         self._fate_ends = list(accumulate([cards - sum(rare), *rare]))
-        self._fates = [CardStatus.NORMAL, CardStatus.NORMAL, *_STATUS_PER_MILLE]
 
         self._today = today.toordinal()
         self._ids_from_ms = (today - dt.date(1970, 1, 1)).days * 86_400_000 - cards
@@ -171,7 +176,7 @@ class County:
         born, sequence = self._birth(i)
         fate_place = (i * self._fate_step + self._fate_turn) % self.cards
         fate = bisect_right(self._fate_ends, fate_place)
-        generation, issued_on = self._issue(born, fate == 1, issue, third < _THIRD_GENERATION_SHARE * _DRAW)
+        generation, issued_on = self._issue(born, fate == _EXPIRED, issue, third < _THIRD_GENERATION_SHARE * _DRAW)
         if place < _COUNTY_SHARE * _DRAW:
             region, prefix = COUNTY_REGION, _pick(_LOCAL_ORIGINS, origin)
         else:
@@ -182,7 +187,8 @@ class County:
         ms = self._ids_from_ms + i
         ecard_level, ecard_signed_on = None, None
         if fate_place < self.ecards:
-            ecard_level, ecard_signed_on = self._ecard(born, generation, issued_on, level, signing)
+            age = age_on(birth_date, self.today)
+            ecard_level, ecard_signed_on = self._ecard(age, generation, issued_on, level, signing)
         return Citizen(
             uuid7(ms, bits[0] + tail),
             uuid7(ms, bits[1] + tail),
@@ -193,7 +199,7 @@ class County:
             f"{_pick(_SERIES, series)}{(i * _NUMBER_STEP + self._number_turn) % _NUMBERS:07}",
             f"{region}D156000005{(i * _IDENTIFIER_STEP + self._identifier_turn) % _TWO_64:016X}",
             generation,
-            self._fates[fate],
+            _FATES[fate],
             issued_on,
             _valid_until(issued_on),
             region,
@@ -222,10 +228,9 @@ class County:
         day = first + (draw * (last - first + 1) >> 32)
         return (3 if day >= self._third_from else 2), dt.date.fromordinal(day)
 
-    def _ecard(self, born: int, generation: int, issued_on: dt.date, level: int, draw: int) -> tuple[int, dt.date]:
+    def _ecard(self, age: int, generation: int, issued_on: dt.date, level: int, draw: int) -> tuple[int, dt.date]:
         """(level, day of signing). A card of the third generation comes with its e-card [S] domain.md §2.1."""
-        grown = (self._today - born) * 4 // 1461 in _ECARD_LEVEL_2_AGES
-        sign_level = 2 if grown and level < _ECARD_LEVEL_2_SHARE * _DRAW else 1
+        sign_level = 2 if age in _ECARD_LEVEL_2_AGES and level < _ECARD_LEVEL_2_SHARE * _DRAW else 1
         if generation == 3:
             return sign_level, issued_on
         first = max(issued_on, _ECARD_FROM).toordinal()

@@ -15,7 +15,7 @@ _ELSEWHERE = 120
 
 
 def write_cards_csv(county: County, path: Path, at_least: int = 3000) -> None:
-    """Write so many synthetic cards, most of them normal, as far as the county has them; only the owner may read them."""
+    """Write so many synthetic cards, most of them normal, as far as the county has them; only the owner may read it."""
     wanted = {status.name: _OF_A_STATUS for status in CardStatus if status != CardStatus.NORMAL}
     wanted |= {"expired": _EXPIRED, "elsewhere": _ELSEWHERE}
     special = sum(wanted.values())

@@ -60,7 +60,7 @@ class _Rows(NamedTuple):
     ecard: list[Row]
 
 
-class NotASandbox(Exception):
+class NotASandboxError(Exception):
     """The database holds a registry that is not the sandbox's; loading the county would destroy it."""
 
 
@@ -84,8 +84,8 @@ async def load_county(
 ) -> None:
     """Load a county unless one is there; `on_progress` gets the number of cards of each step.
 
-    `dsn` connects as the tables' owner. Raises NotASandbox, KeyStoreError, SealError, asyncpg.PostgresError, OSError, and
-    BrokenProcessPool if a worker was killed. A load that fails leaves the database as it was.
+    `dsn` connects as the tables' owner. A load that fails leaves the database as it was. Raises NotASandboxError,
+    KeyStoreError, SealError, asyncpg.PostgresError, OSError, and BrokenProcessPool if a worker was killed.
     """
     async with _connected(dsn) as connection:
         async with connection.transaction():
@@ -112,7 +112,7 @@ async def _connected(dsn: str) -> AsyncIterator["Connection"]:
 
 
 async def _empty_registry(connection: "Connection") -> bool:
-    """Make the tables ready for a county; False if they hold one. Raises NotASandbox."""
+    """Make the tables ready for a county; False if they hold one. Raises NotASandboxError."""
     await connection.execute(
         "CREATE TABLE IF NOT EXISTS sandbox_county (seed bigint, cards integer, today date, loaded_at timestamptz)"
     )
@@ -122,7 +122,7 @@ async def _empty_registry(connection: "Connection") -> bool:
         "SELECT min(name) FROM registry_source WHERE name <> ALL($1)", list(_SOURCES.values())
     )
     if foreign is not None:
-        raise NotASandbox(f"the database holds cards of {foreign!r}: give the sandbox a database of its own")
+        raise NotASandboxError(f"the database holds cards of {foreign!r}: give the sandbox a database of its own")
     await connection.execute("TRUNCATE person, card, ecard CASCADE")
     await connection.executemany(
         "INSERT INTO registry_source (source_id, name, as_of) VALUES ($1, $2, now())"

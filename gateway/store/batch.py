@@ -8,12 +8,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 import asyncpg
 import structlog
 
-from gateway.domain.errors import overloaded, unavailable
+from gateway.domain.errors import Problem, overloaded, unavailable
 from gateway.store.pool import GONE
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Sink = Callable[[Answer | None, Problem | None], None]
+"""Takes an answer, or the problem that stands in its place. It does not raise."""
 
 
 class BatchFigures(NamedTuple):
@@ -45,6 +47,7 @@ class Batcher(Generic[Item, Answer]):
         queue_max: int,
         deadline_s: float,
         on_batch: Callable[[BatchFigures], None],
+        on_delivered: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect = connect
         self._execute = execute
@@ -52,21 +55,35 @@ class Batcher(Generic[Item, Answer]):
         self._queue_max = queue_max
         self._deadline_s = deadline_s
         self._on_batch = on_batch
-        self._queue: deque[tuple[Item, asyncio.Future[Answer], float]] = deque()
+        self._on_delivered = on_delivered
+        self._queue: deque[tuple[Item, Sink[Answer], float]] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._connection: Connection | None = None
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def submit(self, item: Item) -> "asyncio.Future[Answer]":
-        """Queue an item; the future gives its answer after the commit. Raises Problem 503 at once if the queue is full."""
+    def submit(self, item: Item, sink: "Sink[Answer]") -> None:
+        """Queue an item; the sink is called once, after the commit. Raises Problem 503 at once if the queue is full."""
         if len(self._queue) >= self._queue_max:
             raise overloaded("the verify queue is full")
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._queue.append((item, future, time.monotonic() + self._deadline_s))
+        self._queue.append((item, sink, time.monotonic() + self._deadline_s))
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def ask(self, item: Item) -> "asyncio.Future[Answer]":
+        """submit() for a coroutine: the future gives the answer, or raises the Problem."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def sink(answer: Answer | None, problem: Problem | None) -> None:
+            if future.done():
+                return
+            if problem is not None:
+                future.set_exception(problem)
+            else:
+                future.set_result(cast(Answer, answer))
+
+        self.submit(item, sink)
         return future
 
     async def run(self) -> None:
@@ -102,16 +119,20 @@ class Batcher(Generic[Item, Answer]):
             self._queue.extendleft(reversed(taken))
             self._fail(len(taken), "the event could not be written")
             return
-        for (_, future, _), answer in zip(taken, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)
         self._on_batch(BatchFigures(len(taken), began - deadline + self._deadline_s, time.monotonic() - began))
+        # soon, not now: the next batch is sent first, so that the database works while the answers are written
+        asyncio.get_running_loop().call_soon(self._deliver, taken, answers)
+
+    def _deliver(self, taken: "Sequence[tuple[Item, Sink[Answer], float]]", answers: "Sequence[Answer]") -> None:
+        for (_, sink, _), answer in zip(taken, answers, strict=True):
+            sink(answer, None)
+        self._on_delivered()
 
     def _fail(self, count: int, detail: str) -> None:
         for _ in range(count):
-            _, future, _ = self._queue.popleft()
-            if not future.done():
-                future.set_exception(unavailable(detail))
+            _, sink, _ = self._queue.popleft()
+            sink(None, unavailable(detail))
+        self._on_delivered()
 
     async def _connected(self) -> "Connection":
         if self._connection is None or self._connection.is_closed():

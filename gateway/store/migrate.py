@@ -62,7 +62,7 @@ async def migrate(dsn: str) -> list[str]:
 
 
 async def ensure_partitions(connection: "asyncpg.Connection[asyncpg.Record]", today: date) -> None:
-    """The monthly partitions of usage events from last month to MONTHS_AHEAD: without one, no event could be written."""
+    """The monthly partitions of usage events, last month to MONTHS_AHEAD: without one, no event could be written."""
     for ahead in range(-1, MONTHS_AHEAD + 1):
         first, following = _month(today, ahead), _month(today, ahead + 1)
         name = f"usage_event_{first:%Y%m}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from asyncpg.pgproto.pgproto import UUID
 
-from gateway.domain.cards import CardStatus, STATUS_REASON
+from gateway.domain.cards import STATUS_REASON, CardStatus
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection

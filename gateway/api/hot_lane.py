@@ -1,0 +1,132 @@
+"""The hot lane: a verify that is whole and ordinary, answered without aiohttp's request cycle.
+
+That cycle (a task, a request, a stream and a response object for each request) costs more than the verdict
+(loadtests/README.md). The lane takes only what it can decide at once; everything else, and every refusal before the
+statement, goes the ordinary way through middleware.py, so that there is one place where problems are made. All answers
+of a batch are made first and then written back to back: a client's process that is awake is cheaper to write to.
+"""
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+from aiohttp import hdrs
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import HttpVersion11, RawRequestMessage
+from aiohttp.streams import StreamReader
+
+from gateway.api import verify
+from gateway.api.middleware import JSON, request_id_of
+from gateway.api.problems import SERVER, problem_response
+from gateway.crypto.sealing import UnknownDataKey
+from gateway.domain.callers import Scope
+from gateway.domain.errors import Problem
+from gateway.log import describe
+from gateway.metrics import REQUESTS, SHED, request_seconds
+from gateway.store.verify import Judged
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+log = structlog.get_logger()
+
+_NEEDS_THE_ORDINARY_WAY = ("Idempotency-Key", hdrs.EXPECT, hdrs.CONTENT_ENCODING)
+
+
+class Writable(Protocol):
+    """A connection that waits for an answer."""
+
+    def finish_hot(self, answer: bytes) -> None: ...
+
+
+class HotLane:
+    """take() begins a request, write_answers() ends those of a batch."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
+        self._body_max = gateway.settings.gateway.http.body_max_bytes
+        self._seconds = request_seconds(verify.PATH)
+        self._answers: list[tuple[Writable, bytes]] = []
+
+    def take(self, connection: Writable, message: RawRequestMessage, payload: StreamReader) -> bool:
+        """Whether the request is on its way; if not, nothing was done."""
+        if (
+            message.path != verify.PATH
+            or message.method != "POST"
+            or message.version != HttpVersion11
+            or message.should_close
+            or message.upgrade
+            or message.chunked
+            or not payload.is_eof()
+        ):
+            return False
+        headers = message.headers
+        if headers.get(hdrs.CONTENT_TYPE) != JSON or any(name in headers for name in _NEEDS_THE_ORDINARY_WAY):
+            return False
+        began = time.perf_counter()
+        gateway = self._gateway
+        try:
+            known, access = gateway.authenticate(headers.get(hdrs.AUTHORIZATION))
+            if (
+                known.caller.quota_per_second
+                or Scope.CARDS_VERIFY not in access.scopes
+                or Scope.CARDS_VERIFY not in known.scopes
+            ):
+                return False
+            body = b"".join(payload._buffer)  # not read: the ordinary way may have to
+            if len(body) > self._body_max:
+                return False
+            asked, scene = verify.decode(body, gateway.directory.scenes)
+            presented = verify.present(gateway, access.caller_id, known.caller, asked, scene)
+
+            request_id = request_id_of(headers)
+
+            def sink(judged: Judged | None, problem: Problem | None) -> None:
+                answer = b""
+                if judged is not None:
+                    try:
+                        answer = _ok(
+                            verify.encode(gateway.verify_card.answer(presented, judged, scene.field)), request_id
+                        )
+                    except UnknownDataKey:
+                        gateway.start_loading_data_keys()
+                        problem = Problem("unavailable", headers={"Retry-After": "1"})
+                    except Exception as error:  # noqa: BLE001 - the edge: nothing may leave as a traceback
+                        log.error("request failed", exception=describe(type(error), error.__traceback__))
+                        problem = Problem("internal")
+                status = "200"
+                if problem is not None:
+                    status, answer = str(problem.status), _not_ok(problem, request_id)
+                self._answers.append((connection, answer))
+                REQUESTS.add((verify.PATH, status))
+                self._seconds.observe(time.perf_counter() - began)
+
+            gateway.batcher.submit(presented, sink)
+        except Problem:
+            return False
+        return True
+
+    def write_answers(self) -> None:
+        """Write the answers of a batch, one after the other."""
+        answers, self._answers = self._answers, []
+        for connection, answer in answers:
+            connection.finish_hot(answer)
+
+
+def _ok(body: bytes, request_id: str) -> bytes:
+    return (
+        f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\nX-Request-Id: {request_id}\r\nServer: {SERVER}\r\n"
+        f"Content-Length: {len(body)}\r\nDate: {rfc822_formatted_time()}\r\n\r\n"
+    ).encode() + body
+
+
+def _not_ok(problem: Problem, request_id: str) -> bytes:
+    if problem.status == 503:
+        SHED.labels(problem.code).inc()
+    response = problem_response(problem.code, problem.detail, problem.errors, request_id, problem.headers)
+    body = response.body
+    assert isinstance(body, bytes)
+    head = [f"HTTP/1.1 {response.status} {response.reason}"]
+    head += [f"{name}: {value}" for name, value in response.headers.items() if name != hdrs.CONTENT_LENGTH]
+    head += [f"Content-Length: {len(body)}", f"Date: {rfc822_formatted_time()}", "", ""]
+    return "\r\n".join(head).encode() + body
