@@ -40,6 +40,7 @@ def _supervise(settings: Settings, prepare: Any) -> None:
 
     from gateway.crypto.key_store import KeyStoreError
     from gateway.log import configure
+    from gateway.sandbox.prepare import OtherCounty
     from gateway.store.embedded import EmbeddedPostgresError
     from gateway.store.migrate import MigrationError
     from gateway.store.pool import UnfitDatabase
@@ -48,7 +49,15 @@ def _supervise(settings: Settings, prepare: Any) -> None:
     configure(settings.gateway.log_level, "supervisor")
     try:
         _run(Supervisor(settings, prepare, lambda line: print(line, flush=True)).run())  # noqa: T201
-    except (CannotStart, UnfitDatabase, MigrationError, KeyStoreError, EmbeddedPostgresError, SettingsError) as error:
+    except (
+        CannotStart,
+        OtherCounty,
+        UnfitDatabase,
+        MigrationError,
+        KeyStoreError,
+        EmbeddedPostgresError,
+        SettingsError,
+    ) as error:
         _give_up(f"cannot start: {error}")
     except (OSError, asyncpg.PostgresError) as error:
         _give_up(f"cannot start: the database: {type(error).__name__}: {error}")

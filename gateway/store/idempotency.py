@@ -44,7 +44,7 @@ async def sweep(connection: "AnyConnection", limit: int) -> int:
     """Delete up to `limit` keys past their days; returns how many."""
     done = await connection.fetch(
         "DELETE FROM idempotency_key WHERE (caller, key) IN (SELECT caller, key FROM idempotency_key"
-        f" WHERE created_at < now() - interval '{KEPT_DAYS} days' ORDER BY created_at LIMIT $1) RETURNING true",  # noqa: S608 - a constant
-        limit,
-    )
+        " WHERE created_at < now() - make_interval(days => $1) ORDER BY created_at LIMIT $2) RETURNING true",
+        KEPT_DAYS, limit,
+    )  # fmt: skip
     return len(done)

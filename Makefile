@@ -1,0 +1,57 @@
+# make run: everything on loopback, with a synthetic county.  make test: all tests that are not long.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint bench load faults clean
+
+run: $(VENV)/.runtime
+	@exec $(BIN)/python -m gateway sandbox
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m loadtests.bench $(BENCH)
+
+# a running gateway (make run) is loaded with the users' mix, then every answer is compared with the feed
+load: $(VENV)/.dev
+	$(BIN)/locust -f loadtests/locustfile.py --headless -u 50 -r 10 -t 30s --host http://127.0.0.1:$${PORT:-8080} --only-summary
+	$(BIN)/python -m loadtests.reconcile
+
+faults: $(VENV)/.dev
+	FAULT_CYCLES=$${FAULT_CYCLES:-100} $(BIN)/python -m pytest tests/faults --timeout=7200 -s
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "This Python cannot make virtual environments: install the package python3-venv"; exit 1; }
+	@echo "making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+# pip is quiet unless something fails; hashes are checked for every package
+$(VENV)/.runtime: requirements.txt | $(BIN)/python
+	@echo "installing the packages of requirements.txt (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	@echo "installing the packages of requirements-dev.txt (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.dev
+	@echo "installing the packages of requirements-bench.txt (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
+	@touch $@
