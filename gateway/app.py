@@ -75,6 +75,7 @@ class Gateway:
         )
         self.hot_lane = HotLane(self)
         self._loading: asyncio.Task[None] | None = None
+        self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
 
     def _write_answers(self) -> None:
@@ -128,6 +129,7 @@ class Gateway:
         while True:
             metrics.QUEUE.set(len(self.batcher))
             metrics.POOL_FREE.set(self.pool.free)
+            metrics.CONNECTIONS.set(self.open_connections())
             metrics.flush()
             await asyncio.sleep(_GAUGE_PERIOD_S)
 
@@ -182,6 +184,7 @@ async def serve(settings: Settings, dsn: str, ready: Callable[[], None]) -> None
         drain_s=_DRAIN_S,
     )
     await runner.setup()
+    gateway.open_connections = lambda: runner.open_connections
     site = web.SockSite(runner, _listen(http.host, http.port))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -106,6 +106,10 @@ class HardenedRunner(web.AppRunner):
         self._hot_lane = hot_lane
         self._connections_max = connections_max
 
+    @property
+    def open_connections(self) -> int:
+        return len(self.server.connections) if self.server is not None else 0
+
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
         return HardenedServer(

@@ -171,16 +171,15 @@ async def _fill(
     on_progress: Callable[[int], None], processes: int,
 ) -> None:  # fmt: skip
     """COPY the citizens in the order of their ids, while the workers make the next ones."""
-    loop = asyncio.get_running_loop()
     workers = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(), keys, data_key, county)
     )
     try:
         steps = (range(start, min(start + _CHUNK, county.cards)) for start in range(0, county.cards, _CHUNK))
-        ahead = deque(loop.run_in_executor(workers, _make, step) for step in islice(steps, 2 * processes))
+        ahead = deque(workers.submit(_make, step) for step in islice(steps, 2 * processes))
         while ahead:
-            rows = await ahead.popleft()
-            ahead.extend(loop.run_in_executor(workers, _make, step) for step in islice(steps, 1))
+            rows = await asyncio.wrap_future(ahead.popleft())
+            ahead.extend(workers.submit(_make, step) for step in islice(steps, 1))
             await connection.copy_records_to_table("person", records=rows.person, columns=_PERSON)
             await connection.copy_records_to_table("card", records=rows.card, columns=_CARD)
             await connection.copy_records_to_table("ecard", records=rows.ecard, columns=_ECARD)
