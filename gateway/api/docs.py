@@ -15,6 +15,7 @@ from aiohttp import web
 from gateway.api.middleware import JSON, Call
 
 _templates = jinja2.Environment(loader=jinja2.PackageLoader("gateway.api"), autoescape=True)
+_templates.policies["json.dumps_kwargs"] = {"sort_keys": False}
 
 
 @lru_cache(maxsize=1)

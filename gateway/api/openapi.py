@@ -62,7 +62,12 @@ _TOKEN_FORM = {
 
 def build() -> dict[str, Any]:
     """The whole document."""
-    types = [kind for route in ROUTES for kind in (route.body, route.answer, route.refusal) if _named(kind)]
+    types = [
+        kind
+        for route in ROUTES
+        for kind in (route.body, route.answer, route.refusal and route.refusal[0])
+        if _named(kind)
+    ]
     _, schemas = msgspec.json.schema_components([*types, ProblemAnswer], ref_template=_REF)
     paths: dict[str, Any] = {}
     for route in ROUTES:
@@ -137,15 +142,16 @@ def _answers(route: Route) -> dict[str, Any]:
     answers: dict[str, Any] = {
         "200": {"description": "OK", "headers": headers, "content": {route.answers_as: {"schema": schema}}}
     }
-    statuses = set(route.statuses) | {500}
-    if route.scope is not None:
-        statuses |= {401, 403, 429, 503}
-    if route.takes is not None:
-        statuses |= {408, 413, 415, 503}
-    for status in sorted(statuses):
-        titles = sorted({title for code, title in PROBLEMS.values() if code == status})
+    meanings: dict[int, list[str]] = {}
+    for code in (*route.problems, "internal"):
+        status, title = PROBLEMS[code]
+        meanings.setdefault(status, []).append(f"`{code}`: {title}")
+    for status, titles in meanings.items():
         content = {"application/problem+json": {"schema": _schema(ProblemAnswer)}}
-        if route.refusal is not None and status in (400, 401):
-            content = {"application/json": {"schema": _schema(route.refusal)}}
         answers[str(status)] = {"description": "; ".join(titles), "headers": headers, "content": content}
-    return answers
+    if route.refusal is not None:
+        kind, statuses = route.refusal
+        for status, meaning in statuses.items():
+            content = {"application/json": {"schema": _schema(kind)}}
+            answers[str(status)] = {"description": meaning, "headers": headers, "content": content}
+    return dict(sorted(answers.items()))

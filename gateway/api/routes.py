@@ -9,11 +9,14 @@ from gateway.domain.callers import Scope
 from gateway.flows.verify_card import VerifyAnswer
 
 FORM = "application/x-www-form-urlencoded"
-EFFECT_ERRORS = (400, 409, 413, 415, 422)
+_SIGNED_IN = ("unauthorised", "insufficient_scope", "quota_exceeded", "unavailable")
+_WITH_BODY = ("receive_timeout", "body_too_large", "unsupported_media_type")
+_JSON_BODY = (*_WITH_BODY, "malformed_json", "validation_failed")
+_IDEMPOTENT = ("malformed_idempotency_key", "idempotency_key_in_use", "idempotency_key_reused")
 
 
 class Route(NamedTuple):
-    """One operation. `answer` is the type of the 200; problems are described once for all."""
+    """One operation: `answer` is the type of the 200, `problems` are codes of domain/errors.py."""
 
     method: str
     path: str
@@ -24,18 +27,22 @@ class Route(NamedTuple):
     body: Any = None
     answer: Any = None
     answers_as: str = JSON
-    refusal: Any = None
-    statuses: tuple[int, ...] = ()
+    refusal: tuple[Any, dict[int, str]] | None = None
+    """A type of its own for some statuses, with their meaning (RFC 6749)."""
+    problems: tuple[str, ...] = ()
 
 
 ROUTES = (
     Route("POST", "/oauth2/token", getting_in.token, "Exchange a client assertion for an access token",
-          takes=FORM, answer=TokenAnswer, refusal=TokenError, statuses=(400, 401)),
+          takes=FORM, answer=TokenAnswer, refusal=(TokenError, {400: "The request is wrong", 401: "invalid_client"}),
+          problems=(*_WITH_BODY, "unavailable")),
     Route("GET", "/.well-known/jwks.json", getting_in.jwks, "The keys that access tokens are signed with", answer=Jwks),
     Route("POST", "/v1/cards/verify", verify.verify_card, "Verify a presented card",
-          scope=Scope.CARDS_VERIFY, takes=JSON, body=VerifyRequest, answer=VerifyAnswer, statuses=EFFECT_ERRORS),
+          scope=Scope.CARDS_VERIFY, takes=JSON, body=VerifyRequest, answer=VerifyAnswer,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, "overloaded")),
     Route("GET", "/v1/usage-events", usage_events.feed, "The feed of usage events, in commit order, without gaps",
-          scope=Scope.USAGE_READ, answer=UsagePage, statuses=(400, 422)),
+          scope=Scope.USAGE_READ, answer=UsagePage,
+          problems=(*_SIGNED_IN, "malformed_query", "malformed_cursor", "validation_failed")),
     Route("GET", "/openapi.json", docs.openapi, "This contract", answer=dict[str, Any]),
     Route("GET", "/docs", docs.docs, "This contract, for people", answers_as="text/html"),
 )  # fmt: skip
