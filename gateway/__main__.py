@@ -40,6 +40,7 @@ def _supervise(settings: Settings, prepare: Any) -> None:
 
     from gateway.crypto.key_store import KeyStoreError
     from gateway.log import configure
+    from gateway.sandbox.load import NotASandboxError
     from gateway.sandbox.prepare import OtherCounty
     from gateway.store.embedded import EmbeddedPostgresError
     from gateway.store.migrate import MigrationError
@@ -52,6 +53,7 @@ def _supervise(settings: Settings, prepare: Any) -> None:
     except (
         CannotStart,
         OtherCounty,
+        NotASandboxError,
         UnfitDatabase,
         MigrationError,
         KeyStoreError,
@@ -68,7 +70,7 @@ def sandbox(
     cards: Annotated[
         int, typer.Option(envvar="CARDS", min=2_000, max=10_000_000, help="Cards of the county.")
     ] = 415_000,
-    seed: Annotated[int, typer.Option(envvar="SEED", help="The county's seed.")] = 330424,
+    seed: Annotated[int, typer.Option(envvar="SEED", min=0, max=2**63 - 1, help="The county's seed.")] = 330424,
 ) -> None:
     """Run everything on loopback with a synthetic county. `make run` is this."""
     settings = _settings()

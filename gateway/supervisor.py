@@ -78,8 +78,8 @@ class Supervisor:
             raise CannotStart(self._broken)
 
     async def _serve(self, began: float) -> None:
-        if self._prepare is not None:
-            await self._prepare(self._settings, self._dsn)
+        if self._prepare is not None and not await self._prepared(self._prepare):
+            return
         open_folder(self._settings.keys_dir)
         Directory(self._settings)
         tasks = [asyncio.create_task(self._watch_postgres())] if self._postgres else []
@@ -105,6 +105,19 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await ops.cleanup()
+
+    async def _prepared(self, prepare: Preparation) -> bool:
+        """Whether the preparation came to its end before we were told to stop."""
+        preparing = asyncio.ensure_future(prepare(self._settings, self._dsn))
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({preparing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if preparing.done():
+            stopping.cancel()
+            await preparing
+            return True
+        preparing.cancel()
+        await asyncio.gather(preparing, return_exceptions=True)
+        return False
 
     def _ready_line(self, seconds: float) -> str:
         http, ops = self._settings.gateway.http, self._settings.gateway.ops
