@@ -23,7 +23,7 @@ bench: $(VENV)/.bench
 
 # a running gateway (make run) is loaded with the users' mix, then every answer is compared with the feed
 load: $(VENV)/.dev
-	$(BIN)/locust -f loadtests/locustfile.py --headless -u 50 -r 10 -t 30s --host http://127.0.0.1:$${PORT:-8080} --only-summary
+	$(BIN)/locust -f loadtests/locustfile.py --headless -u 50 -r 10 -t 30s --stop-timeout 5 --host http://127.0.0.1:$${PORT:-8080} --only-summary
 	$(BIN)/python -m loadtests.reconcile
 
 faults: $(VENV)/.dev

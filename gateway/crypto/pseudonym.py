@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from gateway.crypto.key_store import Key
 
 _VERSIONS = "kmnpqrstuvwxyz"
-CARD_REF_PATTERN = "^[{_VERSIONS}][0-9a-f]{{32}}$"
+CARD_REF_PATTERN = f"^[{_VERSIONS}][0-9a-f]{{32}}$"
 
 
 class Pseudonyms:

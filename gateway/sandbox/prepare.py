@@ -80,12 +80,13 @@ async def _keep_fresh(dsn: str) -> None:
 
 def sample(settings: Settings, count: int) -> Iterator[str]:
     """JSON lines of random normal cards of the county in DATA_DIR. Raises FileNotFoundError if none was loaded."""
-    seed, cards, today = json.loads((settings.data_dir / "sandbox" / "county.json").read_text()).values()
-    county = County(seed, cards, dt.date.fromisoformat(today))
+    seed, cards, loaded_on = json.loads((settings.data_dir / "sandbox" / "county.json").read_text()).values()
+    county = County(seed, cards, dt.date.fromisoformat(loaded_on))
     chosen = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    today = max(county.today, dt.datetime.now(CHINA).date())
     found = 0
     while found < count:
         citizen = county.citizen(chosen.randrange(cards))
-        if citizen.status == CardStatus.NORMAL and citizen.valid_until >= county.today:
+        if citizen.status == CardStatus.NORMAL and citizen.valid_until >= today:
             found += 1
             yield json.dumps({"card_number": citizen.card_number, "card_identifier": citizen.card_identifier})

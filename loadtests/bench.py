@@ -1,0 +1,253 @@
+"""Measures the gateway on this machine, beside what it should be compared with. `python -m loadtests.bench --help`.
+
+It starts what it needs on loopback ports, one thing at a time under load, and ends it again. The county stays in
+`var/bench-<cards>` under the checkout, so that a second bench does not load it again.
+"""
+
+import argparse
+import contextlib
+import datetime as dt
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from loadtests import report
+from loadtests.client import Caller, CallError, Session, call
+from loadtests.measure import DriverError, Load, Row, Run, Server, drive
+from loadtests.processes import CHECKOUT, StartError, started
+
+PARTS = ("bare", "verify", "open", "ordinary", "verify2", "memory")
+SAMPLE = 50_000
+OPEN_SHARE = 0.7
+OPEN_CONNECTIONS = 256  # so many that the server, not the driver, is the limit while it catches up after a stall
+COUNTY_READY_S = 1800.0
+MEMORY_SECONDS_MAX = 540.0  # the token lives 600 s
+MEMORY_CONNECTIONS = 1000
+PEER = "loadtests.peers.ordinary"
+_log = Console(stderr=True, soft_wrap=True)
+
+
+class Bench:
+    """The servers, the load's files and what was measured so far."""
+
+    def __init__(self, cards: int, seconds: float, rounds: int) -> None:
+        self.cards = cards
+        self.rounds = rounds
+        self.data_dir = CHECKOUT / "var" / f"bench-{cards}"
+        self.work = self.data_dir / "bench"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.load = Load(self.work / "bodies.ndjson", self.work / "headers.json", seconds)
+        self.rows: dict[str, Row] = {}
+        self.memory: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def gateway(self, workers: int) -> Iterator[Server]:
+        """The gateway's sandbox with its own embedded database."""
+        port = free_port()
+        environment = self._environment() | {
+            "PORT": str(port), "OPS_PORT": str(free_port()), "WORKERS": str(workers), "HOST": "127.0.0.1", "ISSUER": "",
+        }  # fmt: skip
+        _log.print(f"starting the gateway, WORKERS={workers} (its first start loads {self.cards:,} cards) …")
+        with started(
+            ["gateway", "sandbox"], environment, "serve-worker", COUNTY_READY_S, self.work / "gateway.log"
+        ) as running:
+            server = Server(f"http://127.0.0.1:{port}", running, running)
+            self.sample_cards()
+            yield server
+
+    def _environment(self) -> dict[str, str]:
+        # an empty DATABASE_URL is the embedded database: never the one that somebody's shell points to
+        return {"DATA_DIR": str(self.data_dir), "CARDS": str(self.cards), "DATABASE_URL": ""}
+
+    @contextlib.contextmanager
+    def bare(self) -> Iterator[Server]:
+        port = free_port()
+        log = self.work / "bare.log"
+        with started(["loadtests.bare", "--port", str(port)], {}, "loadtests.bare", 20.0, log) as running:
+            yield Server(f"http://127.0.0.1:{port}", running)
+
+    @contextlib.contextmanager
+    def ordinary(self, gateway: Server) -> Iterator[Server]:
+        """The ordinary service, on the gateway's PostgreSQL but in a database of its own, with as many cards."""
+        socket_dir, port = self.data_dir / "postgres" / "socket", free_port()
+        jwks = self.work / "jwks.json"
+        jwks.write_text(json.dumps(call(gateway.url, "GET", "/.well-known/jwks.json")))
+        environment = {
+            "DATABASE_URL": f"postgresql:///peer?host={socket_dir}&user=yikatong",
+            "PEER_ISSUER": Caller.read(self.data_dir, "demo-merchant").issuer,
+            "PEER_JWKS": str(jwks),
+        }
+        _log.print("loading the ordinary service's tables …")
+        try:
+            self._peer(environment, "--load", str(self.work / "cards.ndjson"), "--cards", str(self.cards))
+            with started([PEER, "--port", str(port)], environment, PEER, 30.0, self.work / "ordinary.log") as running:
+                yield Server(f"http://127.0.0.1:{port}", running, gateway.running)
+        finally:
+            self._peer(environment, "--drop")
+
+    def _peer(self, environment: dict[str, str], *arguments: str) -> None:
+        subprocess.run(
+            [sys.executable, "-m", PEER, *arguments], cwd=CHECKOUT, env=os.environ | environment, check=True,
+            stdout=subprocess.DEVNULL, timeout=600,
+        )  # fmt: skip
+
+    def sample_cards(self) -> None:
+        """Random normal cards from the whole county, as request bodies."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "sample-cards", "--count", str(SAMPLE)],
+            cwd=CHECKOUT, env=os.environ | self._environment(), capture_output=True, check=True, timeout=300,
+        )  # fmt: skip
+        (self.work / "cards.ndjson").write_bytes(done.stdout)
+        bodies = [
+            json.dumps(
+                {
+                    "presentation": {"type": "chip_card"} | json.loads(line),
+                    "scene": "parking.exit",
+                    "terminal_id": "P-0001",
+                },
+                separators=(",", ":"),
+            )
+            for line in done.stdout.splitlines()
+        ]
+        self.load.bodies.write_text("\n".join(bodies) + "\n")
+
+    def authorize(self, gateway: Server) -> None:
+        """A fresh token for the next runs: it lives 600 s."""
+        session = Session(gateway.url, Caller.read(self.data_dir, "demo-merchant"))
+        headers = {"Authorization": session.authorization(), "Content-Type": "application/json"}
+        self.load.headers.touch(mode=0o600)
+        self.load.headers.write_text(json.dumps(headers))
+
+    def run(self, key: str, name: str, server: Server, load: Load) -> Run:
+        """One run, added to its row."""
+        found = drive(server, load)
+        row = self.rows.setdefault(key, Row(name, []))
+        row.runs.append(found)
+        _log.print(
+            f"  {name}: {found.per_second:,.0f}/s, p50 {found.p50_ms:.2f}, p99 {found.p99_ms:.2f} ms, server "
+            f"{found.server_us:.0f} µs, database {found.database_us:.0f} µs, failed {found.failed}, "
+            f"others {found.others_cores:.2f} cores"
+        )
+        if found.failed:
+            _log.print(f"    {found.driver['by_status']} {found.driver['errors']} {found.driver['sample'][:300]}")
+        return found
+
+    def measure_one_process(self, only: set[str]) -> None:
+        """Bare, verify, the open loop and the ordinary service, interleaved where they are compared closely."""
+        with self.gateway(1) as gateway:
+            self.authorize(gateway)
+            if only & {"bare", "verify", "open"}:
+                with self.bare() as bare:
+                    self._against_bare(gateway, bare, only)
+            if "ordinary" in only:
+                with self.ordinary(gateway) as ordinary:
+                    for _ in range(self.rounds):
+                        self.authorize(gateway)
+                        self.run("ordinary", "ordinary service, 1 process", ordinary, self.load)
+
+    def _against_bare(self, gateway: Server, bare: Server, only: set[str]) -> None:
+        for _ in range(self.rounds):
+            self.authorize(gateway)
+            if "bare" in only:
+                self.run("bare", "bare aiohttp handler, 1 process", bare, self.load)
+            if only & {"verify", "open"}:
+                self.run("verify", "verify, 1 process", gateway, self.load)
+        if "open" in only:
+            rate = round(self.rows["verify"].middle("per_second") * OPEN_SHARE)
+            paced = replace(self.load, rate=float(rate), connections=OPEN_CONNECTIONS)
+            for _ in range(self.rounds):
+                self.authorize(gateway)
+                self.run("bare-open", f"bare, open loop at {rate:,}/s", bare, paced)
+                self.run("verify-open", f"verify, open loop at {rate:,}/s", gateway, paced)
+
+    def measure_two_processes(self) -> None:
+        with self.gateway(2) as gateway:
+            for _ in range(self.rounds):
+                self.authorize(gateway)
+                self.run("verify2", "verify, 2 processes", gateway, self.load)
+
+    def measure_memory(self, count: int) -> None:
+        """The resident memory of one fresh worker while a great many verifies pass over many open connections."""
+        marks: list[dict[str, float]] = []
+        with self.gateway(1) as gateway:
+            self.authorize(gateway)
+            start = gateway.running.rss_mib()
+            load = replace(self.load, connections=MEMORY_CONNECTIONS, count=count, marks=4, seconds=MEMORY_SECONDS_MAX)
+            found = drive(gateway, load, lambda n: marks.append({"answers": n, "mib": gateway.running.rss_mib()}))
+        self.rows["memory"] = Row(f"verify, {MEMORY_CONNECTIONS} connections", [found])
+        self.memory = {
+            "count": count, "answers": found.driver["answers"], "connections": MEMORY_CONNECTIONS,
+            "start_mib": start, "marks": marks,
+        }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8.0, help="measuring window of a run (1 to 60)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each row (1 to 15)")
+    parser.add_argument("--cards", type=int, default=415_000)
+    parser.add_argument("--quick", action="store_true", help="3 s, 2 rounds, 50 000 verifies for the memory row")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--memory", type=int, default=1_000_000, help="verifies of the memory row")
+    given = parser.parse_args()
+    if given.quick:
+        given.seconds, given.rounds, given.memory = 3.0, 2, 50_000
+    given.only = set(given.only.split(","))
+    if not given.only <= set(PARTS):
+        parser.error(f"--only: some of {','.join(PARTS)}")
+    if not (1 <= given.seconds <= 60 and 1 <= given.rounds <= 15 and 4 <= given.memory <= 3_000_000):
+        parser.error("--seconds, --rounds or --memory is out of bounds")
+    return given
+
+
+def main() -> None:
+    given = arguments()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 16_384), most))  # servers and driver inherit it
+    bench = Bench(given.cards, given.seconds, given.rounds)
+    facts = {
+        "date": dt.datetime.now().astimezone().isoformat(timespec="seconds"), "machine": report.machine(),
+        "fsync_ms": round(report.fsync_ms(bench.work), 3), "versions": report.versions(), "cards": given.cards,
+        "seconds": given.seconds, "rounds": given.rounds,
+    }  # fmt: skip
+    broke_off = ""
+    try:
+        measure(bench, given.only, given.memory)
+    except (StartError, DriverError, CallError, subprocess.CalledProcessError) as error:
+        broke_off = f"bench broke off: {error}"
+    report.show(bench.rows, bench.memory, facts)
+    file = report.write(bench.rows, bench.memory, facts)
+    print(f"written: {os.path.relpath(file, Path.cwd())}")
+    if broke_off:
+        sys.exit(broke_off)
+    if failed := sum(run.failed for row in bench.rows.values() for run in row.runs):
+        sys.exit(f"{failed} requests failed or were answered wrongly: these figures do not count")
+
+
+def measure(bench: Bench, only: set[str], memory: int) -> None:
+    if only & {"bare", "verify", "open", "ordinary"}:
+        bench.measure_one_process(only)
+    if "verify2" in only:
+        bench.measure_two_processes()
+    if "memory" in only:
+        bench.measure_memory(memory)
+
+
+if __name__ == "__main__":
+    main()

