@@ -5,7 +5,6 @@ A change that has a mistake is refused with a log line and a metric, and the las
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import msgspec
 import structlog
 
 from gateway.crypto.tokens import PublicKey, read_jwks
-from gateway.domain.callers import Caller
-from gateway.domain.scenes import Scene
+from gateway.domain.callers import Caller, CallerKind
 from gateway.metrics import RELOADS
 from gateway.settings import Settings, SettingsError, load
 
@@ -32,6 +30,14 @@ class KnownCaller(msgspec.Struct, frozen=True):
     scopes: frozenset[str]
     quota_slot: int
     """Place in the shared quota table."""
+
+
+class KnownScene(msgspec.Struct, frozen=True):
+    """A scene with what is asked of it at every verify."""
+
+    field: str
+    generations: dict[CallerKind, str]
+    """The card generations that it takes from each kind of caller, as the verify statement wants them."""
 
 
 class Directory:
@@ -68,7 +74,7 @@ class Directory:
         return True
 
 
-def read(settings: Settings) -> tuple[dict[str, KnownCaller], Mapping[str, Scene]]:
+def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownScene]]:
     """The callers with their key files read. Raises SettingsError naming every mistake."""
     mistakes: list[str] = []
     callers: dict[str, KnownCaller] = {}
@@ -87,7 +93,11 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], Mapping[str, Scene
         callers[caller_id] = KnownCaller(caller, tuple(keys), frozenset(caller.scopes), slot)
     if mistakes:
         raise SettingsError(mistakes)
-    return callers, settings.scenes
+    scenes = {
+        scene_id: KnownScene(scene.field, {kind: str(scene.generations(kind)) for kind in CallerKind})
+        for scene_id, scene in settings.scenes.items()
+    }
+    return callers, scenes
 
 
 def keys_file(settings: Settings, caller: Caller) -> Path:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from aiohttp import web
+from multidict import istr
 
 from gateway.api.problems import SERVER, problem_response
 from gateway.directory import KnownCaller
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_REQUEST_ID = istr("X-Request-Id")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 JSON = "application/json"
 
@@ -37,7 +39,7 @@ _process, _numbers = secrets.token_hex(6), itertools.count(1)
 
 def request_id_of(headers: Mapping[str, str]) -> str:
     """The caller's X-Request-Id if it is a sane one, else ours: `<process>-<number>`, enough to find a log line."""
-    given = headers.get("X-Request-Id")
+    given = headers.get(_REQUEST_ID)
     if given is not None and _SANE_REQUEST_ID.fullmatch(given):
         return given
     return f"{_process}-{next(_numbers)}"

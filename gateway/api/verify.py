@@ -10,9 +10,9 @@ from aiohttp import web
 from gateway.api.middleware import JSON, Call
 from gateway.api.payloads import VerifyRequest, decoder
 from gateway.crypto.sealing import UnknownDataKey
+from gateway.directory import KnownScene
 from gateway.domain.callers import Caller
 from gateway.domain.errors import FieldError, Problem
-from gateway.domain.scenes import Scene
 from gateway.flows import idempotently
 from gateway.store.verify import Judged, Presented
 
@@ -26,7 +26,7 @@ encode = msgspec.json.Encoder().encode
 _JSON_HEADERS = {"Content-Type": JSON}
 
 
-def decode(call_body: bytes, scenes: Mapping[str, Scene]) -> tuple[VerifyRequest, Scene]:
+def decode(call_body: bytes, scenes: Mapping[str, KnownScene]) -> tuple[VerifyRequest, KnownScene]:
     """The request and its scene. Raises Problem 400, 422."""
     asked: VerifyRequest = _decode(call_body)
     scene = scenes.get(asked.scene)
@@ -35,10 +35,11 @@ def decode(call_body: bytes, scenes: Mapping[str, Scene]) -> tuple[VerifyRequest
     return asked, scene
 
 
-def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyRequest, scene: Scene) -> Presented:
+def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyRequest, scene: KnownScene) -> Presented:
     return gateway.verify_card.present(
-        caller_id, caller.kind, asked.presentation, asked.scene, scene, asked.terminal_id, asked.occurred_at
-    )
+        caller_id, asked.presentation, asked.scene, scene.generations[caller.kind],
+        asked.terminal_id, asked.occurred_at,
+    )  # fmt: skip
 
 
 async def verify_card(call: Call) -> web.Response:

@@ -21,7 +21,8 @@ _BANDS: Final = ("0-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "7
 
 def age_band(birth: date, today: date) -> str:
     """The decade of a person's age on a day: `60-69`, the last `90+`."""
-    return _BANDS[min(max(age_on(birth, today), 0) // 10, 9)]
+    decade = age_on(birth, today) // 10
+    return _BANDS[0 if decade < 0 else 9 if decade > 9 else decade]
 
 
 class Secret:

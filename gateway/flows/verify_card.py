@@ -1,10 +1,8 @@
 """Verify a presented card: the verdict leaves after its usage event is on disk."""
 
 import datetime as dt
-import os
 import re
 import time
-from functools import lru_cache
 
 import msgspec
 from asyncpg.pgproto.pgproto import UUID
@@ -13,14 +11,13 @@ from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.card_proof import is_genuine
 from gateway.crypto.key_store import Key
 from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
+from gateway.crypto.randomness import RandomBytes
 from gateway.crypto.sealing import Sealer
-from gateway.domain.callers import CallerKind
 from gateway.domain.cards import Medium, tell_apart
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.ids import uuid7
 from gateway.domain.masking import age_band, mask_name
 from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation
-from gateway.domain.scenes import Scene
 from gateway.domain.times import CHINA
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
 from gateway.metrics import VERDICTS
@@ -31,10 +28,9 @@ OCCURRED_AT_MOST_AHEAD_US = 5 * 60 * 1_000_000
 HOLDER_COLUMN = b"card.holder_sealed"
 
 _CARD_REF = re.compile(CARD_REF_PATTERN)
-_GENERATION_BIT = {Medium.SECOND_GEN: 1 << 2, Medium.THIRD_GEN: 1 << 3, Medium.ECARD: 0}
 
 
-class Holder(msgspec.Struct, frozen=True):
+class Holder(msgspec.Struct, frozen=True, gc=False):
     """What a verdict shows of a person."""
 
     name: str
@@ -42,7 +38,7 @@ class Holder(msgspec.Struct, frozen=True):
     age_band: str
 
 
-class VerifyAnswer(msgspec.Struct, frozen=True):
+class VerifyAnswer(msgspec.Struct, frozen=True, gc=False):
     """The verdict. What does not apply is absent."""
 
     verdict: Verdict
@@ -56,7 +52,7 @@ class VerifyAnswer(msgspec.Struct, frozen=True):
     status_as_of: dt.datetime | msgspec.UnsetType = msgspec.UNSET
 
 
-class SealedHolder(msgspec.Struct, frozen=True, array_like=True):
+class SealedHolder(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The plaintext of card.holder_sealed."""
 
     name: str
@@ -77,18 +73,21 @@ class VerifyCard:
         self._pseudonyms = pseudonyms
         self._sealer = sealer
         self._proof_key = proof_key
+        self._random = RandomBytes()
 
     def present(
         self,
         caller_id: str,
-        kind: CallerKind,
         presentation: Presentation,
         scene_id: str,
-        scene: Scene,
+        generations: str,
         terminal_id: str,
         occurred_at: dt.datetime | None,
     ) -> Presented:
-        """What the statement is to judge. Raises Problem 422 for a time out of bounds or card data of one shape."""
+        """What the statement is to judge; `generations` are those that the scene takes (KnownScene).
+
+        Raises Problem 422 for a time out of bounds or card data of one shape.
+        """
         now_us = time.time_ns() // 1000
         occurred_us = now_us if occurred_at is None else int(occurred_at.timestamp() * 1_000_000)
         if not -OCCURRED_AT_MOST_AGO_US <= occurred_us - now_us <= OCCURRED_AT_MOST_AHEAD_US:
@@ -97,10 +96,10 @@ class VerifyCard:
                 errors=[FieldError("$.occurred_at", "must be at most 24 hours ago and 5 minutes ahead")],
             )
         chip_index, card_id, preset, medium = self._facts(presentation, caller_id)
-        event_id = str(UUID(uuid7(now_us // 1000, os.urandom(10))))
+        event_id = str(UUID(uuid7(now_us // 1000, self._random.take(10))))
         return Presented(
             event_id, chip_index, card_id, caller_id, scene_id, terminal_id, str(occurred_us),
-            _generations(scene, kind), preset, medium,
+            generations, preset, medium,
         )  # fmt: skip
 
     def answer(self, presented: Presented, judged: Judged, field: str) -> VerifyAnswer:
@@ -143,9 +142,3 @@ class VerifyCard:
         # the national platform and the transit keys are not connected: never guess
         medium = Medium.ECARD.value if type(presentation) is EcardCode else ""
         return "", "", Reason.PLATFORM_UNAVAILABLE.value, medium
-
-
-@lru_cache(maxsize=1000)
-def _generations(scene: Scene, kind: CallerKind) -> str:
-    """The card generations that a scene takes from a kind of caller, as bits 2 and 3."""
-    return str(sum(_GENERATION_BIT[medium] for medium in scene.media) if scene.allows(kind) else 0)

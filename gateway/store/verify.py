@@ -3,9 +3,7 @@
 import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-from asyncpg.pgproto.pgproto import UUID
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.domain.cards import STATUS_REASON, CardStatus
 
@@ -44,26 +42,16 @@ class Presented(NamedTuple):
     medium: str
 
 
-class Judged(NamedTuple):
-    """What the statement decided and recorded."""
-
-    reason: str
-    card_id: UUID | None
-    medium: str | None
-    region: str | None
-    status_as_of: dt.datetime | None
-    holder_sealed: bytes | None
+Judged = Sequence[Any]
+"""A row of the statement: (reason, card_id, medium, region, status_as_of, holder_sealed)."""
 
 
 async def verify_batch(
     connection: "AnyConnection", batch: Sequence[Presented], status_max_age: dt.timedelta, timeout: float
 ) -> list[Judged]:
     """Judge and record a batch, in its order. The events are committed unless a transaction is open."""
-    rows = await connection.fetch(
+    rows: list[Judged] = await connection.fetch(  # type: ignore[assignment]  # a Record is a sequence of its values
         _SQL, *map(_SEPARATOR.join, zip(*batch, strict=True)), _REASON_BY_STATUS, status_max_age, timeout=timeout
     )
-    answers: list[Judged | None] = [None] * len(batch)
-    for item, *judged in rows:
-        answers[item - 1] = Judged(*judged)
-    assert len(rows) == len(batch) and None not in answers, "one answer for each presentation"
-    return answers  # type: ignore[return-value]
+    assert len(rows) == len(batch), "one answer for each presentation"
+    return rows
