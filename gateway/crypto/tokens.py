@@ -125,10 +125,12 @@ class AccessTokens:
         if header.get("typ") != "at+jwt" or key is None:
             raise InvalidToken("typ or kid")
         claims = _decode(token, key, "EdDSA", self._issuer, ["exp", "iat", "sub", "iss", "aud"], 0)
-        expires = claims["exp"]
-        if type(expires) is not int or expires - claims["iat"] > self.lifetime_s or claims["iss"] != self._issuer:
-            raise InvalidToken("claims")
-        return Access(claims["sub"], frozenset(claims["scope"].split()), expires)
+        expires, issued, subject, scope = claims["exp"], claims["iat"], claims["sub"], claims.get("scope")
+        if type(expires) is not int or type(issued) is not int or expires - issued > self.lifetime_s:
+            raise InvalidToken("times")
+        if claims["iss"] != self._issuer or not isinstance(subject, str) or not isinstance(scope, str):
+            raise InvalidToken("iss, sub or scope")
+        return Access(subject, frozenset(scope.split()), expires)
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         return {"keys": [public_jwk(kid, key) for kid, key in self._public.items()]}
