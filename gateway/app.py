@@ -16,7 +16,6 @@ from gateway import metrics
 from gateway.api.auth import Authenticator
 from gateway.api.hot_lane import HotLane
 from gateway.api.middleware import endpoint
-from gateway.api.problems import problem_response
 from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
@@ -143,30 +142,10 @@ def _count_batch(figures: BatchFigures) -> None:
 def web_application(gateway: Gateway) -> web.Application:
     """The public listener's routes, each wrapped by the pipe of middleware.py."""
     app = web.Application(client_max_size=gateway.settings.gateway.http.body_max_bytes)
-    methods: dict[str, set[str]] = {}
     for route in ROUTES:
         handler = endpoint(gateway, route.path, route.handler, route.scope, route.takes)
-        app.router.add_route(route.method, route.path, handler, expect_handler=_expect)
-        methods.setdefault(route.path, set()).add(route.method)
-    for path, allowed in methods.items():
-        app.router.add_route("*", path, _refuse("method_not_allowed", {"Allow": ", ".join(sorted(allowed))}))
-    app.router.add_route("*", "/{path:.*}", _refuse("not_found", {}), expect_handler=_expect)
+        app.router.add_route(route.method, route.path, handler)
     return app
-
-
-def _refuse(code: str, headers: dict[str, str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def refuse(request: web.Request) -> web.StreamResponse:
-        return problem_response(code, "", (), "none", headers)
-
-    return refuse
-
-
-async def _expect(request: web.Request) -> web.StreamResponse | None:
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        assert request.transport is not None
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return None
-    return problem_response("expectation_failed", "", (), "none", {})
 
 
 async def serve(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -31,7 +31,8 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Open connections of one worker; a further one is closed at once."""
     header_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=15)]
     """An idle connection, or one whose next header block is not complete, is closed after this."""
-    body_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=20)]
+    body_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=17)]
+    """A body that is not whole by then is answered 408; two seconds more are given to read the answer."""
 
 
 class Ops(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +74,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_dir: str
     keys_dir: str
     """Where the key files are; relative to data_dir."""
-    log_level: str
+    log_level: Literal["debug", "info", "warning", "error"]
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -129,8 +130,6 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
 }
 """Environment variables that go before the file; `CONFIG_DIR` names the folder itself."""
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check the whole configuration. Raises SettingsError naming every mistake."""
@@ -144,16 +143,16 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     gateway = _convert(raw, Gateway, "gateway.toml", "", mistakes)
     callers = _table(config_dir / "callers.toml", "callers", Caller, CALLER_ID_PATTERN, mistakes)
     scenes = _table(config_dir / "scenes.toml", "scenes", Scene, SCENE_PATTERN, mistakes)
-    if gateway is not None and gateway.log_level not in LOG_LEVELS:
-        mistakes.append(f"gateway.toml: log_level: one of {', '.join(LOG_LEVELS)}")
     if mistakes or gateway is None:
         raise SettingsError(mistakes)
     return Settings(gateway=gateway, callers=callers, scenes=scenes, config_dir=config_dir)
 
 
-def _put(raw: dict[str, Any], path: tuple[str, ...], text: str) -> None:
+def _put(raw: Any, path: tuple[str, ...], text: str) -> None:
     for key in path[:-1]:
         raw = raw.setdefault(key, {})
+        if not isinstance(raw, dict):
+            return  # the file has another shape there, which _convert names
     raw[path[-1]] = text
 
 
@@ -163,6 +162,8 @@ def _read(file: Path, mistakes: list[str]) -> dict[str, Any]:
             return tomllib.load(stream)
     except FileNotFoundError:
         mistakes.append(f"{file.name}: no such file in {file.parent}")
+    except OSError as error:
+        mistakes.append(f"{file.name}: cannot be read: {error.strerror}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         mistakes.append(f"{file.name}: not TOML: {error}")
     return {}
@@ -172,9 +173,13 @@ def _table(file: Path, name: str, kind: type[Any], key_pattern: str, mistakes: l
     """The blocks `[name.key]` of a file, each converted by itself so that one mistake does not hide the next."""
     raw = _read(file, mistakes)
     mistakes.extend(f"{file.name}: {key}: unknown key" for key in raw.keys() - {name})
-    table = {}
-    for key, block in raw.get(name, {}).items():
-        if not re.match(key_pattern, key):
+    table: dict[str, Any] = {}
+    blocks = raw.get(name, {})
+    if not isinstance(blocks, dict):
+        mistakes.append(f"{file.name}: {name}: expected tables [{name}.…]")
+        return table
+    for key, block in blocks.items():
+        if not re.fullmatch(key_pattern, key):
             mistakes.append(f"{file.name}: {name}.{key}: a key must match {key_pattern}")
         table[key] = _convert(block, kind, file.name, f"{name}.{key}", mistakes)
     return table

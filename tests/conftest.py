@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
+import hypothesis
 import pytest
 
 from gateway.crypto.key_store import KeyStore, create_missing, open_folder
@@ -18,6 +19,10 @@ from tests.registry import add_cards
 from tests.running import Client, Running
 
 _numbers = itertools.count()
+
+# the same examples every time, and no deadline: a busy machine is no failure
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("house")
 
 
 class Database(NamedTuple):
@@ -42,7 +47,7 @@ async def template(postgres: EmbeddedPostgres) -> str:
     return "yikatong"
 
 
-async def _copy(postgres: EmbeddedPostgres, template: str) -> Database:
+async def make_database(postgres: EmbeddedPostgres, template: str) -> Database:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     admin = await asyncpg.connect(postgres.dsn.replace("///yikatong", "///postgres"))
     await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
@@ -50,7 +55,7 @@ async def _copy(postgres: EmbeddedPostgres, template: str) -> Database:
     return Database(postgres.dsn.replace("///yikatong", f"///{name}"), name)
 
 
-async def _drop(postgres: EmbeddedPostgres, database: Database) -> None:
+async def drop_database(postgres: EmbeddedPostgres, database: Database) -> None:
     admin = await asyncpg.connect(postgres.dsn.replace("///yikatong", "///postgres"))
     await admin.execute(f"DROP DATABASE {database.name} WITH (FORCE)")
     await admin.close()
@@ -58,9 +63,9 @@ async def _drop(postgres: EmbeddedPostgres, database: Database) -> None:
 
 @pytest.fixture
 async def database(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[Database]:
-    made = await _copy(postgres, template)
+    made = await make_database(postgres, template)
     yield made
-    await _drop(postgres, made)
+    await drop_database(postgres, made)
 
 
 @pytest.fixture
@@ -89,11 +94,11 @@ async def gateway(
     postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
     """One gateway of two workers for all tests that only call it."""
-    made = await _copy(postgres, template)
+    made = await make_database(postgres, template)
     running = await start_gateway(tmp_path_factory.mktemp("gateway"), made, WORKERS="2")
     yield running
     await running.stop()
-    await _drop(postgres, made)
+    await drop_database(postgres, made)
 
 
 @pytest.fixture(scope="session")
@@ -105,4 +110,16 @@ async def merchant(gateway: Running) -> AsyncIterator[Client]:
 @pytest.fixture(scope="session")
 async def bureau(gateway: Running) -> AsyncIterator[Client]:
     async with Client(gateway, "demo-bureau") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def kiosk(gateway: Running) -> AsyncIterator[Client]:
+    async with Client(gateway, "demo-kiosk") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def bank(gateway: Running) -> AsyncIterator[Client]:
+    async with Client(gateway, "demo-bank") as client:
         yield client

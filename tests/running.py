@@ -4,20 +4,27 @@ import asyncio
 import base64
 import json
 import os
+import re
 import secrets
 import signal
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 import jwt
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+"""What /metrics shows: (name, labels) -> value."""
+
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -25,6 +32,80 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+async def eventually(look: Callable[[], Awaitable[T]], within_s: float, what: str) -> T:
+    """The first true value of look(); fails with `what` if there is none in time."""
+    deadline = time.monotonic() + within_s
+    while not (found := await look()):
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        await asyncio.sleep(0.1)
+    return found
+
+
+async def exchange(port: int, sent: bytes, within_s: float = 10) -> bytes:
+    """All that comes back on a connection of its own until the gateway closes it; fails if it does not close it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    received = b""
+    try:
+        async with asyncio.timeout(within_s):
+            writer.write(sent)
+            while part := await reader.read(65_536):
+                received += part
+    except ConnectionError:  # it closed without having read the rest of what we sent
+        pass
+    finally:
+        writer.close()
+    return received
+
+
+class Raw(NamedTuple):
+    """An answer as it came over the wire."""
+
+    status: int
+    head: bytes
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        found = re.search(rf"(?im)^{re.escape(name)}: *([^\r\n]*)".encode(), self.head)
+        return found and found[1].decode()
+
+
+async def send_raw(port: int, sent: bytes, within_s: float = 10, used: bool = False) -> Raw:
+    """The one answer to a request that is sent as it is, on a connection that is kept open until then.
+
+    `used`: another request goes before it, so that the gateway surely waits for this one (and may take the hot lane);
+    on a new connection that depends on which comes first.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(within_s):
+            if used:
+                writer.write(request("GET", "/.well-known/jwks.json"))
+                assert (await read_answer(reader)).status == 200
+            writer.write(sent)
+            return await read_answer(reader)
+    finally:
+        writer.close()
+
+
+async def read_answer(reader: asyncio.StreamReader) -> Raw:
+    head = await reader.readuntil(b"\r\n\r\n")
+    answer = Raw(int(head.split(b" ", 2)[1]), head, b"")
+    length = answer.header("Content-Length")
+    assert length is not None, head
+    return answer._replace(body=await reader.readexactly(int(length)))
+
+
+def request(method: str, path: str, body: bytes = b"", **headers: str | bytes | None) -> bytes:
+    """The bytes of a request. A header is named like a Python argument (content_type); None leaves it out."""
+    lines = {"host": "gateway", "content_length": str(len(body)), "content_type": "application/json"} | headers
+    head = [f"{method} {path} HTTP/1.1".encode()]
+    for name, value in lines.items():
+        if value is not None:
+            raw = value if isinstance(value, bytes) else value.encode()
+            head.append(name.replace("_", "-").encode() + b": " + raw)
+    return b"\r\n".join([*head, b"", b""]) + body
 
 
 class Running:
@@ -50,7 +131,8 @@ class Running:
     def log(self) -> str:
         return (self.data_dir / "log").read_text()
 
-    async def start(self, timeout_s: float = 60) -> "Running":
+    async def launch(self) -> asyncio.subprocess.Process:
+        """Begin, and do not wait until it is ready."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         environment = {key: value for key, value in os.environ.items() if key not in ("DATABASE_URL", "CONFIG_DIR")}
         environment |= {
@@ -61,9 +143,13 @@ class Running:
                 sys.executable, "-m", "gateway", *self.arguments, cwd=ROOT, env=environment,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
-        assert self.process.stdout is not None
+        return self.process
+
+    async def start(self, timeout_s: float = 60) -> "Running":
+        process = await self.launch()
+        assert process.stdout is not None
         async with asyncio.timeout(timeout_s):
-            self.ready_line = (await self.process.stdout.readline()).decode()
+            self.ready_line = (await process.stdout.readline()).decode()
         assert self.ready_line.startswith("ready"), f"no ready line; the log ends: {self.log[-3000:]}"
         return self
 
@@ -75,6 +161,16 @@ class Running:
     def children(self, word: str) -> list[psutil.Process]:
         """The processes below the gateway whose command line has a word: serve-worker, worker, postgres."""
         return [child for child in psutil.Process(self.pid).children(recursive=True) if word in child.cmdline()]
+
+    async def metrics(self) -> Samples:
+        async with aiohttp.ClientSession() as session, session.get(f"{self.ops_url}/metrics") as answer:
+            assert answer.status == 200
+            families = text_string_to_metric_families(await answer.text())
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in families
+            for sample in family.samples
+        }
 
     async def stop(self) -> float:
         """SIGTERM; returns the seconds until it had ended."""
@@ -99,7 +195,9 @@ class Client:
         self.gateway = gateway
         self.name = name
         self.file = json.loads((gateway.data_dir / "sandbox" / "callers" / f"{name}.json").read_text())
-        self.session = aiohttp.ClientSession(base_url=gateway.url)
+        # shorter than the gateway's keep-alive, so that no request meets a connection that is just being closed
+        connector = aiohttp.TCPConnector(keepalive_timeout=5)
+        self.session = aiohttp.ClientSession(base_url=gateway.url, connector=connector)
         self._token = ""
 
     async def __aenter__(self) -> "Client":
@@ -119,7 +217,10 @@ class Client:
     def assertion(self, claims: dict[str, Any] | None = None, headers: dict[str, Any] | None = None) -> str:
         key = jwt.PyJWK(self.file["private_jwk"], self.file["alg"]).key
         return jwt.encode(
-            claims or self.claims(), key, algorithm=self.file["alg"], headers={"kid": self.file["kid"]} | (headers or {})
+            claims or self.claims(),
+            key,
+            algorithm=self.file["alg"],
+            headers={"kid": self.file["kid"]} | (headers or {}),
         )
 
     async def ask_token(self, assertion: str | None = None, **form: str) -> tuple[int, dict[str, Any]]:
@@ -158,6 +259,17 @@ class Client:
             assert answer.status == 200, await answer.text()
             return dict(await answer.json())
 
+    async def events_at(self, terminal_id: str, marker: "Client") -> list[dict[str, Any]]:
+        """The events at a terminal of all requests answered so far: everything in the feed before a new marker."""
+        marked = (await marker.verify("ZZ0000000", "0" * 32))["event_id"]
+
+        async def up_to_marker() -> list[dict[str, Any]]:
+            items = await self.whole_feed()
+            return items if any(item["event_id"] == marked for item in items) else []
+
+        items = await eventually(up_to_marker, 5, "the marker's event is in the feed")
+        return [item for item in items if item["terminal_id"] == terminal_id]
+
     async def whole_feed(self) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
         cursor, more = None, True
@@ -172,6 +284,15 @@ def verify_body(number: str, identifier: str, scene: str = "parking.exit", **mor
     presentation = {"type": "chip_card", "card_number": number, "card_identifier": identifier}
     presentation |= more.pop("presentation", {})
     return {"presentation": presentation, "scene": scene, "terminal_id": "P-0001"} | more
+
+
+def labelled(samples: Samples, name: str) -> dict[tuple[str, ...], float]:
+    """The values of a metric by its label values, in the order of the labels' names."""
+    return {
+        tuple(value for _, value in sorted(labels)): amount
+        for (found, labels), amount in samples.items()
+        if found == name
+    }
 
 
 def b64url(raw: bytes) -> str:

@@ -46,7 +46,7 @@ def too_long(tree: ast.AST) -> list[str]:
 
 
 def impurities(path: Path) -> list[str]:
-    """What a file of the domain imports beside the standard library, msgspec and the domain, and its looks at a clock."""
+    """What a file of the domain imports beside the standard library, msgspec and itself, and its looks at a clock."""
     allowed = sys.stdlib_module_names | {"msgspec"}
     found = [
         name for name in imports(path) if name.split(".")[0] not in allowed and not name.startswith("gateway.domain")

@@ -5,15 +5,16 @@ import time
 from gateway.crypto.tokens import Access, AccessTokens, InvalidToken, digest
 from gateway.directory import Directory, KnownCaller
 from gateway.domain.errors import Problem
-from gateway.metrics import REFUSED_ENTRY
 
 _BEARER = "Bearer "
 
 
-def unauthorised(why: str) -> Problem:
-    """One answer for every reason; the reason goes to the metrics."""
-    REFUSED_ENTRY.labels(why).inc()
-    return Problem("unauthorised", headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+class Unauthorised(Problem):
+    """One answer for every reason; `why` is for the metrics."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__("unauthorised", headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        self.why = why
 
 
 class Authenticator:
@@ -29,21 +30,21 @@ class Authenticator:
     def __call__(self, authorization: str | None) -> tuple[KnownCaller, Access]:
         """Raises Problem 401."""
         if authorization is None or not authorization.startswith(_BEARER):
-            raise unauthorised("no_token")
+            raise Unauthorised("no_token")
         key = digest(authorization)
         access = self._cache.get(key)
         if access is None:
             try:
                 access = self._tokens.read(authorization[len(_BEARER) :])
             except InvalidToken:
-                raise unauthorised("bad_token") from None
+                raise Unauthorised("bad_token") from None
             if len(self._cache) >= self._cache_max:
                 del self._cache[next(iter(self._cache))]
             self._cache[key] = access
         if access.expires_at <= time.time():
             self._cache.pop(key, None)
-            raise unauthorised("expired_token")
+            raise Unauthorised("expired_token")
         known = self._directory.callers.get(access.caller_id)
         if known is None or not known.caller.enabled:
-            raise unauthorised("unknown_caller")
+            raise Unauthorised("unknown_caller")
         return known, access

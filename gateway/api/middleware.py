@@ -17,6 +17,7 @@ import structlog
 from aiohttp import web
 from multidict import istr
 
+from gateway.api.auth import Unauthorised
 from gateway.api.problems import SERVER, problem_response
 from gateway.directory import KnownCaller
 from gateway.domain.callers import Scope
@@ -86,6 +87,8 @@ def endpoint(
             body = b"" if content_type is None else await _body(request, content_type, body_timeout)
             response = await handler(Call(gateway, request, request_id, caller_id, caller, body))
         except Problem as problem:
+            if isinstance(problem, Unauthorised):
+                REFUSED_ENTRY.labels(problem.why).inc()
             if problem.status == 503:
                 SHED.labels(problem.code).inc()
             response = problem_response(problem.code, problem.detail, problem.errors, request_id, problem.headers)

@@ -6,15 +6,16 @@ from typing import Annotated, Any
 
 import msgspec
 
+from gateway.domain.cards import END
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.presentations import Presentation
 from gateway.domain.scenes import SCENE_PATTERN
 
+_NO_CONTROLS = f"^[^\\x00-\\x1f\\x7f]*{END}"
+
 TerminalId = Annotated[
     str,
-    msgspec.Meta(
-        min_length=1, max_length=32, pattern="^[^\\x00-\\x1f\\x7f]*$", description="The caller's name of the terminal"
-    ),
+    msgspec.Meta(min_length=1, max_length=32, pattern=_NO_CONTROLS, description="The caller's name of the terminal"),
 ]
 Time = Annotated[dt.datetime, msgspec.Meta(tz=True, description="RFC 3339 with an offset")]
 

@@ -4,17 +4,25 @@ Deadlines of receiving: aiohttp closes a connection that is idle, or whose heade
 keep-alive time (it does not start anew with each byte); the body's deadline is in middleware.py.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import structlog
-from aiohttp import http_parser, web
+from aiohttp import hdrs, http_parser, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.api.hot_lane import HotLane
+from gateway.api.middleware import request_id_of
 from gateway.api.problems import problem_response
 from gateway.log import describe
 
 log = structlog.get_logger()
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+_REFUSALS = {404: "not_found", 405: "method_not_allowed", 417: "expectation_failed"}
+_LINGER_S = 2.0
+"""How long the rest of a refused body is still read, so that the client sees the answer."""
 
 
 class Connection(RequestHandler):
@@ -67,7 +75,7 @@ class Connection(RequestHandler):
         code = "malformed_request" if status < 500 else "internal"
         if status >= 500 and exc is not None:
             log.error("request failed", exception=describe(type(exc), exc.__traceback__))
-        response = problem_response(code, "", (), "unparsed", {})
+        response = problem_response(code, "", (), request_id_of({}), {})
         response.force_close()
         return response
 
@@ -101,6 +109,7 @@ class HardenedRunner(web.AppRunner):
             access_log=None,
             keepalive_timeout=header_timeout_s,
             auto_decompress=False,
+            lingering_time=_LINGER_S,
             shutdown_timeout=drain_s,
         )
         self._hot_lane = hot_lane
@@ -113,13 +122,28 @@ class HardenedRunner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
         return HardenedServer(
-            plain.request_handler,
+            _with_problems(plain.request_handler),
             request_factory=plain.request_factory,
             hot_lane=self._hot_lane,
             connections_max=self._connections_max,
             loop=plain._loop,
             **plain._kwargs,
         )
+
+
+def _with_problems(handler: Handler) -> Handler:
+    """What aiohttp refuses before a handler of ours is reached (no such route, method, expectation), as a problem."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as refusal:
+            code = _REFUSALS.get(refusal.status, "malformed_request")
+            allow = refusal.headers.get(hdrs.ALLOW)
+            headers = {"Allow": allow} if allow is not None else {}
+            return problem_response(code, "", (), request_id_of(request.headers), headers)
+
+    return handle
 
 
 def assert_c_parser() -> None:

@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from gateway.crypto.key_store import Key
+from gateway.domain.cards import END
 
 _VERSIONS = "kmnpqrstuvwxyz"
-CARD_REF_PATTERN = f"^[{_VERSIONS}][0-9a-f]{{32}}$"
+CARD_REF_PATTERN = f"^[{_VERSIONS}][0-9a-f]{{32}}{END}"
 
 
 class Pseudonyms:

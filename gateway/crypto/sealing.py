@@ -19,6 +19,7 @@ AES_256_GCM = "AES-256-GCM"
 _AES_256_GCM_BYTE = 1
 _HEAD = struct.Struct(">BI")
 _NONCE = 12
+_TAG = 16
 
 
 class WrappedDataKey(NamedTuple):
@@ -70,6 +71,8 @@ class Sealer:
 
     def open(self, column: bytes, row_id: bytes, sealed: bytes) -> bytes:
         """Raises UnknownDataKey, SealError."""
+        if len(sealed) < _HEAD.size + _NONCE + _TAG:
+            raise SealError("a sealed value is cut short")
         head = sealed[:5]
         algorithm, data_key_id = _HEAD.unpack(head)
         cipher = self._ciphers.get(data_key_id)

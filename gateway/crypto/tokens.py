@@ -143,7 +143,7 @@ def public_jwk(kid: str, key: Ed25519PublicKey) -> dict[str, str]:
 
 def digest(token: str) -> bytes:
     """What a token is remembered by."""
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode(errors="surrogateescape")).digest()
 
 
 def _header(token: str) -> dict[str, Any]:

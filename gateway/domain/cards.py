@@ -15,9 +15,10 @@ CARD_NUMBER_PATTERN = "[A-Z0-9]{2}[0-9]{7}"
 CARD_IDENTIFIER_PATTERN = "[0-9A-Fa-f]{32}"
 """AAZ501 卡识别码: 16 bytes as hex; begins with the six digits of the issuing place [S]."""
 
-CARD_KEY_PATTERN = f"^(?:{CARD_NUMBER_PATTERN}|{CARD_IDENTIFIER_PATTERN})$"
+END = "$(?!\\n)"
+"""The end of a pattern: in Python a `$` alone also matches before a last line feed."""
 
-_IDENTIFIER = re.compile(f"^{CARD_IDENTIFIER_PATTERN}$")
+CARD_KEY_PATTERN = f"^(?:{CARD_NUMBER_PATTERN}|{CARD_IDENTIFIER_PATTERN}){END}"
 
 
 class CardStatus(IntEnum):
@@ -63,4 +64,4 @@ def tell_apart(one: str, other: str) -> tuple[str, str] | None:
 
 
 def is_identifier(text: str) -> bool:
-    return _IDENTIFIER.match(text) is not None
+    return re.fullmatch(CARD_IDENTIFIER_PATTERN, text) is not None

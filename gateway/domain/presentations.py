@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from gateway.domain.cards import CARD_KEY_PATTERN
+from gateway.domain.cards import CARD_KEY_PATTERN, END
 
 CardKey = Annotated[str, msgspec.Meta(pattern=CARD_KEY_PATTERN, max_length=32)]
 _Short = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -29,19 +29,19 @@ class ChipCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False
 class EcardCode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag_field="type", tag="ecard_code"):
     """The code of an electronic card, verified online at the national platform."""
 
-    code: Annotated[str, msgspec.Meta(pattern="^[0-9]{8,64}$", max_length=64)]
+    code: Annotated[str, msgspec.Meta(pattern=f"^[0-9]{{8,64}}{END}", max_length=64)]
 
 
 class TransitQr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag_field="type", tag="transit_qr"):
     """A transit QR in the JT/T 1179 layout, base64."""
 
-    qr: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9+/]+={0,2}$", min_length=4, max_length=1024)]
+    qr: Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9+/]+={{0,2}}{END}", min_length=4, max_length=1024)]
 
 
 class CardRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag_field="type", tag="card_ref"):
     """A reference that the caller kept from an earlier answer."""
 
-    card_ref: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,64}$", max_length=64)]
+    card_ref: Annotated[str, msgspec.Meta(pattern=f"^[A-Za-z0-9_-]{{1,64}}{END}", max_length=64)]
 
 
 Presentation = ChipCard | EcardCode | TransitQr | CardRef

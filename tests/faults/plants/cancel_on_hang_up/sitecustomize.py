@@ -1,0 +1,51 @@
+"""Planted bug: when a client hangs up, what was begun for it is dropped, wherever it stands.
+
+A queued presentation is taken out, a handler is cancelled, and its connection of the pool is not given back.
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from gateway.api.server import Connection, HardenedServer
+from gateway.store.batch import Batcher
+from gateway.store.pool import Pool
+
+if TYPE_CHECKING:
+    from gateway.store.pool import PooledConnection
+
+_init = HardenedServer.__init__
+_serve_one_batch = Batcher._serve_one_batch
+
+
+def init(self: HardenedServer, *args: Any, **kwargs: Any) -> None:
+    _init(self, *args, **kwargs)
+    self.handler_cancellation = True
+
+
+def _client_is_gone(sink: Any) -> bool:
+    held = [cell.cell_contents for cell in sink.__closure__ or ()]
+    return any(isinstance(one, Connection) and one.transport is None for one in held)
+
+
+async def serve_one_batch(self: "Batcher[Any, Any]") -> None:
+    self._queue = deque(waiting for waiting in self._queue if not _client_is_gone(waiting[1]))
+    await _serve_one_batch(self)
+
+
+@asynccontextmanager
+async def acquire(self: Pool) -> AsyncIterator["PooledConnection"]:
+    assert self._pool is not None
+    connection = await self._pool.acquire(timeout=self._settings.acquire_timeout_ms / 1000)
+    try:
+        yield connection
+    except Exception:
+        await self._pool.release(connection)
+        raise
+    await self._pool.release(connection)
+
+
+HardenedServer.__init__ = init  # type: ignore[method-assign]
+Batcher._serve_one_batch = serve_one_batch  # type: ignore[method-assign]
+Pool.acquire = acquire  # type: ignore[method-assign]

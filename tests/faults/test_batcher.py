@@ -1,0 +1,88 @@
+"""Whatever a batch fails with, nobody is left waiting: each presentation gets its answer or a 503."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gateway.domain.errors import Problem
+from gateway.store.batch import Batcher
+
+ANSWER_S = 2.0
+
+
+class StubConnection:
+    """What the batcher asks of a connection."""
+
+    def is_closed(self) -> bool:
+        return False
+
+    def terminate(self) -> None:
+        return
+
+
+class FailingOnce:
+    """A database whose first statement fails in a given way; the next ones answer each item with itself."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error: BaseException | None = error
+
+    async def connect(self) -> Any:
+        return StubConnection()
+
+    async def execute(self, connection: object, batch: Sequence[str], timeout: float) -> Sequence[str]:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return batch
+
+
+@asynccontextmanager
+async def batcher(database: FailingOnce) -> AsyncIterator[Batcher[str, str]]:
+    """With its loop running."""
+    batches: Batcher[str, str] = Batcher(
+        database.connect, database.execute, batch_max=2, queue_max=10, deadline_s=1, on_batch=lambda figures: None
+    )
+    loop = asyncio.create_task(batches.run())
+    try:
+        yield batches
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+
+
+async def answers(asked: list[asyncio.Future[str]]) -> list[str | int]:
+    """Of each an answer, or the status of its problem. Fails if one is left waiting."""
+    async with asyncio.timeout(ANSWER_S):
+        found = await asyncio.gather(*asked, return_exceptions=True)
+    return [one.status if isinstance(one, Problem) else str(one) for one in found]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        asyncpg.CheckViolationError("no partition of relation found for row"),
+        ConnectionResetError(),
+        TimeoutError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_the_loop_outlives_what_a_dying_database_raises(error: BaseException) -> None:
+    """InternalClientError too: asyncpg raises it for a statement that meets the end of the connection."""
+    async with batcher(FailingOnce(error)) as batches:
+        assert await answers([batches.ask("a")]) == [503]
+        assert await answers([batches.ask("b"), batches.ask("c")]) == ["b", "c"]
+
+
+async def test_nobody_is_left_waiting_when_the_loop_fails() -> None:
+    """A mistake of ours ends the loop, and the worker with it: its callers hear 503 at once, not nothing."""
+    async with batcher(FailingOnce(RuntimeError("a mistake"))) as batches:
+        found = await answers([batches.ask(letter) for letter in "abcd"])
+        assert found[:2] == [503, 503]  # the batch that failed
+    with pytest.raises(Problem, match="unavailable"):
+        batches.ask("later")

@@ -1,0 +1,137 @@
+"""SIGTERM and Ctrl-C: what has begun is finished, what was answered is kept, and all of it ends in time."""
+
+import asyncio
+import signal
+import time
+
+import aiohttp
+import pytest
+
+from tests.faults.home import Figure, Home, locked
+from tests.faults.load import Outcome, check
+from tests.faults.waiting import gone, tree, until
+from tests.faults.wire import Answer, Wire, get, verify
+from tests.registry import CARDS
+from tests.running import Client
+
+ENDED_S = 5.0
+SENT_S = 0.05
+"""What our client began so long before the signal was on its way by then."""
+IN_FLIGHT = 24
+JWKS = get("/.well-known/jwks.json")
+
+both_signals = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+
+
+async def stop(home: Home, number: signal.Signals) -> tuple[float, int]:
+    """Signal the gateway; returns the seconds until nothing was left of it, and its exit code."""
+    processes = tree(home.running.pid)
+    assert home.running.process is not None
+    began = time.monotonic()
+    home.running.process.send_signal(number)
+    code = await home.ended(ENDED_S + 5)
+    await gone(processes, ENDED_S)
+    return time.monotonic() - began, code
+
+
+@both_signals
+async def test_a_stop_under_load_loses_nothing(home: Home, number: signal.Signals, figure: Figure) -> None:
+    await home.start()
+    async with home.load("sl") as load:
+        await until(lambda: load.history.acknowledged >= 300, 15, "300 verdicts")
+        signalled = time.monotonic()
+        seconds, code = await stop(home, number)
+    unanswered = [one for one in load.history.attempts if one.outcome is Outcome.UNKNOWN]
+    early = [one for one in unanswered if one.began < signalled - SENT_S]
+    await home.start()
+    findings = await check(home.dsn, load.history, "sl")
+    figure(
+        acks=findings.acknowledged, lost=findings.lost, duplicated=findings.duplicated, seconds=seconds,
+        cut_after_the_signal=len(unanswered), stored_though_cut=findings.events - findings.acknowledged,
+    )  # fmt: skip
+    assert findings.clean, findings
+    assert findings.events == findings.acknowledged, "an event of a request that was begun and not answered"
+    assert (code, early) == (0, [])
+    assert seconds <= ENDED_S
+
+
+async def ready_status(home: Home) -> int:
+    try:
+        async with aiohttp.ClientSession() as session, session.get(f"{home.running.ops_url}/readyz") as answer:
+            return answer.status
+    except aiohttp.ClientConnectorError:
+        return 0
+
+
+async def answer_or_none(wire: Wire) -> Answer | None:
+    try:
+        return await wire.answer()
+    except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+        return None
+
+
+async def stop_with_requests_in_flight(tenant: Home, number: signal.Signals) -> tuple[list[int], set[int], int]:
+    """Signal a gateway that waits for its database with requests of both lanes.
+
+    Returns (status of each answer, 0 for none; what readyz said meanwhile; exit code).
+    """
+    async with Client(tenant.running, "demo-merchant") as client:
+        authorization = (await client.authorization())["Authorization"]
+    wires = [await Wire.open(tenant.running.port) for _ in range(IN_FLIGHT)]
+    await asyncio.gather(*(wire.ask(JWKS) for wire in wires))
+    assert await ready_status(tenant) == 200
+    said = set()
+    async with locked(tenant.dsn, "usage_event"):
+        for place, wire in enumerate(wires):
+            ordinary = {"Content_Type": "application/json; charset=utf-8"} if place % 2 else {}
+            await wire.send(verify(authorization, f"sf-{place}", place, **ordinary))
+        stopping = asyncio.create_task(stop(tenant, number))
+
+        async def refuses() -> bool:
+            said.add(await ready_status(tenant))
+            return 503 in said or 0 in said
+
+        await until(refuses, 0.6, "readyz says that the gateway stops")
+    answers = await asyncio.gather(*(answer_or_none(wire) for wire in wires))
+    for wire in wires:
+        wire.hang_up()
+    _, code = await stopping
+    for place, answer in enumerate(answers):
+        if answer is not None and answer.status == 200:
+            assert answer.body["reason"] == CARDS[place % len(CARDS)].reason
+    return [answer.status if answer else 0 for answer in answers], said, code
+
+
+@both_signals
+async def test_requests_in_flight_are_finished(tenant: Home, number: signal.Signals, figure: Figure) -> None:
+    """And readyz says meanwhile that the gateway is about to go."""
+    await tenant.start()
+    statuses, said, code = await stop_with_requests_in_flight(tenant, number)
+    figure(in_flight=IN_FLIGHT, finished=statuses.count(200))
+    assert statuses == [200] * IN_FLIGHT
+    assert code == 0
+    assert 503 in said
+
+
+async def test_control_an_abrupt_stop_is_noticed(tenant: Home, figure: Figure) -> None:
+    await tenant.start("abrupt_stop")
+    statuses, _, _ = await stop_with_requests_in_flight(tenant, signal.SIGTERM)
+    figure(in_flight=IN_FLIGHT, finished=statuses.count(200))
+    assert 0 in statuses
+
+
+async def test_a_request_that_never_ends_does_not_hold_up_the_stop(home: Home, figure: Figure) -> None:
+    """Half a body, and silence."""
+    await home.start()
+    async with Client(home.running, "demo-merchant") as client:
+        whole = verify((await client.authorization())["Authorization"], "sh-0")
+    wires = [await Wire.open(home.running.port) for _ in range(8)]
+    for wire in wires:
+        await wire.ask(JWKS)
+        await wire.send(whole[:-20])
+    seconds, code = await stop(home, signal.SIGTERM)
+    for wire in wires:
+        wire.hang_up()
+    figure(seconds=seconds)
+    assert code == 0
+    assert seconds <= ENDED_S

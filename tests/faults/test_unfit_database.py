@@ -1,0 +1,175 @@
+"""A database that may lose what it acknowledged, or has another schema: the gateway does not start, and says why."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from gateway.store import embedded
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.migrate import latest, migrate
+from tests.conftest import Database
+from tests.faults.home import Figure, Home
+from tests.faults.load import VERIFY
+from tests.faults.planted import plant
+from tests.registry import CARDS
+from tests.running import Client, verify_body
+
+START_S = 20.0
+
+Spoil = Callable[["asyncpg.Connection[asyncpg.Record]", str], Awaitable[object]]
+
+SPOILT: dict[str, tuple[Spoil, str]] = {
+    "synchronous_commit": (
+        lambda owner, name: owner.execute(f"ALTER DATABASE {name} SET synchronous_commit = off"),
+        "synchronous_commit = off, must be on",
+    ),
+    "newer schema": (
+        lambda owner, _: owner.execute(
+            "INSERT INTO schema_migration (version, name, checksum) VALUES ($1, 'later', '')", latest() + 1
+        ),
+        f"the database is newer than this gateway: migration {latest() + 1:04} is unknown",
+    ),
+    "changed migration": (
+        lambda owner, _: owner.execute("UPDATE schema_migration SET checksum = '' WHERE version = 1"),
+        "migration 0001 registry was changed after it had been applied",
+    ),
+}
+
+
+async def spoil(database: Database, how: str) -> None:
+    owner = await asyncpg.connect(database.dsn)
+    try:
+        await SPOILT[how][0](owner, database.name)
+    finally:
+        await owner.close()
+
+
+async def refusal(home: Home) -> tuple[int, str]:
+    """(exit code, last line of its log) of a gateway that is expected not to start."""
+    process = await home.running.launch()
+    assert process.stdout is not None
+    async with asyncio.timeout(START_S):
+        ready = await process.stdout.readline()
+        if ready:
+            return 0, ready.decode()
+        code = await process.wait()
+    return code, home.running.log.strip().split("\n")[-1]
+
+
+@pytest.mark.parametrize("how", SPOILT)
+async def test_an_unfit_database_is_refused(tenant: Home, database: Database, how: str, figure: Figure) -> None:
+    await spoil(database, how)
+    code, line = await refusal(tenant)
+    assert code == 1
+    assert line.startswith("cannot start: ") and SPOILT[how][1] in line, line
+    figure(said=line)
+
+
+async def test_control_a_gateway_that_takes_any_database_is_noticed(tenant: Home, database: Database) -> None:
+    await spoil(database, "synchronous_commit")
+    tenant.running.environment |= plant("no_assertion")
+    code, line = await refusal(tenant)
+    assert (code, line.split()[0]) == (0, "ready")
+
+
+@pytest.fixture
+def risky_postgres(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A server that does not wait for its disk."""
+    for name in ("fsync", "full_page_writes"):
+        monkeypatch.setitem(embedded._OPTIONS, name, "off")
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("pg"))
+    server.start()
+    yield Database(server.dsn, "yikatong")
+    server.stop()
+
+
+async def test_a_server_without_fsync_is_refused(
+    risky_postgres: Database, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Also without full page writes; both are named."""
+    home = Home(tmp_path_factory.mktemp("home"), risky_postgres, WORKERS="1")
+    code, line = await refusal(home)
+    await home.end()
+    assert code == 1
+    assert "fsync = off, must be on" in line and "full_page_writes = off, must be on" in line
+
+
+@pytest.mark.parametrize("command", ["serve-worker", "worker"])
+async def test_a_process_of_its_own_refuses_an_older_schema(tenant: Home, database: Database, command: str) -> None:
+    """`serve` brings the schema up to date first; a worker that meets an older one does not start on it."""
+    owner = await asyncpg.connect(database.dsn)
+    await owner.execute("DELETE FROM schema_migration WHERE version = $1", latest())
+    await owner.close()
+    tenant.running.arguments = (command,)
+    tenant.running.environment |= {"PARENT_PID": str(os.getpid())}
+    (tenant.data_dir / "run").mkdir()
+    (tenant.data_dir / "run" / "quota").write_bytes(bytes(8 << 16))
+    code, line = await refusal(tenant)
+    assert code == 1
+    assert f"schema version {latest() - 1}, must be {latest()}" in tenant.running.log
+    assert "Traceback" not in tenant.running.log and "cannot start" in line, "a clear line, not a traceback"
+
+
+@asynccontextmanager
+async def settings_seen(dsn: str) -> AsyncIterator[Callable[[], Awaitable[set[str]]]]:
+    """Records with every event whether its commit waits for the disk."""
+    owner = await asyncpg.connect(dsn)
+    await owner.execute(
+        "CREATE TABLE seen (synchronous_commit text); GRANT INSERT ON seen TO yikatong_app;"
+        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;"
+        "CREATE TRIGGER see AFTER INSERT ON usage_event FOR EACH STATEMENT EXECUTE FUNCTION see()"
+    )
+
+    async def seen() -> set[str]:
+        return {row[0] for row in await owner.fetch("SELECT DISTINCT synchronous_commit FROM seen")}
+
+    yield seen
+    await owner.close()
+
+
+async def written_after_spoiling(tenant: Home, database: Database) -> tuple[set[str], list[int]]:
+    """Spoil the database of a running gateway, and end its connections.
+
+    Returns the values of synchronous_commit that events were written with, and the statuses of the requests after.
+    """
+    card = CARDS[0]
+    async with Client(tenant.running, "demo-merchant") as client, settings_seen(database.dsn) as seen:
+        await client.verify(card.number, card.identifier)
+        assert await seen() == {"on"}
+        await spoil(database, "synchronous_commit")
+        owner = await asyncpg.connect(database.dsn)
+        await owner.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name LIKE 'yikatong%'"
+        )
+        await owner.close()
+        body = verify_body(card.number, card.identifier)
+        answers = [(await client.post(VERIFY, body))[0] for _ in range(20)]
+        return await seen(), answers
+
+
+async def test_a_database_that_becomes_unfit_is_not_written_to(tenant: Home, database: Database) -> None:
+    """The next connection asserts again: no event is committed without waiting for the disk."""
+    await tenant.start()
+    written, answers = await written_after_spoiling(tenant, database)
+    assert written == {"on"}, f"events were committed without waiting for the disk; answers: {answers}"
+
+
+async def test_control_a_gateway_that_never_asks_again_is_noticed(tenant: Home, database: Database) -> None:
+    await tenant.start("no_assertion")
+    assert "off" in (await written_after_spoiling(tenant, database))[0]
+
+
+async def test_an_older_schema_is_brought_up_to_date(tenant: Home, database: Database) -> None:
+    """An older version's table of migrations: what is missing is applied, then the gateway serves."""
+    owner = await asyncpg.connect(database.dsn)
+    await owner.execute("DROP TABLE client_assertion, idempotency_key")
+    await owner.execute("DELETE FROM schema_migration WHERE version = $1", latest())
+    await owner.close()
+    await tenant.start()
+    assert await migrate(database.dsn) == []

@@ -1,0 +1,160 @@
+"""The callers and scenes in force: a change is taken whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from gateway.directory import QUOTA_SLOTS, Directory, quota_slot
+from gateway.sandbox.callers import write_callers
+from gateway.settings import Settings, SettingsError, load
+from tests.running import ROOT
+
+MERCHANT = "sandbox/callers/public/demo-merchant.json"
+
+
+class House:
+    """A configuration and its data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config, self.data = folder / "config", folder / "data"
+        shutil.copytree(ROOT / "config", self.config)
+        self.environment = {"CONFIG_DIR": str(self.config), "DATA_DIR": str(self.data)}
+        write_callers(self.settings())
+
+    def settings(self) -> Settings:
+        return load(self.environment)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        file = self.config / name
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+
+    def link_to_itself(self, name: str) -> None:
+        """Stands for any failure of the file system."""
+        (self.config / name).unlink()
+        (self.config / name).symlink_to(self.config / name)
+
+    def keys(self, name: str = "demo-merchant") -> dict[str, Any]:
+        return dict(json.loads((self.data / "sandbox" / "callers" / "public" / f"{name}.json").read_text()))
+
+    def put_keys(self, document: Any, name: str = "demo-merchant") -> None:
+        text = document if isinstance(document, str) else json.dumps(document)
+        (self.data / "sandbox" / "callers" / "public" / f"{name}.json").write_text(text)
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    house = House(tmp_path)
+    for name, value in house.environment.items():
+        monkeypatch.setenv(name, value)
+    return house
+
+
+def counted(result: str) -> float:
+    return REGISTRY.get_sample_value("yikatong_config_reloads_total", {"result": result}) or 0.0
+
+
+def test_nothing_is_read_again_while_nothing_changes(house: House) -> None:
+    directory = Directory(house.settings())
+    before = directory.callers
+    assert directory.reload_if_changed() is False and directory.callers is before
+
+
+def test_a_change_is_taken_up_once(house: House) -> None:
+    directory, taken = Directory(house.settings()), counted("taken")
+    house.edit("callers.toml", "quota_per_second = 10", "quota_per_second = 11")
+    house.edit("scenes.toml", 'field = "hotel"', 'field = "lodging"')
+    assert directory.reload_if_changed() is True
+    assert directory.callers["demo-limited"].caller.quota_per_second == 11
+    assert directory.scenes["hotel.checkin"].field == "lodging"
+    assert directory.reload_if_changed() is False
+    assert counted("taken") == taken + 1
+
+
+def test_rotated_keys_are_taken_up(house: House) -> None:
+    """First the old and the new one together, then the new one alone."""
+    directory = Directory(house.settings())
+    old, new = house.keys()["keys"][0], house.keys("demo-kiosk")["keys"][0]
+    house.put_keys({"keys": [old, new]})
+    assert directory.reload_if_changed()
+    assert [key.kid for key in directory.callers["demo-merchant"].keys] == [old["kid"], new["kid"]]
+    house.put_keys({"keys": [new]})
+    assert directory.reload_if_changed()
+    assert [key.kid for key in directory.callers["demo-merchant"].keys] == [new["kid"]]
+
+
+BROKEN: dict[str, Callable[[House], object]] = {
+    "not TOML": lambda h: (h.config / "callers.toml").write_text("= ["),
+    "not UTF-8": lambda h: (h.config / "callers.toml").write_bytes(b'a = "\xff"'),
+    "gone": lambda h: (h.config / "scenes.toml").unlink(),
+    "callers that are a number": lambda h: (h.config / "callers.toml").write_text("callers = 3\n"),
+    "an unknown scope": lambda h: h.edit("callers.toml", '"usage:write"', '"usage:wipe"'),
+    "a link to itself": lambda h: h.link_to_itself("callers.toml"),
+    "keys gone": lambda h: (h.data / MERCHANT).unlink(),
+    "keys that are not JSON": lambda h: h.put_keys("{"),
+    "keys that are a list": lambda h: h.put_keys([]),
+    "no keys": lambda h: h.put_keys({"keys": []}),
+    "three keys": lambda h: h.put_keys({"keys": [h.keys(name)["keys"][0] for name in
+                                                 ("demo-merchant", "demo-kiosk", "demo-transit")]}),
+    "the same kid twice": lambda h: h.put_keys({"keys": h.keys()["keys"] * 2}),
+    "a key of another algorithm": lambda h: h.put_keys(h.keys("demo-bank")),
+    "a private key": lambda h: h.put_keys({"keys": [h.keys()["keys"][0] | {"d": "AAAA"}]}),
+    "a key without a kid": lambda h: h.put_keys({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}]}),
+    "a key too short": lambda h: h.put_keys({"keys": [h.keys()["keys"][0] | {"x": "AAAA"}]}),
+    "a key that is no text": lambda h: h.put_keys({"keys": [h.keys()["keys"][0] | {"x": 1}]}),
+    "a point that is not on the curve": lambda h: h.put_keys(
+        {"keys": [h.keys("demo-bank")["keys"][0] | {"y": "A" * 43}]}, "demo-bank"
+    ),
+    "keys that are huge": lambda h: h.put_keys(json.dumps(h.keys()) + " " * 70_000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_change_leaves_everything_as_it_was(house: House, how: str) -> None:
+    directory, refused = Directory(house.settings()), counted("refused")
+    before = directory.callers, directory.scenes
+    house.edit("callers.toml", "quota_per_second = 10", "quota_per_second = 11")
+    BROKEN[how](house)
+    assert directory.reload_if_changed() is False
+    assert directory.callers is before[0] and directory.scenes is before[1]
+    assert directory.callers["demo-limited"].caller.quota_per_second == 10
+    assert counted("refused") == refused + 1
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_configuration_does_not_start_and_is_named(house: House, how: str) -> None:
+    BROKEN[how](house)
+    with pytest.raises(SettingsError) as caught:
+        Directory(house.settings())
+    assert all(mistake.startswith(("callers.toml: ", "scenes.toml: ")) for mistake in caught.value.mistakes)
+    assert '"d"' not in str(caught.value) and "AAAA" not in str(caught.value)
+
+
+def test_a_repaired_change_is_taken_up(house: House) -> None:
+    directory = Directory(house.settings())
+    house.edit("callers.toml", "quota_per_second = 10", "quota_per_second = ten")
+    assert directory.reload_if_changed() is False
+    house.edit("callers.toml", "quota_per_second = ten", "quota_per_second = 12")
+    assert directory.reload_if_changed() is True
+    assert directory.callers["demo-limited"].caller.quota_per_second == 12
+
+
+def test_callers_with_a_quota_have_slots_of_their_own(house: House) -> None:
+    slots: dict[int, str] = {}
+    for number in range(5000):
+        name = f"caller-{number}"
+        other = slots.setdefault(quota_slot(name), name)
+        if other != name:
+            break
+    assert 0 <= quota_slot(name) == quota_slot(other) < QUOTA_SLOTS and name != other
+    block = '\n[callers.{}]\nname = "x"\nkind = "merchant"\nscopes = []\nalgorithm = "EdDSA"\nquota_per_second = 1\n'
+    with (house.config / "callers.toml").open("a") as stream:
+        stream.write("".join(f'{block.format(name)}keys_file = "{MERCHANT}"\n' for name in (name, other)))
+    with pytest.raises(SettingsError, match="shares its quota slot"):
+        Directory(house.settings())

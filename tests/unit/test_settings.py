@@ -1,0 +1,202 @@
+"""Settings: every mistake is named by its path, and nothing starts with one."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import ENVIRONMENT, SettingsError, load
+from tests.running import ROOT
+
+Change = Callable[[str], str]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    return tmp_path / "config"
+
+
+def mistakes_of(config: Path, **environment: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load({"CONFIG_DIR": str(config)} | environment)
+    assert str(caught.value) == "\n".join(caught.value.mistakes)
+    return caught.value.mistakes
+
+
+def edit(file: Path, change: Change) -> None:
+    text = file.read_text()
+    changed = change(text)
+    assert changed != text, "the file does not hold what was to be changed"
+    file.write_text(changed)
+
+
+def test_the_configuration_that_is_shipped_is_good(config: Path) -> None:
+    settings = load({"CONFIG_DIR": str(config)})
+    assert settings.config_dir == config
+    assert set(settings.callers) == {
+        "demo-merchant", "demo-bank", "demo-transit", "demo-talent", "demo-kiosk", "demo-bureau", "demo-region",
+        "demo-limited",
+    }  # fmt: skip
+    assert {name for name, caller in settings.callers.items() if caller.quota_per_second} == {"demo-limited"}
+    assert {caller.kind for caller in settings.callers.values()} >= {"merchant", "bank", "transit", "talent"}
+
+
+SCENES = (
+    "parking.entry parking.exit hotel.checkin dining.till market.till transit.bus transit.metro library.loan"
+    " scenic.entry medical.window bank.counter gov.window exam.checkin talent.service kiosk.service region.visit"
+)
+SCOPES = {
+    "demo-merchant": "cards:verify payments:write points:read",
+    "demo-bank": "cards:verify usage:write cards:loss cards:issue",
+    "demo-transit": "cards:verify transit:read transit:write",
+    "demo-talent": "cards:verify talent:check",
+    "demo-kiosk": "cards:verify cards:loss points:read points:write",
+    "demo-bureau": "usage:read indicators:read cards:loss cards:issue",
+    "demo-region": "cards:verify",
+}
+
+
+def test_the_sandbox_has_the_scenes_and_scopes_of_the_contract() -> None:
+    """api.md, The sandbox."""
+    settings = load({})
+    assert set(SCENES.split()) <= set(settings.scenes)
+    assert {name: set(settings.callers[name].scopes) for name in SCOPES} == {
+        name: set(scopes.split()) for name, scopes in SCOPES.items()
+    }
+
+
+def replace(old: str, new: str) -> Change:
+    return lambda text: text.replace(old, new, 1)
+
+
+def append(more: str) -> Change:
+    return lambda text: text + more
+
+
+MISTAKES: dict[str, tuple[str, Change, str]] = {
+    "a port that is no number": ("gateway.toml", replace("port = 8080", 'port = "http"'), "http.port"),
+    "a port out of range": ("gateway.toml", replace("port = 8080", "port = 70000"), "http.port"),
+    "a port with a fraction": ("gateway.toml", replace("port = 8080", "port = 80.5"), "http.port"),
+    "a header timeout beyond the promise": ("gateway.toml", replace("= 14", "= 16"), "http.header_timeout_s"),
+    "a body timeout beyond the promise": (
+        "gateway.toml", replace("body_timeout_s = 15", "body_timeout_s = 21"), "http.body_timeout_s"
+    ),
+    "an acquire timeout beyond the promise": ("gateway.toml", replace("= 250", "= 251"), "database.acquire_timeout_ms"),
+    "no pool": ("gateway.toml", replace("pool_size = 4", "pool_size = 0"), "database.pool_size"),
+    "a missing value": ("gateway.toml", replace("pool_size = 4", ""), "database.pool_size"),
+    "a missing table": ("gateway.toml", replace("[tokens]", "[tokenz]"), "tokens"),
+    "an unknown value": ("gateway.toml", replace("[tokens]", "quue_max = 5\n[tokens]"), "verify.quue_max"),
+    "an unknown table": ("gateway.toml", append("\n[more]\n"), "more"),
+    "an unknown value at the top": ("gateway.toml", replace("keys_dir =", "key_dir = 1\nkeys_dir ="), "key_dir"),
+    "a table that is a number": (
+        "gateway.toml", lambda text: "ops = 1\n" + text.replace('[ops]\nhost = "127.0.0.1"\nport = 9090\n', ""), "ops"
+    ),
+    "an unknown log level": ("gateway.toml", replace('"info"', '"loud"'), "log_level"),
+    "a flag that is a text": (
+        "callers.toml", append('[callers.demo-more]\nenabled = "yes"\n'), "callers.demo-more.enabled"
+    ),
+    "an unknown kind": ("callers.toml", replace('kind = "bank"', 'kind = "mafia"'), "callers.demo-bank.kind"),
+    "an unknown scope": ("callers.toml", replace('"usage:write"', '"usage:wipe"'), "callers.demo-bank.scopes"),
+    "an algorithm we do not take": ("callers.toml", replace('"ES256"', '"HS256"'), "callers.demo-bank.algorithm"),
+    "a caller without a name": ("callers.toml", replace('"示范银行(合成)"', '""'), "callers.demo-bank.name"),
+    "a caller without keys": (
+        "callers.toml", replace('keys_file = "sandbox/callers/public/demo-bank.json"', ""),
+        "callers.demo-bank.keys_file",
+    ),
+    "a negative quota": ("callers.toml", replace("quota_per_second = 10", "quota_per_second = -1"),
+                         "callers.demo-limited.quota_per_second"),
+    "an unknown value of a caller": (
+        "callers.toml", replace("quota_per_second = 10", "quota = 10"), "callers.demo-limited.quota"
+    ),
+    "an id in capitals": ("callers.toml", replace("[callers.demo-bank]", "[callers.Demo]"), "callers.Demo"),
+    "an id with a line break": ("callers.toml", replace("[callers.demo-bank]", '[callers."ab\\n"]'), "callers.ab\n"),
+    "an unknown table of callers": ("callers.toml", append("\n[caller.x]\n"), "caller"),
+    "callers that are a number": ("callers.toml", lambda _: "callers = 3\n", "callers"),
+    "callers that are a list": ("callers.toml", lambda _: "callers = []\n", "callers"),
+    "a caller that is a number": ("callers.toml", lambda text: f"callers.demo-x = 3\n{text}", "callers.demo-x"),
+    "a scene's field in capitals": ("scenes.toml", replace('field = "hotel"', 'field = "Hotel"'),
+                                    'scenes.hotel.checkin.field'),
+    "an unknown medium": ("scenes.toml", append('[scenes."a.b"]\nname="x"\nfield="y"\ncallers=[]\nmedia=["fax"]\n'),
+                          "scenes.a.b.media"),
+    "a scene without a dot": ("scenes.toml", append('[scenes.pool]\nname="x"\nfield="y"\ncallers=[]\n'), "scenes.pool"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named_by_its_file_and_path(config: Path, name: str) -> None:
+    file, change, path = MISTAKES[name]
+    edit(config / file, change)
+    assert any(mistake.startswith(f"{file}: {path}: ") for mistake in mistakes_of(config)), mistakes_of(config)
+
+
+def test_all_mistakes_are_named_at_once(config: Path) -> None:
+    for file, change, _ in (MISTAKES[name] for name in ("no pool", "an unknown log level", "an unknown kind")):
+        edit(config / file, change)
+    edit(config / "scenes.toml", replace('field = "hotel"', 'field = "Hotel"'))
+    starts = [mistake.rsplit(": ", 1)[0] for mistake in mistakes_of(config)]
+    assert len(starts) == 4
+    assert {start.split(": ")[1] for start in starts} == {
+        "database.pool_size", "log_level", "callers.demo-bank.kind", "scenes.hotel.checkin.field",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["gateway.toml", "callers.toml", "scenes.toml"])
+@pytest.mark.parametrize("how", ["missing", "not TOML", "not UTF-8", "a folder", "not ours to read"])
+def test_a_file_that_cannot_be_read_is_named(config: Path, file: str, how: str) -> None:
+    path = config / file
+    if how == "not ours to read":
+        # root may read everything: a link in a circle stands for any other failure of the system
+        path.unlink()
+        path.symlink_to(path)
+    elif how in ("missing", "a folder"):
+        path.unlink()
+        if how == "a folder":
+            path.mkdir()
+    else:
+        path.write_bytes(b"= [" if how == "not TOML" else b'a = "\xff"')
+    assert any(mistake.startswith(f"{file}: ") for mistake in mistakes_of(config))
+
+
+OVERRIDES = {
+    "HOST": ("10.0.0.1", "10.0.0.1"), "PORT": ("8081", 8081), "WORKERS": ("3", 3), "ISSUER": ("https://g.example",) * 2,
+    "OPS_HOST": ("10.0.0.1", "10.0.0.1"), "OPS_PORT": ("9091", 9091), "DATABASE_URL": ("postgresql:///x",) * 2,
+    "DATA_DIR": ("elsewhere", "elsewhere"), "KEYS_DIR": ("secret", "secret"), "LOG_LEVEL": ("debug", "debug"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+def test_the_environment_goes_before_the_file(config: Path, name: str) -> None:
+    text, value = OVERRIDES[name]
+    found = load({"CONFIG_DIR": str(config), name: text}).gateway
+    for key in ENVIRONMENT[name]:
+        found = getattr(found, key)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "path"),
+    [
+        ("PORT", "http", "http.port"), ("PORT", "", "http.port"), ("PORT", "0", "http.port"),
+        ("PORT", "80.5", "http.port"), ("WORKERS", "65", "http.workers"), ("OPS_PORT", "x", "ops.port"),
+        ("LOG_LEVEL", "loud", "log_level"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_environment_is_named_too(config: Path, name: str, text: str, path: str) -> None:
+    (mistake,) = mistakes_of(config, **{name: text})
+    assert mistake.startswith(f"gateway.toml: {path}: ")
+
+
+def test_the_environment_meets_a_file_of_another_shape(config: Path) -> None:
+    (config / "gateway.toml").write_text("http = 3\n")
+    assert any(mistake.startswith("gateway.toml: http: ") for mistake in mistakes_of(config, PORT="8081"))
+
+
+def test_what_follows_from_the_settings(config: Path, tmp_path: Path) -> None:
+    plain = load({"CONFIG_DIR": str(config), "DATA_DIR": str(tmp_path), "PORT": "8081"})
+    assert plain.issuer == "http://127.0.0.1:8081"
+    assert plain.keys_dir == tmp_path / "keys"
+    assert plain.metrics_dir.is_relative_to(plain.run_dir) and plain.run_dir.is_relative_to(tmp_path)
+    elsewhere = load({"CONFIG_DIR": str(config), "ISSUER": "https://g.example", "KEYS_DIR": "/keys"})
+    assert (elsewhere.issuer, elsewhere.keys_dir) == ("https://g.example", Path("/keys"))

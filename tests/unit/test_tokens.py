@@ -1,0 +1,193 @@
+"""Access tokens, callers' keys and the cards' proofs. What is refused over the wire is in tests/api."""
+
+import json
+import os
+import time
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.crypto.card_proof import expected_cryptogram, is_genuine
+from gateway.crypto.key_store import Key, KeyUse
+from gateway.crypto.tokens import (
+    TOKEN_MAX_CHARS,
+    Access,
+    AccessTokens,
+    InvalidToken,
+    PublicKey,
+    digest,
+    read_assertion,
+    read_jwks,
+    subject_of,
+)
+
+ISSUER = "https://gateway.example"
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def signing_key(number: int = 1) -> Key:
+    return Key(f"sign-{number}", KeyUse.SIGN, os.urandom(32))
+
+
+OLD, NEW = signing_key(1), signing_key(2)
+TOKENS = AccessTokens([OLD], ISSUER, 600)
+
+
+def test_a_token_comes_back_as_what_it_was_made_of() -> None:
+    began = now()
+    access = TOKENS.read(TOKENS.issue("demo-merchant", ["cards:verify", "points:read"], began, "j"))
+    assert access == Access("demo-merchant", frozenset({"cards:verify", "points:read"}), began + 600)
+
+
+def test_after_a_rotation_the_new_key_signs_and_the_old_one_still_verifies() -> None:
+    rotated = AccessTokens([OLD, NEW], ISSUER, 600)
+    old, new = TOKENS.issue("a", [], now(), "j"), rotated.issue("a", [], now(), "j")
+    assert jwt.get_unverified_header(new)["kid"] == "sign-2"
+    assert rotated.read(old) == rotated.read(new)
+    with pytest.raises(InvalidToken):
+        TOKENS.read(new)
+    assert [found["kid"] for found in rotated.jwks()["keys"]] == ["sign-1", "sign-2"]
+
+
+def test_a_token_of_another_gateway_is_refused() -> None:
+    for other in (AccessTokens([OLD], "https://other.example", 600), AccessTokens([signing_key(1)], ISSUER, 600)):
+        with pytest.raises(InvalidToken):
+            TOKENS.read(other.issue("demo-merchant", [], now(), "j"))
+
+
+def test_a_token_made_for_longer_than_we_make_them_is_refused() -> None:
+    with pytest.raises(InvalidToken):
+        TOKENS.read(AccessTokens([OLD], ISSUER, 601).issue("demo-merchant", [], now(), "j"))
+
+
+@given(st.text(max_size=200))
+def test_a_text_of_chance_is_no_token(text: str) -> None:
+    assert subject_of(text) is None
+    with pytest.raises(InvalidToken):
+        TOKENS.read(text)
+    with pytest.raises(InvalidToken):
+        read_assertion(text, "demo-merchant", [], ISSUER, now())
+
+
+@given(st.data())
+def test_a_token_with_any_character_changed_is_refused(data: st.DataObject) -> None:
+    token = TOKENS.issue("demo-merchant", ["cards:verify"], now(), "j")
+    # the last character of a signature holds bits that base64 does not use
+    place = data.draw(st.integers(0, len(token) - 2))
+    letter = data.draw(st.sampled_from("ABCXYZabcxyz0189-_.").filter(lambda letter: letter != token[place]))
+    with pytest.raises(InvalidToken):
+        TOKENS.read(token[:place] + letter + token[place + 1 :])
+
+
+def test_a_token_that_is_too_long_is_not_even_parsed() -> None:
+    with pytest.raises(InvalidToken, match="too long"):
+        TOKENS.read("x" * (TOKEN_MAX_CHARS + 1))
+
+
+def test_two_tokens_are_remembered_apart() -> None:
+    tokens = [TOKENS.issue("a", [], now(), str(number)) for number in range(10)]
+    assert len({digest(token) for token in tokens}) == 10 and len(digest("")) == 32
+
+
+def jwk_of(private: Any, **more: Any) -> dict[str, Any]:
+    algorithm: Any = (
+        jwt.algorithms.OKPAlgorithm if isinstance(private, Ed25519PrivateKey) else jwt.algorithms.ECAlgorithm
+    )
+    return dict(json.loads(algorithm.to_jwk(private.public_key()))) | {"kid": "k-1"} | more
+
+
+ED25519, P256 = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
+
+
+@pytest.mark.parametrize(("private", "algorithm"), [(ED25519, "EdDSA"), (P256, "ES256")])
+def test_a_callers_keys_are_read_with_the_registered_algorithm(private: Any, algorithm: str) -> None:
+    (found,) = read_jwks({"keys": [jwk_of(private)]}, algorithm)
+    assert (found.kid, found.algorithm) == ("k-1", algorithm)
+    assert found.key == private.public_key()
+
+
+BAD_JWKS: dict[str, tuple[Any, str]] = {
+    "not an object": ([], "EdDSA"), "no keys": ({}, "EdDSA"), "an empty list": ({"keys": []}, "EdDSA"),
+    "three": ({"keys": [jwk_of(ED25519, kid=str(number)) for number in range(3)]}, "EdDSA"),
+    "the same kid twice": ({"keys": [jwk_of(ED25519)] * 2}, "EdDSA"),
+    "no kid": ({"keys": [jwk_of(ED25519, kid=None)]}, "EdDSA"),
+    "a kid that is too long": ({"keys": [jwk_of(ED25519, kid="k" * 101)]}, "EdDSA"),
+    "a private key": ({"keys": [jwk_of(ED25519, d="AAAA")]}, "EdDSA"),
+    "ES256 for EdDSA": ({"keys": [jwk_of(P256)]}, "EdDSA"), "EdDSA for ES256": ({"keys": [jwk_of(ED25519)]}, "ES256"),
+    "another curve": ({"keys": [jwk_of(ec.generate_private_key(ec.SECP384R1()))]}, "ES256"),
+    "a secret": ({"keys": [{"kty": "oct", "k": "AAAA", "kid": "k-1"}]}, "ES256"),
+    "a list for a key": ({"keys": [[]]}, "EdDSA"),
+    "no x": ({"keys": [{name: value for name, value in jwk_of(ED25519).items() if name != "x"}]}, "EdDSA"),
+    "x that is a number": ({"keys": [jwk_of(ED25519, x=1)]}, "EdDSA"),
+    "x that is null": ({"keys": [jwk_of(P256, x=None)]}, "ES256"),
+    "a point off the curve": ({"keys": [jwk_of(P256, y="A" * 43)]}, "ES256"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BAD_JWKS)
+def test_bad_keys_of_a_caller_are_refused(how: str) -> None:
+    with pytest.raises(ValueError, match=r"key|JWKS"):
+        read_jwks(*BAD_JWKS[how])
+
+
+def assertion(**changes: Any) -> str:
+    claims = {"iss": "c", "sub": "c", "aud": ISSUER, "iat": now(), "exp": now() + 60, "jti": "j"} | changes
+    return jwt.encode(claims, ED25519, algorithm="EdDSA", headers={"kid": "k-1"})
+
+
+KEYS = [
+    PublicKey("k-0", "EdDSA", Ed25519PrivateKey.generate().public_key()),
+    PublicKey("k-1", "EdDSA", ED25519.public_key()),
+]
+
+
+def test_an_assertion_is_read_with_the_key_that_it_names() -> None:
+    began = now()
+    assert read_assertion(assertion(iat=began, exp=began + 60), "c", KEYS, ISSUER, began) == ("j", began + 60)
+    assert subject_of(assertion()) == "c"
+    with pytest.raises(InvalidToken):
+        read_assertion(assertion(), "c", KEYS[:1], ISSUER, now())
+
+
+@pytest.mark.parametrize(
+    ("iat", "exp", "accepted"),
+    [
+        (0, 60, True), (0, 61, False), (0, 1, True), (0, 0, False), (10, 5, False), (29, 60, True), (-59, 1, True),
+        (31, 60, False), (-80, -20, True), (-100, -40, False),
+    ],
+)  # fmt: skip
+def test_the_times_of_an_assertion_with_the_skew_of_clocks(iat: int, exp: int, accepted: bool) -> None:
+    token = assertion(iat=now() + iat, exp=now() + exp)
+    try:
+        read_assertion(token, "c", KEYS, ISSUER, now())
+    except InvalidToken:
+        assert not accepted
+    else:
+        assert accepted
+
+
+MASTER = Key("card-proof-1", KeyUse.CARD_PROOF, os.urandom(32))
+IDENTIFIER, CHALLENGE = "330424D15600000500000000000000A1", os.urandom(16)
+
+
+def test_a_genuine_card_is_told_from_others() -> None:
+    right = expected_cryptogram(MASTER, IDENTIFIER, CHALLENGE).hex()
+    assert is_genuine(MASTER, IDENTIFIER, CHALLENGE.hex(), right)
+    assert is_genuine(MASTER, IDENTIFIER.lower(), CHALLENGE.hex().upper(), right.upper())
+    assert not is_genuine(MASTER, IDENTIFIER[:-1] + "2", CHALLENGE.hex(), right)
+    assert not is_genuine(MASTER, IDENTIFIER, os.urandom(16).hex(), right)
+    assert not is_genuine(Key("card-proof-1", KeyUse.CARD_PROOF, os.urandom(32)), IDENTIFIER, CHALLENGE.hex(), right)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_a_proof_of_chance_is_not_genuine_and_no_failure(challenge: str, cryptogram: str) -> None:
+    assert not is_genuine(MASTER, IDENTIFIER, challenge, cryptogram)
+    assert not is_genuine(MASTER, IDENTIFIER, CHALLENGE.hex(), cryptogram)
