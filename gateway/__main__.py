@@ -124,6 +124,8 @@ def _say_ready() -> None:
 def migrate() -> None:
     """Bring the schema of DATABASE_URL up to date."""
     settings = _settings()
+    import asyncpg
+
     from gateway.store.migrate import MigrationError
     from gateway.store.migrate import migrate as run_migrations
 
@@ -131,8 +133,8 @@ def migrate() -> None:
         _give_up("set DATABASE_URL=postgresql://…: the embedded database is migrated by serve itself")
     try:
         applied = asyncio.run(run_migrations(settings.gateway.database.url))
-    except (MigrationError, OSError) as error:
-        _give_up(f"migration failed: {error}")
+    except (MigrationError, OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        _give_up(f"migration failed: {type(error).__name__}: {error}")
     for name in applied:
         typer.echo(f"applied {name}")
     typer.echo("the schema is up to date")

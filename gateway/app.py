@@ -20,11 +20,13 @@ from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
 from gateway.crypto.blind_index import BlindIndex
-from gateway.crypto.key_store import KeyUse, open_folder
+from gateway.crypto.key_store import KeyStoreError, KeyUse, open_folder
 from gateway.crypto.pseudonym import Pseudonyms
-from gateway.crypto.sealing import Sealer
+from gateway.crypto.sealing import Sealer, SealError, new_data_key
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
+from gateway.domain.errors import Problem
+from gateway.flows.idempotently import Idempotency
 from gateway.flows.verify_card import VerifyCard
 from gateway.settings import Settings
 from gateway.store import data_keys
@@ -56,8 +58,10 @@ class Gateway:
         self.pool = Pool(dsn, config.database, "yikatong serve")
         self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
         self._sealer = Sealer()
+        index = BlindIndex(keys.current(KeyUse.INDEX))
+        self.idempotency = Idempotency(self.pool, self._sealer, index, self._answers_data_key, self.load_data_keys)
         self.verify_card = VerifyCard(
-            BlindIndex(keys.current(KeyUse.INDEX)),
+            index,
             self.pseudonyms,
             self._sealer,
             keys.current(KeyUse.CARD_PROOF),
@@ -73,6 +77,7 @@ class Gateway:
             on_delivered=self._write_answers,
         )
         self.hot_lane = HotLane(self)
+        self._answers_keys: dict[dt.date, int] = {}
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -118,7 +123,23 @@ class Gateway:
     def start_loading_data_keys(self) -> None:
         """Load the data keys in the background, once at a time."""
         if self._loading is None or self._loading.done():
-            self._loading = asyncio.create_task(self.load_data_keys())
+            self._loading = asyncio.create_task(self._try_loading_data_keys())
+
+    async def _try_loading_data_keys(self) -> None:
+        try:
+            await self.load_data_keys()
+        except (Problem, KeyStoreError, SealError) as error:
+            log.error("data keys not loaded", error=type(error).__name__)
+
+    async def _answers_data_key(self, connection: "AnyConnection") -> int:
+        """The data key of this month's kept answers, made by the first process that needs it."""
+        month = dt.datetime.now(dt.UTC).date().replace(day=1)
+        if month not in self._answers_keys:
+            kek = self._keys.current(KeyUse.KEK)
+            key_id = await data_keys.for_month(connection, "answers", month, kek.kid, new_data_key(kek))
+            self._sealer.add(await data_keys.load(connection), self._keys)
+            self._answers_keys = {month: key_id}
+        return self._answers_keys[month]
 
     async def load_data_keys(self) -> None:
         async with self.pool.acquire() as connection:

@@ -46,7 +46,7 @@ class Directory:
     def __init__(self, settings: Settings) -> None:
         self.callers, self.scenes = read(settings)
         self._stamps = _stamps(settings)
-        self._settings = settings
+        self._watched = settings
 
     async def watch(self) -> None:
         """Look for changes every POLL_S seconds, until cancelled."""
@@ -56,19 +56,19 @@ class Directory:
 
     def reload_if_changed(self) -> bool:
         """Whether a change was taken up."""
-        stamps = _stamps(self._settings)
+        stamps = _stamps(self._watched)
         if stamps == self._stamps:
             return False
         self._stamps = stamps
         try:
             settings = load()
+            self._watched = settings  # also if it is refused below: a key file that is missing may come
             callers, scenes = read(settings)
         except SettingsError as error:
             RELOADS.labels("refused").inc()
             log.error("configuration change refused", mistakes=error.mistakes)
             return False
-        self._settings, self.callers, self.scenes = settings, callers, scenes
-        self._stamps = _stamps(settings)
+        self.callers, self.scenes = callers, scenes
         RELOADS.labels("taken").inc()
         log.info("configuration change taken up", callers=len(callers), scenes=len(scenes))
         return True

@@ -20,7 +20,7 @@ import structlog
 from aiohttp import web
 from prometheus_client.multiprocess import mark_process_dead
 
-from gateway.api.ops import ops_application
+from gateway.api.ops import ops_application, outcome
 from gateway.api.quota import create_table
 from gateway.crypto.key_store import KeyStoreError, open_folder
 from gateway.directory import Directory
@@ -36,6 +36,7 @@ _DRAIN_S = 4.5
 _CRASHES_MAX = 5
 _CRASHES_WITHIN_S = 30.0
 _POSTGRES_LOOK_S = 0.2
+_RETRY_S = 0.5
 
 Preparation = Callable[[Settings, str], Awaitable[None]]
 
@@ -167,8 +168,11 @@ class Supervisor:
     async def _watch_postgres(self) -> None:
         assert self._postgres is not None
         while True:
-            if self._postgres.restart_if_dead():
-                log.error("PostgreSQL had ended; started again", pid=self._postgres.pid)
+            try:
+                if self._postgres.restart_if_dead():
+                    log.error("PostgreSQL had ended; started again", pid=self._postgres.pid)
+            except OSError as error:
+                log.error("PostgreSQL could not be started again", error=error.strerror)
             await asyncio.sleep(_POSTGRES_LOOK_S)
 
     async def _keep(self, name: str, command: str, ready: asyncio.Event) -> None:
@@ -193,6 +197,9 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             log.error("child ended; starting it again", child=name, code=code)
+            if await outcome(self._check_database):  # not the child's fault: it does not count
+                await asyncio.sleep(_RETRY_S)
+                continue
             now = time.monotonic()
             if len(self._crashes) == _CRASHES_MAX and now - self._crashes[0] < _CRASHES_WITHIN_S:
                 self._broken = (

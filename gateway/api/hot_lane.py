@@ -98,7 +98,11 @@ class HotLane:
                         gateway.start_loading_data_keys()
                         problem = Problem("unavailable", headers={"Retry-After": "1"})
                     except Exception as error:  # noqa: BLE001 - the edge: nothing may leave as a traceback
-                        log.error("request failed", exception=describe(type(error), error.__traceback__))
+                        log.error(
+                            "request failed",
+                            request_id=request_id,
+                            exception=describe(type(error), error.__traceback__),
+                        )
                         problem = Problem("internal")
                 status = "200"
                 if problem is not None:

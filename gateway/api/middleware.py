@@ -140,5 +140,5 @@ async def _body(request: web.Request, content_type: str, timeout_s: float) -> by
     try:
         async with asyncio.timeout(timeout_s):
             return await request.read()
-    except TimeoutError:
+    except (TimeoutError, ConnectionError):  # too slow, or gone
         raise Problem("receive_timeout") from None

@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.domain.cards import END
 from gateway.domain.errors import FieldError, Problem
-from gateway.domain.presentations import Presentation
+from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation, Proof, TransitQr
 from gateway.domain.scenes import SCENE_PATTERN
 
 _NO_CONTROLS = f"^[^\\x00-\\x1f\\x7f]*{END}"
@@ -100,7 +100,14 @@ _SAFE = re.compile(
     r"| [<>=]+ -?\d+| matching regex '.*')?|Object missing required field `[a-z_]+`|Invalid RFC3339 encoded datetime)",
     re.DOTALL,
 )
-_PATH = re.compile(r"\$(\.[a-z_]+|\[\.\.\.\]|\[\d+\])*")
+_PATH = re.compile(r"\$(\.[a-z_]+)*")
+_NAMES = re.compile(r"\.([a-z_]+)")
+_KNOWN_NAMES = {
+    field.encode_name
+    for kind in (VerifyRequest, ChipCard, Proof, EcardCode, TransitQr, CardRef)
+    for field in msgspec.structs.fields(kind)
+} | {"type"}
+"""A path may hold a name that the caller made up: only ours are repeated."""
 
 
 def invalid(error: msgspec.ValidationError) -> Problem:
@@ -109,7 +116,7 @@ def invalid(error: msgspec.ValidationError) -> Problem:
     place = _AT.search(text)
     path = place.group(1) if place else "$"
     text = text[: place.start()] if place else text
-    if not _PATH.fullmatch(path):
+    if not set(_NAMES.findall(path)) <= _KNOWN_NAMES or not _PATH.fullmatch(path):
         path = "$"
     if text.startswith("Object missing required field `"):
         path, text = f"{path}.{text.split('`')[1]}", "is missing"

@@ -42,14 +42,18 @@ class Connection(RequestHandler):
             return
         # the request cycle is waiting: parse without waking it, and wake it unless the hot lane takes the request
         self._waiter = None
-        super().data_received(data)
-        self._waiter = waiter
+        try:
+            super().data_received(data)
+        finally:
+            self._waiter = waiter
         if self._messages and not self._on_hot_lane and not self._begin_on_hot_lane():
             waiter.set_result(None)
 
     def _begin_on_hot_lane(self) -> bool:
         message, payload = self._messages[0]
-        if len(self._messages) > 1 or isinstance(message, _ErrInfo) or not self._hot_lane.take(self, message, payload):
+        if self.writing_paused or len(self._messages) > 1:  # the ordinary way waits for a client that does not read
+            return False
+        if isinstance(message, _ErrInfo) or not self._hot_lane.take(self, message, payload):
             return False
         self._messages.popleft()
         assert self._parser is not None

@@ -1,6 +1,5 @@
 """POST /v1/cards/verify."""
 
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -60,12 +59,9 @@ async def verify_card(call: Call) -> web.Response:
         return web.Response(body=await answer(gateway.batcher.ask), headers=_JSON_HEADERS)
     if not idempotently.is_key(key):
         raise Problem("malformed_idempotency_key")
-    fingerprint = hashlib.sha256(
-        b"\n".join((call.request.method.encode(), call.request.raw_path.encode(), call.body))
-    ).digest()
-    body, replayed = await idempotently.run(
-        gateway.pool, call.caller_id, key, fingerprint,
-        lambda connection: answer(gateway.judge_within(connection)),
-    )  # fmt: skip
+    request = b"\n".join((call.request.method.encode(), call.request.raw_path.encode(), call.body))
+    body, replayed = await gateway.idempotency.run(
+        call.caller_id, key, request, lambda connection: answer(gateway.judge_within(connection))
+    )
     headers = _JSON_HEADERS | ({"Idempotency-Replayed": "true"} if replayed else {})
     return web.Response(body=body, headers=headers)

@@ -17,6 +17,7 @@ class BlindIndex:
         self._chip = _keyed(key, b"card.chip_index")
         self._number = _keyed(key, b"card.number_index")
         self._id_number = _keyed(key, b"person.id_number_index")
+        self._request = _keyed(key, b"idempotency_key.fingerprint")
 
     def chip(self, card_number: str, card_identifier: str) -> bytes:
         """Of a chip card's number and identifier together: a wrong pair is simply not found."""
@@ -32,6 +33,12 @@ class BlindIndex:
     def id_number(self, id_number: str) -> bytes:
         mac = self._id_number.copy()
         mac.update(id_number.encode())
+        return mac.finalize()
+
+    def request(self, request: bytes) -> bytes:
+        """Of a whole request: its digest may be guessed from what it holds, unless it is keyed."""
+        mac = self._request.copy()
+        mac.update(request)
         return mac.finalize()
 
 

@@ -69,6 +69,10 @@ class Sealer:
         nonce = os.urandom(_NONCE)
         return head + nonce + self._ciphers[data_key_id].encrypt(nonce, plaintext, head + column + row_id)
 
+    def knows(self, sealed: bytes) -> bool:
+        """Whether the data key of a sealed value is loaded."""
+        return int.from_bytes(sealed[1:5], "big") in self._ciphers
+
     def open(self, column: bytes, row_id: bytes, sealed: bytes) -> bytes:
         """Raises UnknownDataKey, SealError."""
         if len(sealed) < _HEAD.size + _NONCE + _TAG:

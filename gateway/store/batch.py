@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+LEAST_TIME_S = 0.02
+"""An item with less time left is not sent: one that is late must not cut off the fresh ones beside it."""
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Sink = Callable[[Answer | None, Problem | None], None]
@@ -59,6 +62,7 @@ class Batcher(Generic[Item, Answer]):
         self._queue: deque[tuple[Item, Sink[Answer], float]] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._connection: Connection | None = None
+        self._connected_once = True
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -101,17 +105,21 @@ class Batcher(Generic[Item, Answer]):
 
     async def _serve_one_batch(self) -> None:
         try:
-            connection = await self._connected()
-        except GONE:
+            async with asyncio.timeout(max(self._queue[0][2] - time.monotonic(), 0.001)):
+                connection = await self._connected()
+        except (*GONE, asyncpg.PostgresError) as error:
+            if self._connected_once:
+                self._connected_once = False
+                log.warning("no connection for the batches", error=type(error).__name__)
             self._fail(len(self._queue), "the database is not available")
             return
-        taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]
+        began = time.monotonic()
+        taken = self._take(began)
         if not taken:
             return
-        began = time.monotonic()
         deadline = taken[0][2]
         try:
-            answers = await self._execute(connection, [item for item, _, _ in taken], max(deadline - began, 0.001))
+            answers = await self._execute(connection, [item for item, _, _ in taken], deadline - began)
         except (*GONE, asyncpg.PostgresError) as error:
             # whether the batch was committed is not known: no verdict leaves, the callers ask again
             log.warning("batch failed", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
@@ -122,6 +130,12 @@ class Batcher(Generic[Item, Answer]):
         self._on_batch(BatchFigures(len(taken), began - deadline + self._deadline_s, time.monotonic() - began))
         # soon, not now: the next batch is sent first, so that the database works while the answers are written
         asyncio.get_running_loop().call_soon(self._deliver, taken, answers)
+
+    def _take(self, now: float) -> "list[tuple[Item, Sink[Answer], float]]":
+        """The next batch: items with enough time left for a statement. Those without are failed, not sent."""
+        while self._queue and self._queue[0][2] - now < LEAST_TIME_S:
+            self._fail(1, "the database did not answer in time")
+        return [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]
 
     def _deliver(self, taken: "Sequence[tuple[Item, Sink[Answer], float]]", answers: "Sequence[Answer]") -> None:
         for (_, sink, _), answer in zip(taken, answers, strict=True):
@@ -137,6 +151,7 @@ class Batcher(Generic[Item, Answer]):
     async def _connected(self) -> "Connection":
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._connect()
+            self._connected_once = True
         return self._connection
 
     def _drop_connection(self) -> None:

@@ -61,6 +61,7 @@ class EmbeddedPostgres:
     def __init__(self, data_dir: Path) -> None:
         self._home = data_dir / "postgres"
         self._data = self._home / "data"
+        self._unfinished = self._home / "data.new"
         self._socket_dir = self._home / "socket"
         self._start_log = self._home / "start.log"
         self._made_socket_dir = False
@@ -113,10 +114,12 @@ class EmbeddedPostgres:
         if len(os.fsencode(self._socket_dir)) > _SOCKET_PATH_MAX:
             self._socket_dir = Path(tempfile.mkdtemp(prefix="yikatong-"))
             self._made_socket_dir = True
-        for folder in (self._data, self._socket_dir):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            if self._as_user:
-                os.chown(folder, self._as_user.pw_uid, self._as_user.pw_gid)
+        self._make_private(self._socket_dir)
+
+    def _make_private(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if self._as_user:
+            os.chown(folder, self._as_user.pw_uid, self._as_user.pw_gid)
 
     def _command(self, program: str, *arguments: str) -> list[str]:
         privileges = ["--pdeathsig", "INT"]
@@ -127,16 +130,20 @@ class EmbeddedPostgres:
         return ["setpriv", *privileges, "--", str(self._bin / program), *arguments]
 
     def _initdb(self) -> None:
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        self._make_private(self._unfinished)
+        # made aside and renamed: an initdb that was killed leaves no half cluster behind
         command = self._command(
-            "initdb", "-D", str(self._data), "-U", ROLE, "--auth=trust", "--encoding=UTF8", "--data-checksums",
+            "initdb", "-D", str(self._unfinished), "-U", ROLE, "--auth=trust", "--encoding=UTF8", "--data-checksums",
             "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions",
         )  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False, timeout=120)
         if done.returncode != 0:
-            shutil.rmtree(self._data, ignore_errors=True)
+            shutil.rmtree(self._unfinished, ignore_errors=True)
             raise EmbeddedPostgresError(
                 f"initdb failed: {done.stderr.strip()[-600:]}\nUse another server instead: DATABASE_URL=postgresql://…"
             )
+        self._unfinished.rename(self._data)
 
     def _wait_for_predecessor(self) -> None:
         """A server whose gateway was killed is still shutting down: wait for it, never run two on one folder."""

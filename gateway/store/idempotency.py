@@ -10,7 +10,7 @@ KEPT_DAYS = 7
 
 class Stored(NamedTuple):
     fingerprint: bytes
-    answer: bytes
+    answer_sealed: bytes
 
 
 async def claim(connection: "AnyConnection", caller: str, key: str, fingerprint: bytes) -> Stored | None:
@@ -24,19 +24,20 @@ async def claim(connection: "AnyConnection", caller: str, key: str, fingerprint:
         " ON CONFLICT DO NOTHING RETURNING true",
         caller, key, fingerprint,
     )  # fmt: skip
+    await connection.execute("SET LOCAL lock_timeout = 0")  # the work's own waits are not this one
     if claimed:
         return None
     row = await connection.fetchrow(
-        "SELECT fingerprint, answer FROM idempotency_key WHERE caller = $1 AND key = $2", caller, key
+        "SELECT fingerprint, answer_sealed FROM idempotency_key WHERE caller = $1 AND key = $2", caller, key
     )
     assert row is not None, "a committed claim is there: sweeping leaves seven days"
-    return Stored(row["fingerprint"], row["answer"])
+    return Stored(row["fingerprint"], row["answer_sealed"])
 
 
-async def keep(connection: "AnyConnection", caller: str, key: str, answer: bytes) -> None:
+async def keep(connection: "AnyConnection", caller: str, key: str, answer_sealed: bytes) -> None:
     """Store the answer of a claimed key, in the same transaction."""
     await connection.execute(
-        "UPDATE idempotency_key SET answer = $3 WHERE caller = $1 AND key = $2", caller, key, answer
+        "UPDATE idempotency_key SET answer_sealed = $3 WHERE caller = $1 AND key = $2", caller, key, answer_sealed
     )
 
 

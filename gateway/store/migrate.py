@@ -67,10 +67,14 @@ async def ensure_partitions(connection: "asyncpg.Connection[asyncpg.Record]", to
         first, following = _month(today, ahead), _month(today, ahead + 1)
         name = f"usage_event_{first:%Y%m}"
         if await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
-            await connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {name} PARTITION OF usage_event"
-                f" FOR VALUES FROM ('{first}T00:00:00Z') TO ('{following}T00:00:00Z')"
-            )
+            # attaching lets readers and writers of the parent go on; PARTITION OF would lock them out
+            async with connection.transaction():
+                await connection.execute("SET LOCAL lock_timeout = '2s'")
+                await connection.execute(f"CREATE TABLE {name} (LIKE usage_event INCLUDING ALL)")
+                await connection.execute(
+                    f"ALTER TABLE usage_event ATTACH PARTITION {name}"
+                    f" FOR VALUES FROM ('{first}T00:00:00Z') TO ('{following}T00:00:00Z')"
+                )
 
 
 def _month(day: date, ahead: int) -> date:

@@ -25,10 +25,18 @@ _REQUIRED = {
     "synchronous_commit": ("on", "remote_apply"),
 }
 
-GONE = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError,
-        asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, asyncpg.TooManyConnectionsError,
-        asyncpg.QueryCanceledError, asyncio.TimeoutError)  # fmt: skip
-"""What a statement raises when the database is away, full or too slow: answered with 503."""
+GONE = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # no server of a multi-host DSN is writable, during a failover
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shutting down, crashed, starting, statement cancelled
+    asyncpg.InsufficientResourcesError,  # disk full, memory, too many connections
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+)
+"""What connecting or a statement raises when the database is away, full or too slow: answered with 503."""
 
 
 class UnfitDatabase(Exception):
@@ -99,11 +107,18 @@ class Pool:
         return self._pool.get_idle_size() + self._pool.get_max_size() - self._pool.get_size()
 
     @asynccontextmanager
-    async def acquire(self) -> AsyncIterator["PooledConnection"]:
-        """A connection within the configured wait; Problem 503 if there is none, or if the database fails in use."""
+    async def acquire(self, limit_s: float = 0.7) -> AsyncIterator["PooledConnection"]:
+        """A connection within the configured wait, for at most `limit_s`; Problem 503 if the database fails us.
+
+        Past the limit the connection is cut off: to cancel a statement would need a database that answers.
+        """
         assert self._pool is not None
         try:
             async with self._pool.acquire(timeout=self._settings.acquire_timeout_ms / 1000) as connection:
-                yield connection
+                cut_off = asyncio.get_running_loop().call_later(limit_s, connection.terminate)
+                try:
+                    yield connection
+                finally:
+                    cut_off.cancel()
         except GONE as error:
             raise unavailable("the database is not available") from error

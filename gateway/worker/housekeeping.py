@@ -19,6 +19,7 @@ log = structlog.get_logger()
 
 SWEEP_BATCH = 500
 _SWEEP_TURNS_MAX = 200
+_TURN_MAX_S = 30.0
 
 
 async def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
@@ -63,11 +64,11 @@ async def _partitions(dsn: str) -> None:
 async def _sweep(pool: Pool) -> None:
     for sweep in (assertions.sweep, idempotency.sweep):
         for _ in range(_SWEEP_TURNS_MAX):
-            async with pool.acquire() as connection:
+            async with pool.acquire(_TURN_MAX_S) as connection:
                 if await sweep(connection, SWEEP_BATCH) < SWEEP_BATCH:
                     break
 
 
 async def _feed_lag(pool: Pool) -> None:
-    async with pool.acquire() as connection:
+    async with pool.acquire(_TURN_MAX_S) as connection:
         FEED_LAG_SECONDS.set(await usage_events.feed_lag_s(connection))

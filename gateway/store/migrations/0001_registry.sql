@@ -3,13 +3,18 @@
 
 DO $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'yikatong_app') THEN
-        CREATE ROLE yikatong_app NOLOGIN;
-    END IF;
-    IF NOT pg_has_role(current_user, 'yikatong_app', 'MEMBER') THEN
+    CREATE ROLE yikatong_app NOLOGIN;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;  -- roles belong to the server, not to this database
+END $$;
+
+DO $$
+DECLARE
+    -- since 16, who creates a role may grant it but is not yet allowed to become it
+    needed text := CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END;
+BEGIN
+    IF NOT pg_has_role(current_user, 'yikatong_app', needed) THEN
         EXECUTE format('GRANT yikatong_app TO %I', current_user);
     END IF;
-EXCEPTION WHEN duplicate_object THEN NULL;  -- another database of this server migrates at the same moment
 END $$;
 
 CREATE TABLE data_key (

@@ -11,9 +11,9 @@ CREATE INDEX client_assertion_expiry ON client_assertion (expires_at);
 CREATE TABLE idempotency_key (
     caller       text NOT NULL,
     key          text NOT NULL,
-    fingerprint  bytea NOT NULL,       -- SHA-256 of method, path, query and body
+    fingerprint  bytea NOT NULL,       -- keyed digest of method, path, query and body
     created_at   timestamptz NOT NULL DEFAULT now(),
-    answer       bytea,
+    answer_sealed  bytea,
     PRIMARY KEY (caller, key)
 );
 CREATE INDEX idempotency_key_age ON idempotency_key (created_at);

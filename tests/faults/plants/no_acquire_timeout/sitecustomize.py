@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from gateway.store.pool import Pool
+from gateway.domain.errors import unavailable
+from gateway.store.pool import GONE, Pool
 
 if TYPE_CHECKING:
     from gateway.store.pool import PooledConnection
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def acquire(self: Pool) -> AsyncIterator["PooledConnection"]:
     assert self._pool is not None
-    async with self._pool.acquire() as connection:
-        yield connection
+    try:
+        async with self._pool.acquire() as connection:
+            yield connection
+    except GONE as error:
+        raise unavailable("the database is not available") from error
 
 
 Pool.acquire = acquire  # type: ignore[method-assign]
