@@ -3,7 +3,8 @@
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -35,34 +36,28 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-def _supervise(settings: Settings, prepare: Any) -> None:
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What keeps a process from starting, as one clear line instead of a traceback."""
     import asyncpg
 
-    from gateway.crypto.key_store import KeyStoreError
+    from gateway.domain.errors import CannotStart
+
+    try:
+        yield
+    except CannotStart as error:
+        _give_up(f"cannot start: {error}")
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        _give_up(f"cannot start: the database: {type(error).__name__}: {error}")
+
+
+def _supervise(settings: Settings, prepare: Any) -> None:
     from gateway.log import configure
-    from gateway.sandbox.load import NotASandboxError
-    from gateway.sandbox.prepare import OtherCounty
-    from gateway.store.embedded import EmbeddedPostgresError
-    from gateway.store.migrate import MigrationError
-    from gateway.store.pool import UnfitDatabase
-    from gateway.supervisor import CannotStart, Supervisor
+    from gateway.supervisor import Supervisor
 
     configure(settings.gateway.log_level, "supervisor")
-    try:
+    with _refusals():
         _run(Supervisor(settings, prepare, lambda line: print(line, flush=True)).run())  # noqa: T201
-    except (
-        CannotStart,
-        OtherCounty,
-        NotASandboxError,
-        UnfitDatabase,
-        MigrationError,
-        KeyStoreError,
-        EmbeddedPostgresError,
-        SettingsError,
-    ) as error:
-        _give_up(f"cannot start: {error}")
-    except (OSError, asyncpg.PostgresError) as error:
-        _give_up(f"cannot start: the database: {type(error).__name__}: {error}")
 
 
 @cli.command()
@@ -99,7 +94,8 @@ def serve_worker() -> None:
 
     configure(settings.gateway.log_level, "serve")
     end_with_parent(int(os.environ["PARENT_PID"]))
-    _run(serve_requests(settings, settings.gateway.database.url, _say_ready))
+    with _refusals():
+        _run(serve_requests(settings, settings.gateway.database.url, _say_ready))
 
 
 @cli.command()
@@ -113,7 +109,8 @@ def worker() -> None:
     configure(settings.gateway.log_level, "worker")
     if "PARENT_PID" in os.environ:
         end_with_parent(int(os.environ["PARENT_PID"]))
-    _run(run(settings, settings.gateway.database.url, _say_ready))
+    with _refusals():
+        _run(run(settings, settings.gateway.database.url, _say_ready))
 
 
 def _say_ready() -> None:
@@ -124,17 +121,12 @@ def _say_ready() -> None:
 def migrate() -> None:
     """Bring the schema of DATABASE_URL up to date."""
     settings = _settings()
-    import asyncpg
-
-    from gateway.store.migrate import MigrationError
     from gateway.store.migrate import migrate as run_migrations
 
     if not settings.gateway.database.url:
         _give_up("set DATABASE_URL=postgresql://…: the embedded database is migrated by serve itself")
-    try:
+    with _refusals():
         applied = asyncio.run(run_migrations(settings.gateway.database.url))
-    except (MigrationError, OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        _give_up(f"migration failed: {type(error).__name__}: {error}")
     for name in applied:
         typer.echo(f"applied {name}")
     typer.echo("the schema is up to date")

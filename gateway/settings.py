@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller
+from gateway.domain.errors import CannotStart
 from gateway.domain.scenes import SCENE_PATTERN, Scene
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -108,7 +109,7 @@ class Settings(msgspec.Struct, frozen=True):
         return self.gateway.http.issuer or f"http://127.0.0.1:{self.gateway.http.port}"
 
 
-class SettingsError(Exception):
+class SettingsError(CannotStart):
     """The configuration has mistakes, each `file: path: what is wrong`."""
 
     def __init__(self, mistakes: list[str]) -> None:

@@ -24,6 +24,7 @@ from gateway.api.ops import ops_application, outcome
 from gateway.api.quota import create_table
 from gateway.crypto.key_store import KeyStoreError, open_folder
 from gateway.directory import Directory
+from gateway.domain.errors import CannotStart
 from gateway.settings import Settings
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.migrate import migrate
@@ -39,10 +40,6 @@ _POSTGRES_LOOK_S = 0.2
 _RETRY_S = 0.5
 
 Preparation = Callable[[Settings, str], Awaitable[None]]
-
-
-class CannotStart(Exception):
-    """Why the gateway does not start, for its operator."""
 
 
 class Supervisor:

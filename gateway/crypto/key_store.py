@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.domain.errors import CannotStart
+
 
 class KeyUse(StrEnum):
     KEK = "kek"  # wraps data keys
@@ -33,7 +35,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"Key({self.kid})"
 
 
-class KeyStoreError(Exception):
+class KeyStoreError(CannotStart):
     """A key file is missing, malformed or readable by others; the text names the file."""
 
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap_with_padding, aes_key_wrap_with_padding
 
 from gateway.crypto.key_store import Key, KeyStore, KeyUse
+from gateway.domain.errors import CannotStart
 
 AES_256_GCM = "AES-256-GCM"
 _AES_256_GCM_BYTE = 1
@@ -31,7 +32,7 @@ class WrappedDataKey(NamedTuple):
     wrapped: bytes
 
 
-class SealError(Exception):
+class SealError(CannotStart):
     """A sealed value does not open: it was moved or altered, or its data key does not belong to our KEK."""
 
 

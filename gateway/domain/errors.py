@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
+class CannotStart(Exception):
+    """Why a process does not start, in words for its operator."""
+
+
 class FieldError(NamedTuple):
     field: str
     message: str

@@ -23,6 +23,7 @@ from asyncpg.pgproto.pgproto import UUID
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.key_store import KeyStore, KeyUse
 from gateway.crypto.sealing import Sealer, WrappedDataKey, new_data_key
+from gateway.domain.errors import CannotStart
 from gateway.domain.times import CHINA
 from gateway.flows.verify_card import HOLDER_COLUMN, SealedHolder
 from gateway.processes import end_with_parent
@@ -60,7 +61,7 @@ class _Rows(NamedTuple):
     ecard: list[Row]
 
 
-class NotASandboxError(Exception):
+class NotASandboxError(CannotStart):
     """The database holds a registry that is not the sandbox's; loading the county would destroy it."""
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gateway.crypto.key_store import create_missing, open_folder
 from gateway.domain.cards import CardStatus
+from gateway.domain.errors import CannotStart
 from gateway.domain.times import CHINA
 from gateway.sandbox.callers import write_callers
 from gateway.sandbox.county import County
@@ -21,7 +22,7 @@ from gateway.settings import Settings
 _REFRESH_S = 600
 
 
-class OtherCounty(Exception):
+class OtherCounty(CannotStart):
     """The data folder holds another county than the one asked for."""
 
 

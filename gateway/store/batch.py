@@ -14,7 +14,7 @@ import asyncpg
 import structlog
 
 from gateway.domain.errors import Problem, overloaded, unavailable
-from gateway.store.pool import GONE
+from gateway.store.pool import GONE, UnfitDatabase
 
 if TYPE_CHECKING:
     from gateway.store.pool import Connection
@@ -63,12 +63,15 @@ class Batcher(Generic[Item, Answer]):
         self._wake: asyncio.Future[None] | None = None
         self._connection: Connection | None = None
         self._connected_once = True
+        self._ended = False
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def submit(self, item: Item, sink: "Sink[Answer]") -> None:
         """Queue an item; the sink is called once, after the commit. Raises Problem 503 at once if the queue is full."""
+        if self._ended:
+            raise unavailable("the gateway is stopping")
         if len(self._queue) >= self._queue_max:
             raise overloaded("the verify queue is full")
         self._queue.append((item, sink, time.monotonic() + self._deadline_s))
@@ -91,23 +94,27 @@ class Batcher(Generic[Item, Answer]):
         return future
 
     async def run(self) -> None:
-        """Serve batches until cancelled; then finish what is queued."""
+        """Serve batches until cancelled; then finish what is queued, and take nothing more."""
         try:
             while True:
                 if not self._queue:
                     self._wake = asyncio.get_running_loop().create_future()
                     await self._wake
                 await self._serve_one_batch()
-        finally:
+        except asyncio.CancelledError:
             while self._queue:
                 await self._serve_one_batch()
+            raise
+        finally:
+            self._ended = True
+            self._fail(len(self._queue), "the gateway is stopping")
             self._drop_connection()
 
     async def _serve_one_batch(self) -> None:
         try:
             async with asyncio.timeout(max(self._queue[0][2] - time.monotonic(), 0.001)):
                 connection = await self._connected()
-        except (*GONE, asyncpg.PostgresError) as error:
+        except (*GONE, asyncpg.PostgresError, UnfitDatabase) as error:
             if self._connected_once:
                 self._connected_once = False
                 log.warning("no connection for the batches", error=type(error).__name__)
@@ -127,6 +134,9 @@ class Batcher(Generic[Item, Answer]):
             self._queue.extendleft(reversed(taken))
             self._fail(len(taken), "the event could not be written")
             return
+        except BaseException:
+            self._queue.extendleft(reversed(taken))  # a mistake of ours ends the loop, but nobody is left waiting
+            raise
         self._on_batch(BatchFigures(len(taken), began - deadline + self._deadline_s, time.monotonic() - began))
         # soon, not now: the next batch is sent first, so that the database works while the answers are written
         asyncio.get_running_loop().call_soon(self._deliver, taken, answers)

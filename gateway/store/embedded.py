@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from gateway.domain.errors import CannotStart
+
 ROLE = "yikatong"
 """The database's owner, and the database's name."""
 
@@ -51,7 +53,7 @@ _OPTIONS = {
 }
 
 
-class EmbeddedPostgresError(Exception):
+class EmbeddedPostgresError(CannotStart):
     """The embedded PostgreSQL could not be started; the text says why and what to do."""
 
 
@@ -169,8 +171,9 @@ class EmbeddedPostgres:
             if self._wait_until_it_answers(deadline):
                 return
             said = self._start_log.read_text(errors="replace")
-            # after a kill -9 the old backends may hold the shared memory for a moment
-            if time.monotonic() > deadline or "shared memory block" not in said:
+            # after a kill -9 the old server's last processes may hold its files for a moment
+            held = "shared memory block" in said or "postmaster.pid" in said
+            if time.monotonic() > deadline or not held:
                 raise EmbeddedPostgresError(f"PostgreSQL did not start:\n{said[-1500:]}")
             time.sleep(0.1)
 

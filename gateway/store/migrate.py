@@ -9,12 +9,14 @@ from pathlib import Path
 
 import asyncpg
 
+from gateway.domain.errors import CannotStart
+
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x79696B61  # "yika"
 MONTHS_AHEAD = 3
 
 
-class MigrationError(Exception):
+class MigrationError(CannotStart):
     """The database's schema is not one this gateway can bring up to date."""
 
 

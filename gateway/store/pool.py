@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from gateway.domain.errors import unavailable
+from gateway.domain.errors import CannotStart, unavailable
 from gateway.settings import Database
 from gateway.store.migrate import latest
 
@@ -39,7 +39,7 @@ GONE = (
 """What connecting or a statement raises when the database is away, full or too slow: answered with 503."""
 
 
-class UnfitDatabase(Exception):
+class UnfitDatabase(CannotStart):
     """The database's settings or schema would break a promise; the gateway refuses to start on it."""
 
 
@@ -58,8 +58,16 @@ async def assert_fit(connection: "AnyConnection") -> None:
 
 
 async def connect(dsn: str, settings: Database, name: str) -> "Connection":
-    """One connection as the application's role."""
-    return await asyncpg.connect(dsn, timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name))
+    """One connection as the application's role, to a database that is fit."""
+    connection: Connection = await asyncpg.connect(
+        dsn, timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name)
+    )
+    try:
+        await assert_fit(connection)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
 
 
 def _options(settings: Database, name: str) -> dict[str, Any]:
@@ -88,10 +96,13 @@ class Pool:
     async def open(self) -> None:
         """Connect and check the database. Raises UnfitDatabase, or one of GONE."""
         self._pool = await asyncpg.create_pool(
-            self._dsn, min_size=1, max_size=self._settings.pool_size, timeout=5, **_options(self._settings, self._name)
+            self._dsn,
+            min_size=1,
+            max_size=self._settings.pool_size,
+            timeout=5,
+            init=assert_fit,  # each new connection: what was fit at the start may have been changed
+            **_options(self._settings, self._name),
         )
-        async with self._pool.acquire() as connection:
-            await assert_fit(connection)
 
     async def close(self) -> None:
         if self._pool is not None:
@@ -120,5 +131,5 @@ class Pool:
                     yield connection
                 finally:
                     cut_off.cancel()
-        except GONE as error:
+        except (*GONE, UnfitDatabase) as error:
             raise unavailable("the database is not available") from error

@@ -86,3 +86,28 @@ async def test_nobody_is_left_waiting_when_the_loop_fails() -> None:
         assert found[:2] == [503, 503]  # the batch that failed
     with pytest.raises(Problem, match="unavailable"):
         batches.ask("later")
+
+
+async def test_a_batch_is_not_sent_again_when_the_loop_is_cancelled() -> None:
+    """Whether its first statement was committed is not known: sent again, it could leave each event twice."""
+    sent: list[str] = []
+    running = asyncio.Event()
+
+    async def execute(connection: object, batch: Sequence[str], timeout: float) -> Sequence[str]:
+        sent.extend(batch)
+        running.set()
+        await asyncio.sleep(ANSWER_S if len(sent) == 1 else 0)
+        return batch
+
+    database = FailingOnce(RuntimeError("not used"))
+    batches: Batcher[str, str] = Batcher(
+        database.connect, execute, batch_max=2, queue_max=10, deadline_s=1, on_batch=lambda figures: None
+    )
+    loop = asyncio.create_task(batches.run())
+    first = batches.ask("a")
+    await running.wait()
+    queued = batches.ask("b")
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+    assert (await answers([first, queued]))[0] == 503
+    assert sent.count("a") == 1

@@ -10,7 +10,7 @@ import asyncpg
 from tests.faults.home import Figure, Home, locked
 from tests.faults.load import Outcome, check
 from tests.faults.waiting import until
-from tests.faults.wire import Answer, Wire, get, verify
+from tests.faults.wire import Answer, get, verify, wires
 from tests.registry import CARDS
 from tests.running import Client
 
@@ -53,14 +53,12 @@ async def events(home: Home, prefix: str) -> Counter[str]:
 
 async def fill_pool(home: Home, authorization: str) -> None:
     """Make the pool open all connections that it may, so that a count before and after compares."""
-    wires = [await Wire.open(home.running.port) for _ in range(POOLED * 2)]
-    async with locked(home.dsn, "idempotency_key"):
-        for number, wire in enumerate(wires):
-            await wire.send(verify(authorization, f"fill-{number}", Idempotency_Key=f"fill-{number}"))
-        await until(lambda: _waiting(home, POOLED), 5, "the pool is in use")
-    await asyncio.gather(*(wire.answer() for wire in wires))
-    for wire in wires:
-        wire.hang_up()
+    async with wires(home.running.port, POOLED * 2) as opened:
+        async with locked(home.dsn, "idempotency_key"):
+            for number, wire in enumerate(opened):
+                await wire.send(verify(authorization, f"fill-{number}", Idempotency_Key=f"fill-{number}"))
+            await until(lambda: _waiting(home, POOLED), 5, "the pool is in use")
+        await asyncio.gather(*(wire.answer() for wire in opened))
 
 
 async def _waiting(home: Home, count: int) -> bool:
@@ -78,14 +76,12 @@ async def hang_up_somewhere(home: Home, authorization: str, number: int) -> None
     once = verify(authorization, f"hu-{number}", number, Idempotency_Key=f"hu-{number}")
     way = number % 6
     sent = [whole, whole, whole, once, whole[: len(whole) // 3], whole[:-40]][way]
-    wire = await Wire.open(home.running.port)
-    try:
+    async with wires(home.running.port, 1) as (wire,):
         if number % 4 >= 2:  # on a connection that is already in use
             await wire.ask(JWKS)
         await wire.send(sent)
         if way == 1:
             await wire.reader.read(1)
-    finally:
         wire.hang_up(reset=way in (2, 3))
 
 
@@ -125,22 +121,23 @@ async def hang_up_when_begun(home: Home, prefix: str) -> tuple[int, int, bool]:
 
     Returns (requests begun, events stored, whether the pool can be used after).
     """
-    async with Client(home.running, "demo-merchant") as client:
+    async with (
+        Client(home.running, "demo-merchant") as client,
+        wires(home.running.port, BEGUN + POOLED + 1) as (bystander, *leaving),
+    ):
         authorization = (await client.authorization())["Authorization"]
-        wires = [await Wire.open(home.running.port) for _ in range(BEGUN + POOLED)]
-        bystander = await Wire.open(home.running.port)
-        await asyncio.gather(*(wire.ask(JWKS) for wire in [*wires, bystander]))
+        await asyncio.gather(*(wire.ask(JWKS) for wire in [*leaving, bystander]))
         async with locked(home.dsn, "usage_event"):
             held = time.monotonic()
-            for number, wire in enumerate(wires):
+            for number, wire in enumerate(leaving):
                 key = {"Idempotency_Key": f"{prefix}-{number}"} if number >= BEGUN else {}
                 await wire.send(verify(authorization, f"{prefix}-{number}", number, **key))
                 if number == 0:  # a batch of its own, so that the others wait in the queue
                     await until(lambda: _waiting(home, 1), 5, "the first is with the database")
-            # the gateway reads in order: when it has answered these, it has begun those
+            # the gateway reads in order: when it has answered this, it has begun those
             await bystander.ask(JWKS)
             await until(lambda: _waiting(home, 1 + POOLED), 5, "the requests are begun")
-            for wire in wires:
+            for wire in leaving:
                 wire.hang_up()
             await bystander.ask(JWKS)
             await bystander.ask(JWKS)
@@ -148,12 +145,11 @@ async def hang_up_when_begun(home: Home, prefix: str) -> tuple[int, int, bool]:
         if held > HELD_S:
             return 0, 0, True
         deadline = time.monotonic() + STORED_S
-        while len(stored := await events(home, f"{prefix}-")) < len(wires) and time.monotonic() < deadline:
+        while len(stored := await events(home, f"{prefix}-")) < len(leaving) and time.monotonic() < deadline:
             await bystander.ask(JWKS)
-        bystander.hang_up()
         assert set(stored.values()) <= {1}
         status, _ = await client.ask_token()
-    return len(wires), len(stored), status == 200
+    return len(leaving), len(stored), status == 200
 
 
 async def hang_up_in_time(home: Home, prefix: str) -> tuple[int, int, bool]:
@@ -193,13 +189,11 @@ async def pipelined(home: Home) -> tuple[list[tuple[str, str]], list[Answer]]:
         keys = get("/.well-known/jwks.json", **named)
         requests.append(keys if kind == "keys" else verify(authorization, f"pp-{number}", number, **named))
         asked.append((f"p{number}", kind))
-    wire = await Wire.open(home.running.port)
-    await wire.ask(JWKS)
-    for first, end in itertools.pairwise((0, 1, 2, 5, 20, PIPELINED)):
-        await wire.send(b"".join(requests[first:end]))
-    answers = [await wire.answer() for _ in requests]
-    wire.hang_up()
-    return asked, answers
+    async with wires(home.running.port, 1) as (wire,):
+        await wire.ask(JWKS)
+        for first, end in itertools.pairwise((0, 1, 2, 5, 20, PIPELINED)):
+            await wire.send(b"".join(requests[first:end]))
+        return asked, [await wire.answer() for _ in requests]
 
 
 async def test_pipelined_requests_are_answered_in_their_order(tenant: Home) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.faults.home import Figure, Home, locked
 from tests.faults.load import ANSWER_S, SLACK_S, Load, Outcome, check
 from tests.faults.waiting import until
-from tests.faults.wire import Answer, Wire, get, verify
+from tests.faults.wire import Answer, get, verify, wires
 from tests.running import ROOT, Client
 
 AT_ONCE_S = 0.25
@@ -57,28 +57,20 @@ async def flood(home: Home) -> tuple[list[tuple[Answer, float]], float]:
     """
     async with Client(home.running, "demo-merchant") as client:
         authorization = (await client.authorization())["Authorization"]
-    wires = [await Wire.open(home.running.port) for _ in range(ASKED)]
-    await asyncio.gather(*(wire.ask(get("/.well-known/jwks.json")) for wire in wires))
+    async with wires(home.running.port, ASKED) as opened:
+        await asyncio.gather(*(wire.ask(get("/.well-known/jwks.json")) for wire in opened))
 
-    async def ask(number: int) -> tuple[Answer, float]:
-        began = time.monotonic()
-        answer = await wires[number].ask(verify(authorization, f"of-{number}", number))
-        return answer, time.monotonic() - began
+        async def ask(number: int) -> tuple[Answer, float]:
+            began = time.monotonic()
+            answer = await opened[number].ask(verify(authorization, f"of-{number}", number))
+            return answer, time.monotonic() - began
 
-    async with locked(home.dsn, "usage_event"):
-        answers = await asyncio.gather(*(ask(number) for number in range(ASKED)))
-    freed = time.monotonic()
-    tries = 0
+        async def served() -> bool:
+            return (await ask(0))[0].status == 200
 
-    async def served() -> bool:
-        nonlocal tries
-        tries += 1
-        return (await wires[0].ask(verify(authorization, f"og-{tries}"))).status == 200
-
-    await until(served, AGAIN_S, "a verdict when the database goes on")
-    again = time.monotonic() - freed
-    for wire in wires:
-        wire.hang_up()
+        async with locked(home.dsn, "usage_event"):
+            answers = await asyncio.gather(*(ask(number) for number in range(ASKED)))
+        again = await until(served, AGAIN_S, "a verdict when the database goes on")
     return answers, again
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.home import Figure, Home, locked
 from tests.faults.load import Outcome, check
 from tests.faults.waiting import gone, tree, until
-from tests.faults.wire import Answer, Wire, get, verify
+from tests.faults.wire import Answer, Wire, get, verify, wires
 from tests.registry import CARDS
 from tests.running import Client
 
@@ -77,24 +77,22 @@ async def stop_with_requests_in_flight(tenant: Home, number: signal.Signals) -> 
     """
     async with Client(tenant.running, "demo-merchant") as client:
         authorization = (await client.authorization())["Authorization"]
-    wires = [await Wire.open(tenant.running.port) for _ in range(IN_FLIGHT)]
-    await asyncio.gather(*(wire.ask(JWKS) for wire in wires))
-    assert await ready_status(tenant) == 200
-    said = set()
-    async with locked(tenant.dsn, "usage_event"):
-        for place, wire in enumerate(wires):
-            ordinary = {"Content_Type": "application/json; charset=utf-8"} if place % 2 else {}
-            await wire.send(verify(authorization, f"sf-{place}", place, **ordinary))
-        stopping = asyncio.create_task(stop(tenant, number))
+    async with wires(tenant.running.port, IN_FLIGHT) as opened:
+        await asyncio.gather(*(wire.ask(JWKS) for wire in opened))
+        assert await ready_status(tenant) == 200
+        said = set()
+        async with locked(tenant.dsn, "usage_event"):
+            for place, wire in enumerate(opened):
+                ordinary = {"Content_Type": "application/json; charset=utf-8"} if place % 2 else {}
+                await wire.send(verify(authorization, f"sf-{place}", place, **ordinary))
+            stopping = asyncio.create_task(stop(tenant, number))
 
-        async def refuses() -> bool:
-            said.add(await ready_status(tenant))
-            return 503 in said or 0 in said
+            async def refuses() -> bool:
+                said.add(await ready_status(tenant))
+                return 503 in said or 0 in said
 
-        await until(refuses, 0.6, "readyz says that the gateway stops")
-    answers = await asyncio.gather(*(answer_or_none(wire) for wire in wires))
-    for wire in wires:
-        wire.hang_up()
+            await until(refuses, 0.6, "readyz says that the gateway stops")
+        answers = await asyncio.gather(*(answer_or_none(wire) for wire in opened))
     _, code = await stopping
     for place, answer in enumerate(answers):
         if answer is not None and answer.status == 200:
@@ -125,13 +123,11 @@ async def test_a_request_that_never_ends_does_not_hold_up_the_stop(home: Home, f
     await home.start()
     async with Client(home.running, "demo-merchant") as client:
         whole = verify((await client.authorization())["Authorization"], "sh-0")
-    wires = [await Wire.open(home.running.port) for _ in range(8)]
-    for wire in wires:
-        await wire.ask(JWKS)
-        await wire.send(whole[:-20])
-    seconds, code = await stop(home, signal.SIGTERM)
-    for wire in wires:
-        wire.hang_up()
+    async with wires(home.running.port, 8) as opened:
+        for wire in opened:
+            await wire.ask(JWKS)
+            await wire.send(whole[:-20])
+        seconds, code = await stop(home, signal.SIGTERM)
     figure(seconds=seconds)
     assert code == 0
     assert seconds <= ENDED_S

@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from tests.faults.load import VERIFY
@@ -37,16 +39,25 @@ def _head(method: str, path: str, headers: dict[str, str]) -> bytes:
     return "".join(f"{line}\r\n" for line in lines).encode()
 
 
+@asynccontextmanager
+async def wires(port: int, count: int) -> AsyncIterator[list["Wire"]]:
+    """So many connections, hung up at the end."""
+    opened: list[Wire] = []
+    try:
+        for _ in range(count):
+            opened.append(Wire(*await asyncio.open_connection("127.0.0.1", port)))  # noqa: PERF401 - kept if one fails
+        yield opened
+    finally:
+        for wire in opened:
+            wire.hang_up()
+
+
 class Wire:
     """One connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-
-    @classmethod
-    async def open(cls, port: int) -> "Wire":
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     async def send(self, sent: bytes) -> None:
         self.writer.write(sent)

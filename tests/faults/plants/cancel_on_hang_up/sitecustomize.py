@@ -31,11 +31,12 @@ def _client_is_gone(sink: Any) -> bool:
 
 async def serve_one_batch(self: "Batcher[Any, Any]") -> None:
     self._queue = deque(waiting for waiting in self._queue if not _client_is_gone(waiting[1]))
-    await _serve_one_batch(self)
+    if self._queue:
+        await _serve_one_batch(self)
 
 
 @asynccontextmanager
-async def acquire(self: Pool) -> AsyncIterator["PooledConnection"]:
+async def acquire(self: Pool, limit_s: float = 0.7) -> AsyncIterator["PooledConnection"]:
     assert self._pool is not None
     connection = await self._pool.acquire(timeout=self._settings.acquire_timeout_ms / 1000)
     try:
@@ -48,4 +49,4 @@ async def acquire(self: Pool) -> AsyncIterator["PooledConnection"]:
 
 HardenedServer.__init__ = init  # type: ignore[method-assign]
 Batcher._serve_one_batch = serve_one_batch  # type: ignore[method-assign]
-Pool.acquire = acquire  # type: ignore[method-assign]
+setattr(Pool, "acquire", acquire)  # noqa: B010

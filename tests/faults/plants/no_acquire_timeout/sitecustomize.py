@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def acquire(self: Pool) -> AsyncIterator["PooledConnection"]:
+async def acquire(self: Pool, *limits: float) -> AsyncIterator["PooledConnection"]:
     assert self._pool is not None
     try:
         async with self._pool.acquire() as connection:
@@ -21,4 +21,4 @@ async def acquire(self: Pool) -> AsyncIterator["PooledConnection"]:
         raise unavailable("the database is not available") from error
 
 
-Pool.acquire = acquire  # type: ignore[method-assign]
+setattr(Pool, "acquire", acquire)  # noqa: B010
