@@ -5,6 +5,7 @@ gone fails what waits at once; the next item tries to connect again.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from gateway.store.pool import Connection
 
 log = structlog.get_logger()
+
+IN_FLIGHT_MAX = 2
+"""Statements at a time: while one waits for its commit, the next can be read and decided."""
+
+WORTH_A_SECOND = 16
+QUICK_S = 0.02
 
 LEAST_TIME_S = 0.02
 """An item with less time left is not sent: one that is late must not cut off the fresh ones beside it."""
@@ -39,7 +46,7 @@ class BatchFigures(NamedTuple):
 
 
 class Batcher(Generic[Item, Answer]):
-    """One connection, one batch in flight. run() is the loop; submit() is called by requests on the same event loop."""
+    """Few connections, few batches in flight. run() is the loop; submit() is called on the same event loop."""
 
     def __init__(
         self,
@@ -60,8 +67,10 @@ class Batcher(Generic[Item, Answer]):
         self._on_batch = on_batch
         self._on_delivered = on_delivered
         self._queue: deque[tuple[Item, Sink[Answer], float]] = deque()
-        self._wake: asyncio.Future[None] | None = None
-        self._connection: Connection | None = None
+        self._resting: list[asyncio.Future[None]] = []
+        self._in_flight = 0
+        self._statement_s = 0.0
+        self._free: list[Connection] = []
         self._connected_once = True
         self._ended = False
 
@@ -75,8 +84,7 @@ class Batcher(Generic[Item, Answer]):
         if len(self._queue) >= self._queue_max:
             raise overloaded("the verify queue is full")
         self._queue.append((item, sink, time.monotonic() + self._deadline_s))
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        self._start_if_due()
 
     def ask(self, item: Item) -> "asyncio.Future[Answer]":
         """submit() for a coroutine: the future gives the answer, or raises the Problem."""
@@ -95,20 +103,52 @@ class Batcher(Generic[Item, Answer]):
 
     async def run(self) -> None:
         """Serve batches until cancelled; then finish what is queued, and take nothing more."""
+        lanes: list[asyncio.Task[None]] = []
         try:
-            while True:
-                if not self._queue:
-                    self._wake = asyncio.get_running_loop().create_future()
-                    await self._wake
-                await self._serve_one_batch()
-        except asyncio.CancelledError:
-            while self._queue:
-                await self._serve_one_batch()
-            raise
+            await self._connect_ahead()
+            lanes += [asyncio.create_task(self._lane()) for _ in range(IN_FLIGHT_MAX)]
+            await asyncio.gather(*lanes)
         finally:
             self._ended = True
-            self._fail(len(self._queue), "the gateway is stopping")
-            self._drop_connection()
+            for lane in lanes:
+                lane.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
+            try:
+                while self._queue:
+                    await self._serve_one_batch()
+            finally:
+                self._fail(len(self._queue), "the gateway is stopping")
+                for connection in self._free:
+                    connection.terminate()
+
+    async def _connect_ahead(self) -> None:
+        """Connect before the first item needs it; a database that is away is met again then."""
+        with contextlib.suppress(*GONE, asyncpg.PostgresError, UnfitDatabase):
+            while len(self._free) < IN_FLIGHT_MAX:
+                self._free.append(await self._connect())
+
+    async def _lane(self) -> None:
+        """One statement at a time."""
+        while True:
+            turn = asyncio.get_running_loop().create_future()
+            self._resting.append(turn)
+            self._start_if_due()
+            await turn
+            try:
+                if self._queue:
+                    await self._serve_one_batch()
+            finally:
+                self._in_flight -= 1
+
+    def _start_if_due(self) -> None:
+        """A lone item goes at once. A second statement goes when enough has queued and the database is quick: beside
+        one that is slow it would only wait, and use up the time of what it carries."""
+        second = len(self._queue) >= WORTH_A_SECOND and self._statement_s < QUICK_S
+        if self._queue and self._resting and (second or not self._in_flight):
+            self._in_flight += 1
+            turn = self._resting.pop()
+            if not turn.done():
+                turn.set_result(None)
 
     async def _serve_one_batch(self) -> None:
         try:
@@ -123,21 +163,27 @@ class Batcher(Generic[Item, Answer]):
         began = time.monotonic()
         taken = self._take(began)
         if not taken:
+            self._free.append(connection)
             return
         deadline = taken[0][2]
         try:
             answers = await self._execute(connection, [item for item, _, _ in taken], deadline - began)
         except (*GONE, asyncpg.PostgresError) as error:
             # whether the batch was committed is not known: no verdict leaves, the callers ask again
+            self._statement_s = time.monotonic() - began
             log.warning("batch failed", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
-            self._drop_connection()
+            connection.terminate()
             self._queue.extendleft(reversed(taken))
             self._fail(len(taken), "the event could not be written")
             return
-        except BaseException:
-            self._queue.extendleft(reversed(taken))  # a mistake of ours ends the loop, but nobody is left waiting
+        except BaseException:  # a mistake of ours ends the loop, but nobody is left waiting, and nothing is sent twice
+            connection.terminate()
+            self._queue.extendleft(reversed(taken))
+            self._fail(len(taken), "the event could not be written")
             raise
-        self._on_batch(BatchFigures(len(taken), began - deadline + self._deadline_s, time.monotonic() - began))
+        self._free.append(connection)
+        self._statement_s = time.monotonic() - began
+        self._on_batch(BatchFigures(len(taken), began - deadline + self._deadline_s, self._statement_s))
         # soon, not now: the next batch is sent first, so that the database works while the answers are written
         asyncio.get_running_loop().call_soon(self._deliver, taken, answers)
 
@@ -159,12 +205,10 @@ class Batcher(Generic[Item, Answer]):
         self._on_delivered()
 
     async def _connected(self) -> "Connection":
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
-            self._connected_once = True
-        return self._connection
-
-    def _drop_connection(self) -> None:
-        if self._connection is not None:
-            self._connection.terminate()
-            self._connection = None
+        while self._free:
+            connection = self._free.pop()
+            if not connection.is_closed():
+                return connection
+        connection = await self._connect()
+        self._connected_once = True
+        return connection

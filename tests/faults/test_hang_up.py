@@ -51,13 +51,14 @@ async def events(home: Home, prefix: str) -> Counter[str]:
     return Counter(row[0] for row in rows)
 
 
-async def fill_pool(home: Home, authorization: str) -> None:
-    """Make the pool open all connections that it may, so that a count before and after compares."""
-    async with wires(home.running.port, POOLED * 2) as opened:
-        async with locked(home.dsn, "idempotency_key"):
+async def use_all_connections(home: Home, authorization: str) -> None:
+    """Make the gateway open all connections that it may, so that a count before and after compares."""
+    async with wires(home.running.port, POOLED + BEGUN) as opened:
+        async with locked(home.dsn, "usage_event"):
             for number, wire in enumerate(opened):
-                await wire.send(verify(authorization, f"fill-{number}", Idempotency_Key=f"fill-{number}"))
-            await until(lambda: _waiting(home, POOLED), 5, "the pool is in use")
+                key = {"Idempotency_Key": f"all-{number}"} if number < POOLED else {}
+                await wire.send(verify(authorization, f"all-{number}", number, **key))
+            await until(lambda: _waiting(home, POOLED + 1), 5, "all connections are in use")
         await asyncio.gather(*(wire.answer() for wire in opened))
 
 
@@ -91,7 +92,7 @@ async def test_clients_that_hang_up_leave_nothing_behind(tenant: Home, cycles: i
     await tenant.start()
     async with Client(tenant.running, "demo-merchant") as client, tenant.load("hl", connections=4) as load:
         authorization = (await client.authorization())["Authorization"]
-        await fill_pool(tenant, authorization)
+        await use_all_connections(tenant, authorization)
         before = sum((await connections(tenant)).values())
         for first in range(0, hang_ups, AT_ONCE):
             await asyncio.gather(

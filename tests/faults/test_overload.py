@@ -100,11 +100,11 @@ async def test_control_a_queue_without_bound_is_noticed(small: Home, figure: Fig
 
 
 async def slow_down(dsn: str) -> None:
-    """Every statement that writes events takes so long."""
+    """Every statement that writes events takes so long, one after the other, as on a disk that is busy."""
     owner = await asyncpg.connect(dsn)
     await owner.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        f" PERFORM pg_sleep({STATEMENT_S}); RETURN NULL; END $$;"
+        f" PERFORM pg_advisory_xact_lock(1); PERFORM pg_sleep({STATEMENT_S}); RETURN NULL; END $$;"
         "CREATE TRIGGER slow AFTER INSERT ON usage_event FOR EACH STATEMENT EXECUTE FUNCTION slow()"
     )
     await owner.close()

@@ -18,7 +18,7 @@ async def serve_one_batch(self: "Batcher[Any, Any]") -> None:
     try:
         answers = await self._execute(connection, [item for item, _, _ in taken], left)
     except (*GONE, asyncpg.PostgresError):
-        self._drop_connection()
+        connection.terminate()
         for _, sink, _ in taken:
             sink(None, unavailable("the batch took too long"))
         self._on_delivered()
