@@ -28,8 +28,8 @@ IN_FLIGHT_MAX = 2
 WORTH_A_SECOND = 16
 QUICK_S = 0.02
 
-LEAST_TIME_S = 0.02
-"""An item with less time left is not sent: one that is late must not cut off the fresh ones beside it."""
+LEAST_SHARE = 0.5
+"""An item that has waited longer than this share of its time is not sent: a late one would cut off the fresh ones."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -189,7 +189,7 @@ class Batcher(Generic[Item, Answer]):
 
     def _take(self, now: float) -> "list[tuple[Item, Sink[Answer], float]]":
         """The next batch: items with enough time left for a statement. Those without are failed, not sent."""
-        while self._queue and self._queue[0][2] - now < LEAST_TIME_S:
+        while self._queue and self._queue[0][2] - now < self._deadline_s * LEAST_SHARE:
             self._fail(1, "the database did not answer in time")
         return [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]
 

@@ -43,27 +43,32 @@ class UnfitDatabase(CannotStart):
     """The database's settings or schema would break a promise; the gateway refuses to start on it."""
 
 
-async def assert_fit(connection: "AnyConnection") -> None:
-    """Refuse a database that may lose what it acknowledged, or that has another schema. Raises UnfitDatabase."""
+async def assert_durable(connection: "AnyConnection") -> None:
+    """Refuse a database that may lose what it acknowledged. Raises UnfitDatabase."""
     wrong = []
     for name, allowed in _REQUIRED.items():
         value = await connection.fetchval(f"SHOW {name}")
         if value not in allowed:
             wrong.append(f"{name} = {value}, must be {' or '.join(allowed)}")
-    version = await connection.fetchval("SELECT max(version) FROM schema_migration")
-    if version != latest():
-        wrong.append(f"schema version {version}, must be {latest()}: run `python -m gateway migrate`")
     if wrong:
         raise UnfitDatabase("; ".join(wrong))
 
 
+async def assert_fit(connection: "AnyConnection") -> None:
+    """Durable, and of the schema that this version knows: asked at the start. Raises UnfitDatabase."""
+    await assert_durable(connection)
+    version = await connection.fetchval("SELECT max(version) FROM schema_migration")
+    if version != latest():
+        raise UnfitDatabase(f"schema version {version}, must be {latest()}: run `python -m gateway migrate`")
+
+
 async def connect(dsn: str, settings: Database, name: str) -> "Connection":
-    """One connection as the application's role, to a database that is fit."""
+    """One connection as the application's role, to a durable database."""
     connection: Connection = await asyncpg.connect(
         dsn, timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name)
     )
     try:
-        await assert_fit(connection)
+        await assert_durable(connection)
     except BaseException:
         connection.terminate()
         raise
@@ -100,9 +105,11 @@ class Pool:
             min_size=1,
             max_size=self._settings.pool_size,
             timeout=5,
-            init=assert_fit,  # each new connection: what was fit at the start may have been changed
+            init=assert_durable,  # each new connection: what was fit at the start may have been changed
             **_options(self._settings, self._name),
         )
+        async with self._pool.acquire() as connection:
+            await assert_fit(connection)
 
     async def close(self) -> None:
         if self._pool is not None:
