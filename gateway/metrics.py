@@ -34,7 +34,7 @@ class CounterTally:
 
 
 class HistogramTally:
-    """Observations of one child of a Histogram, counted by bucket on their way to it."""
+    """Observations of a Histogram without labels, or of one child, counted by bucket on their way to it."""
 
     def __init__(self, child: Histogram, bounds: Sequence[float]) -> None:
         self._child = child
@@ -69,13 +69,21 @@ _REQUEST_SECONDS = Histogram(
     "yikatong_http_request_seconds", "From the header block to the answer", ("route",), buckets=_SECONDS
 )
 _request_seconds: dict[str, HistogramTally] = {}
-BATCH_SIZE = Histogram(
-    "yikatong_verify_batch_size", "Presentations in one statement", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BATCH_SIZE = HistogramTally(
+    Histogram("yikatong_verify_batch_size", "Presentations in one statement", buckets=_BATCH_SIZES), _BATCH_SIZES
 )
-BATCH_WAIT_SECONDS = Histogram(
-    "yikatong_verify_batch_wait_seconds", "Wait of a batch's oldest presentation before its statement", buckets=_SECONDS
+BATCH_WAIT_SECONDS = HistogramTally(
+    Histogram(
+        "yikatong_verify_batch_wait_seconds",
+        "Wait of a batch's oldest presentation before its statement",
+        buckets=_SECONDS,
+    ),
+    _SECONDS,
 )
-BATCH_SECONDS = Histogram("yikatong_verify_batch_seconds", "The statement of a batch, to its commit", buckets=_SECONDS)
+BATCH_SECONDS = HistogramTally(
+    Histogram("yikatong_verify_batch_seconds", "The statement of a batch, to its commit", buckets=_SECONDS), _SECONDS
+)
 QUEUE = Gauge("yikatong_verify_queue", "Presentations waiting for a batch", multiprocess_mode="livesum")
 POOL_FREE = Gauge("yikatong_pool_free", "Database connections that could be had at once", multiprocess_mode="livesum")
 CONNECTIONS = Gauge("yikatong_http_connections", "Open client connections", multiprocess_mode="livesum")
@@ -106,5 +114,5 @@ def flush() -> None:
     """Hand over what has been tallied."""
     VERDICTS.flush()
     REQUESTS.flush()
-    for tally in _request_seconds.values():
+    for tally in (*_request_seconds.values(), BATCH_SIZE, BATCH_WAIT_SECONDS, BATCH_SECONDS):
         tally.flush()

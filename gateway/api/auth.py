@@ -29,6 +29,11 @@ class Authenticator:
 
     def __call__(self, authorization: str | None) -> tuple[KnownCaller, Access]:
         """Raises Problem 401."""
+        access = self.access_of(authorization)
+        return self.caller_of(access), access
+
+    def access_of(self, authorization: str | None) -> Access:
+        """What the header's token says: authentic, but perhaps expired since. Raises Problem 401."""
         if authorization is None or not authorization.startswith(_BEARER):
             raise Unauthorised("no_token")
         key = digest(authorization)
@@ -41,10 +46,13 @@ class Authenticator:
             if len(self._cache) >= self._cache_max:
                 del self._cache[next(iter(self._cache))]
             self._cache[key] = access
+        return access
+
+    def caller_of(self, access: Access) -> KnownCaller:
+        """Whose token it is, as things stand now. Raises Problem 401."""
         if access.expires_at <= time.time():
-            self._cache.pop(key, None)
             raise Unauthorised("expired_token")
         known = self._directory.callers.get(access.caller_id)
         if known is None or not known.caller.enabled:
             raise Unauthorised("unknown_caller")
-        return known, access
+        return known

@@ -7,19 +7,21 @@ of a batch are made first and then written back to back: a client's process that
 """
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 from aiohttp import hdrs
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
+from aiohttp.typedefs import RawHeaders
 from multidict import istr
 
 from gateway.api import verify
-from gateway.api.middleware import JSON, request_id_of
+from gateway.api.middleware import JSON, given_request_id, new_request_id
 from gateway.api.problems import SERVER, problem_response
 from gateway.crypto.sealing import UnknownDataKey
+from gateway.crypto.tokens import Access
 from gateway.domain.callers import Scope
 from gateway.domain.errors import Problem
 from gateway.log import describe
@@ -34,8 +36,19 @@ log = structlog.get_logger()
 _IDEMPOTENCY_KEY = istr("Idempotency-Key")
 
 
+class Head(NamedTuple):
+    """What a header block says. A terminal repeats its own, so a connection keeps the last one it has read."""
+
+    raw: RawHeaders
+    access: Access
+    request_id: str | None
+    """As the caller gave it."""
+
+
 class Writable(Protocol):
     """A connection that waits for an answer."""
+
+    head: Head | None
 
     def finish_hot(self, answer: bytes) -> None: ...
 
@@ -61,18 +74,16 @@ class HotLane:
             or not payload.is_eof()
         ):
             return False
-        headers = message.headers
-        if (
-            headers.get(hdrs.CONTENT_TYPE) != JSON
-            or _IDEMPOTENCY_KEY in headers
-            or hdrs.EXPECT in headers
-            or hdrs.CONTENT_ENCODING in headers
-        ):
-            return False
         began = time.perf_counter()
         gateway = self._gateway
         try:
-            known, access = gateway.authenticate(headers.get(hdrs.AUTHORIZATION))
+            head = connection.head
+            if head is None or head.raw != message.raw_headers:
+                head = connection.head = self._read_head(message)
+                if head is None:
+                    return False
+            access = head.access
+            known = gateway.authenticate.caller_of(access)
             if (
                 known.caller.quota_per_second
                 or Scope.CARDS_VERIFY not in access.scopes
@@ -85,7 +96,7 @@ class HotLane:
             asked, scene = verify.decode(body, gateway.directory.scenes)
             presented = verify.present(gateway, access.caller_id, known.caller, asked, scene)
 
-            request_id = request_id_of(headers)
+            request_id = head.request_id or new_request_id()
 
             def sink(judged: Judged | None, problem: Problem | None) -> None:
                 answer = b""
@@ -115,6 +126,19 @@ class HotLane:
         except Exception:  # noqa: BLE001 - the ordinary way meets it again, and answers and logs it there
             return False
         return True
+
+    def _read_head(self, message: RawRequestMessage) -> Head | None:
+        """None if the request has to go the ordinary way. Raises Problem 401."""
+        headers = message.headers
+        if (
+            headers.get(hdrs.CONTENT_TYPE) != JSON
+            or _IDEMPOTENCY_KEY in headers
+            or hdrs.EXPECT in headers
+            or hdrs.CONTENT_ENCODING in headers
+        ):
+            return None
+        access = self._gateway.authenticate.access_of(headers.get(hdrs.AUTHORIZATION))
+        return Head(message.raw_headers, access, given_request_id(headers))
 
     def write_answers(self) -> None:
         """Write the answers of a batch, one after the other."""

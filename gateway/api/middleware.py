@@ -39,10 +39,17 @@ _process, _numbers = secrets.token_hex(6), itertools.count(1)
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
-    """The caller's X-Request-Id if it is a sane one, else ours: `<process>-<number>`, enough to find a log line."""
+    """The caller's X-Request-Id if it is a sane one, else ours."""
+    return given_request_id(headers) or new_request_id()
+
+
+def given_request_id(headers: Mapping[str, str]) -> str | None:
     given = headers.get(_REQUEST_ID)
-    if given is not None and _SANE_REQUEST_ID.fullmatch(given):
-        return given
+    return given if given is not None and _SANE_REQUEST_ID.fullmatch(given) else None
+
+
+def new_request_id() -> str:
+    """`<process>-<number>`: enough to find a log line."""
     return f"{_process}-{next(_numbers)}"
 
 

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import hdrs, http_parser, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from gateway.api.hot_lane import HotLane
+from gateway.api.hot_lane import Head, HotLane
 from gateway.api.middleware import request_id_of
 from gateway.api.problems import problem_response
 from gateway.log import describe
@@ -28,12 +28,13 @@ _LINGER_S = 2.0
 class Connection(RequestHandler):
     """A client connection. A request that the hot lane takes does not pass through aiohttp's request cycle."""
 
-    __slots__ = ("_hot_lane", "_on_hot_lane")
+    __slots__ = ("_hot_lane", "_on_hot_lane", "head")
 
     def __init__(self, hot_lane: HotLane, manager: web.Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._hot_lane = hot_lane
         self._on_hot_lane = False
+        self.head: Head | None = None
 
     def data_received(self, data: bytes) -> None:
         waiter = self._waiter

@@ -12,12 +12,11 @@ if TYPE_CHECKING:
 
 _SQL = (Path(__file__).parent / "verify.sql").read_text()
 
-_REASON_BY_STATUS = [
-    STATUS_REASON[CardStatus(code)].value if code in set(CardStatus) else "void" for code in range(max(CardStatus) + 1)
-]
-
-
 _SEPARATOR = "\x1f"
+
+_REASON_BY_STATUS = _SEPARATOR.join(
+    STATUS_REASON[CardStatus(code)].value if code in set(CardStatus) else "void" for code in range(max(CardStatus) + 1)
+)
 
 
 class Presented(NamedTuple):

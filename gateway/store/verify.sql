@@ -21,7 +21,8 @@ WITH presented AS (
                WHEN p.preset = 'platform_unavailable' THEN p.preset
                WHEN c.card_id IS NULL THEN 'unrecognised'
                WHEN p.preset IS NOT NULL THEN p.preset
-               WHEN ($11::text[])[c.status + 1] <> 'ok' THEN ($11::text[])[c.status + 1]
+               WHEN (SELECT string_to_array($11, E'\x1f'))[c.status + 1] <> 'ok'
+                   THEN (SELECT string_to_array($11, E'\x1f'))[c.status + 1]
                WHEN c.valid_until < (p.occurred_at AT TIME ZONE 'Asia/Shanghai')::date THEN 'expired'
                WHEN (p.generations >> c.generation) & 1 = 0 THEN 'scene_not_allowed'
                WHEN greatest(c.status_as_of, s.as_of) < now() - $12::interval THEN 'status_stale'

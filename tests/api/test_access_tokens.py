@@ -1,6 +1,8 @@
 """What the gateway's own tokens open, and what looks like one and does not."""
 
+import asyncio
 import base64
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.crypto.key_store import KeyUse, open_folder
 from tests.api import forging
-from tests.running import Client, Raw, request, send_raw
+from tests.running import Client, Raw, read_answer, request, send_raw, verify_body
 
 SIGN_KID = "sign-1"
 VERDICT = b'{"presentation":{"type":"ecard_code","code":"12345678"},"scene":"parking.exit","terminal_id":"P-door"}'
@@ -165,3 +167,29 @@ async def test_a_scope_is_needed(merchant: Client, bureau: Client, who: str, pat
     answer = await ask(client, f"Bearer {await client.token()}".encode(), path)
     assert answer.status == code
     assert (b'"code":"insufficient_scope"' in answer.body) == (code == 403)
+
+
+async def test_a_connection_that_changes_its_headers_is_read_anew(
+    merchant: Client, kiosk: Client, bureau: Client
+) -> None:
+    """A connection remembers the header block it has read last; another block is another caller."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", merchant.gateway.port)
+    tokens = {"merchant": await merchant.token(), "kiosk": await kiosk.token(), "nobody": "forged"}
+    tokens["bureau"] = await bureau.token()  # has no cards:verify
+    events = {}
+    try:
+        async with asyncio.timeout(20):
+            for who in ("merchant", "kiosk", "merchant", "merchant", "nobody", "merchant", "bureau", "kiosk"):
+                body = json.dumps(verify_body("AB1234567", "F" * 32, terminal_id=f"head-{who}"))
+                writer.write(request("POST", "/v1/cards/verify", body.encode(), authorization=f"Bearer {tokens[who]}"))
+                answer = await read_answer(reader)
+                assert answer.status == {"nobody": 401, "bureau": 403}.get(who, 200), answer
+                if answer.status == 200:
+                    events[json.loads(answer.body)["event_id"]] = who
+    finally:
+        writer.close()
+    assert len(events) == 6
+    for who in ("merchant", "kiosk"):
+        seen = await bureau.events_at(f"head-{who}", merchant)
+        assert {event["event_id"] for event in seen} == {event for event, caller in events.items() if caller == who}
+        assert {event["caller"] for event in seen} == {f"demo-{who}"}
