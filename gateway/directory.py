@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from gateway.crypto.signatures import VerifyKey, read_signing_jwks
 from gateway.crypto.tokens import PublicKey, read_jwks
 from gateway.domain.callers import Caller, CallerKind
 from gateway.metrics import RELOADS
@@ -27,6 +28,7 @@ class KnownCaller(msgspec.Struct, frozen=True):
 
     caller: Caller
     keys: tuple[PublicKey, ...]
+    signing_keys: tuple[VerifyKey, ...]
     scopes: frozenset[str]
     quota_slot: int
     """Place in the shared quota table."""
@@ -83,14 +85,9 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
         slot = quota_slot(caller_id)
         if caller.quota_per_second and slots.setdefault(slot, caller_id) != caller_id:
             mistakes.append(f"callers.toml: callers.{caller_id}: shares its quota slot with {slots[slot]}: rename one")
-        file = keys_file(settings, caller)
-        try:
-            keys = read_jwks(_read_json(file), caller.algorithm)
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            mistakes.append(f"callers.toml: callers.{caller_id}.keys_file: {file}: {why}")
-            continue
-        callers[caller_id] = KnownCaller(caller, tuple(keys), frozenset(caller.scopes), slot)
+        keys = _keys(settings, caller_id, caller, mistakes)
+        signing_keys = _signing_keys(settings, caller_id, caller, mistakes)
+        callers[caller_id] = KnownCaller(caller, tuple(keys), tuple(signing_keys), frozenset(caller.scopes), slot)
     if mistakes:
         raise SettingsError(mistakes)
     scenes = {
@@ -100,8 +97,34 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
     return callers, scenes
 
 
-def keys_file(settings: Settings, caller: Caller) -> Path:
-    return settings.data_dir / caller.keys_file
+def _keys(settings: Settings, caller_id: str, caller: Caller, mistakes: list[str]) -> list[PublicKey]:
+    if caller.keys_file is None:
+        return []
+    try:
+        return read_jwks(_read_json(settings.data_dir / caller.keys_file), caller.algorithm)
+    except (OSError, ValueError) as error:
+        mistakes.append(_mistake(f"callers.{caller_id}.keys_file", settings.data_dir / caller.keys_file, error))
+        return []
+
+
+def _signing_keys(settings: Settings, caller_id: str, caller: Caller, mistakes: list[str]) -> list[VerifyKey]:
+    if caller.signing_algorithm is None or caller.signing_keys_file is None:
+        return []
+    try:
+        document = _read_json(settings.data_dir / caller.signing_keys_file)
+        return read_signing_jwks(document, caller.signing_algorithm)
+    except (OSError, ValueError) as error:
+        file = settings.data_dir / caller.signing_keys_file
+        mistakes.append(_mistake(f"callers.{caller_id}.signing_keys_file", file, error))
+        return []
+
+
+def _mistake(path: str, file: Path, error: OSError | ValueError) -> str:
+    return f"callers.toml: {path}: {file}: {error.strerror if isinstance(error, OSError) else error}"
+
+
+def key_files(settings: Settings, caller: Caller) -> list[Path]:
+    return [settings.data_dir / file for file in (caller.keys_file, caller.signing_keys_file) if file is not None]
 
 
 QUOTA_SLOTS = 1 << 16
@@ -125,7 +148,8 @@ def _read_json(file: Path) -> Any:
 
 def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
     files = [settings.config_dir / name for name in ("callers.toml", "scenes.toml")]
-    files += [keys_file(settings, caller) for caller in settings.callers.values()]
+    for caller in settings.callers.values():
+        files += key_files(settings, caller)
     stamps: dict[Path, tuple[int, int] | None] = {}
     for file in files:
         try:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.domain.callers import CALLER_ID_PATTERN, Caller
+from gateway.domain.callers import CALLER_ID_PATTERN, Caller, mistakes_of
 from gateway.domain.errors import CannotStart
 from gateway.domain.scenes import SCENE_PATTERN, Scene
 
@@ -143,6 +143,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             _put(raw, path, environ[name])
     gateway = _convert(raw, Gateway, "gateway.toml", "", mistakes)
     callers = _table(config_dir / "callers.toml", "callers", Caller, CALLER_ID_PATTERN, mistakes)
+    for caller_id, caller in callers.items():
+        mistakes.extend(f"callers.toml: callers.{caller_id}.{mistake}" for mistake in mistakes_of(caller))
     scenes = _table(config_dir / "scenes.toml", "scenes", Scene, SCENE_PATTERN, mistakes)
     if mistakes or gateway is None:
         raise SettingsError(mistakes)

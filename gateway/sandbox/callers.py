@@ -19,13 +19,11 @@ def write_callers(settings: Settings) -> list[str]:
     (settings.data_dir / PUBLIC).mkdir(mode=0o700, parents=True, exist_ok=True)
     written = []
     for client_id, caller in settings.callers.items():
-        if not caller.keys_file.startswith(PUBLIC):
+        if caller.keys_file is None or not caller.keys_file.startswith(PUBLIC):
             continue
         file = folder / f"{client_id}.json"
-        if file.exists():
-            private = json.loads(file.read_text())["private_jwk"]
-        else:
-            private = _new_private_jwk(caller.algorithm) | {"kid": f"{client_id}-1", "use": "sig"}
+        old = json.loads(file.read_text()) if file.exists() else {}
+        private = old.get("private_jwk") or _new_private_jwk(caller.algorithm) | {"kid": f"{client_id}-1", "use": "sig"}
         document = {
             "client_id": client_id,
             "issuer": settings.issuer,
@@ -34,13 +32,26 @@ def write_callers(settings: Settings) -> list[str]:
             "alg": caller.algorithm,
             "kid": private["kid"],
             "private_jwk": private,
-            "signature": "optional",
+            "signature": caller.signature if caller.signing_algorithm else "optional",
         }
+        _write_public(settings, caller.keys_file, private)
+        if caller.signing_algorithm is not None and caller.signing_keys_file is not None:
+            signing = old.get("signing") or _new_signing(caller.signing_algorithm, f"{client_id}-signing-1")
+            document["signing"] = signing
+            _write_public(settings, caller.signing_keys_file, signing["private_jwk"])
         write_private(file, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        public = {name: value for name, value in private.items() if name != "d"}
-        write_private(settings.data_dir / caller.keys_file, json.dumps({"keys": [public]}) + "\n")
         written.append(client_id)
     return written
+
+
+def _write_public(settings: Settings, file: str, jwk: dict[str, Any]) -> None:
+    public = {name: value for name, value in jwk.items() if name != "d"}
+    write_private(settings.data_dir / file, json.dumps({"keys": [public]}) + "\n")
+
+
+def _new_signing(algorithm: str, kid: str) -> dict[str, Any]:
+    jwk = _new_private_jwk({"ed25519": "EdDSA", "ecdsa-p256-sha256": "ES256"}[algorithm])
+    return {"alg": algorithm, "kid": kid, "private_jwk": jwk | {"kid": kid, "use": "sig"}}
 
 
 def _new_private_jwk(algorithm: str) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Signatures of callers under their effects: one key, one algorithm, never the message's choice.
+
+Which algorithm a key has is known here alone (names of RFC 9421's registry; `sm2-sm3` is ours: GB/T 32918 with SM3).
+"""
+
+import base64
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+
+ED25519 = "ed25519"
+ES256 = "ecdsa-p256-sha256"
+SM2_SM3 = "sm2-sm3"
+KEYS_MAX = 2
+
+_KINDS = {ED25519: ("OKP", "Ed25519"), ES256: ("EC", "P-256"), SM2_SM3: ("EC", "SM2")}
+
+
+class VerifyKey(NamedTuple):
+    """A caller's public key for signatures, parsed."""
+
+    kid: str
+    algorithm: str
+    public: Any
+    jwk: str
+    """As it was registered, in the canonical form of RFC 7638 (what its thumbprint is of)."""
+
+    @property
+    def thumbprint(self) -> str:
+        return base64.urlsafe_b64encode(hashlib.sha256(self.jwk.encode()).digest()).rstrip(b"=").decode()
+
+
+def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
+    """One public key of the algorithm. Raises ValueError saying what is wrong, without the key's values."""
+    if not isinstance(jwk, dict) or not isinstance(kid := jwk.get("kid"), str) or not 1 <= len(kid) <= 100:
+        raise ValueError("every key needs a kid")
+    if "d" in jwk:
+        raise ValueError("this is a private key: give the public part only")
+    if (jwk.get("kty"), jwk.get("crv")) != _KINDS[algorithm]:
+        raise ValueError(f"not a key for {algorithm}")
+    names = ("crv", "kty", "x") if algorithm == ED25519 else ("crv", "kty", "x", "y")
+    canonical = json.dumps({name: jwk.get(name) for name in names}, separators=(",", ":"))
+    try:
+        points = [_coordinate(jwk.get(name)) for name in names[2:]]
+        return VerifyKey(kid, algorithm, _parse(algorithm, points), canonical)
+    except ValueError:
+        raise ValueError("the key is malformed") from None
+
+
+def read_signing_jwks(document: Any, algorithm: str) -> list[VerifyKey]:
+    """One or two keys of a JWKS. Raises ValueError."""
+    keys = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(keys, list) or not 1 <= len(keys) <= KEYS_MAX:
+        raise ValueError("expected a JWKS with one or two keys")
+    found = [read_signing_jwk(jwk, algorithm) for jwk in keys]
+    if len({key.kid for key in found}) != len(found):
+        raise ValueError("two keys have the same kid")
+    return found
+
+
+def is_slow(key: VerifyKey) -> bool:
+    """Whether verify() is too slow for the event loop."""
+    return key.algorithm == SM2_SM3
+
+
+def verify(key: VerifyKey, message: bytes, signature: bytes) -> bool:
+    """Whether the signature is good. ed25519: 64 bytes; ecdsa-p256-sha256: r‖s, 64 bytes; sm2-sm3: DER."""
+    try:
+        if key.algorithm == ED25519:
+            key.public.verify(signature, message)
+        elif key.algorithm == ES256:
+            if len(signature) != 64:
+                return False
+            r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+            key.public.verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256()))
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _coordinate(text: Any) -> bytes:
+    """32 bytes in base64url, in their one form."""
+    if not isinstance(text, str):
+        raise ValueError
+    raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if len(raw) != 32 or base64.urlsafe_b64encode(raw).rstrip(b"=").decode() != text:
+        raise ValueError
+    return raw
+
+
+def _parse(algorithm: str, points: list[bytes]) -> Any:
+    if algorithm == ED25519:
+        return Ed25519PublicKey.from_public_bytes(points[0])
+    if algorithm == ES256:
+        x, y = (int.from_bytes(point, "big") for point in points)
+        return ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
+    raise ValueError
