@@ -19,8 +19,10 @@ from gateway.api.middleware import endpoint
 from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
+from gateway.crypto import sm2
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.key_store import KeyStoreError, KeyUse, open_folder
+from gateway.crypto.lane import SlowLane
 from gateway.crypto.pseudonym import Pseudonyms
 from gateway.crypto.sealing import Sealer, SealError, new_data_key
 from gateway.crypto.tokens import AccessTokens
@@ -58,6 +60,7 @@ class Gateway:
         self.pool = Pool(dsn, config.database, "yikatong serve")
         self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
         self._sealer = Sealer()
+        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.deadline_ms / 1000)
         index = BlindIndex(keys.current(KeyUse.INDEX))
         self.idempotency = Idempotency(self.pool, self._sealer, index, self._answers_data_key, self.load_data_keys)
         self.verify_card = VerifyCard(
@@ -105,6 +108,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.slow_lane.close()
         metrics.flush()
         await self.pool.close()
 
@@ -135,8 +139,8 @@ class Gateway:
         """The data key of this month's kept answers, made by the first process that needs it."""
         month = dt.datetime.now(dt.UTC).date().replace(day=1)
         if month not in self._answers_keys:
-            kek = self._keys.current(KeyUse.KEK)
-            key_id = await data_keys.for_month(connection, "answers", month, kek.kid, new_data_key(kek))
+            new = new_data_key(self._keys.current(KeyUse.KEK), self.settings.gateway.sealing.algorithm)
+            key_id = await data_keys.for_month(connection, "answers", month, new)
             self._sealer.add(await data_keys.load(connection), self._keys)
             self._answers_keys = {month: key_id}
         return self._answers_keys[month]
@@ -174,6 +178,7 @@ async def serve(settings: Settings, dsn: str, ready: Callable[[], None]) -> None
     assert_c_parser()
     http = settings.gateway.http
     metrics.set_build_info()
+    log.info("SM2", backend=str(sm2.chosen()))
     gateway = Gateway(settings, dsn)
     await gateway.open()
     runner = HardenedRunner(
