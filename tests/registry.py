@@ -92,7 +92,7 @@ async def add_cards(dsn: str, keys: KeyStore, cards: tuple[TestCard, ...] = CARD
     try:
         await add_sources(connection)
         kek = keys.current(KeyUse.KEK)
-        key_id = await data_keys.for_month(connection, "registry", TODAY, kek.kid, new_data_key(kek))
+        key_id = await data_keys.for_month(connection, "registry", TODAY, new_data_key(kek))
         sealer.add(await data_keys.load(connection), keys)
         for card in cards:
             person, card_id = uuid4(), uuid4()
