@@ -46,7 +46,7 @@ def _interpreter(language: str, algorithm: str) -> list[str]:
             pytest.skip("no node on this machine (apt-get install nodejs npm)")
         if algorithm == "sm2-sm3" and not (_MODULES / "sm-crypto").exists():
             pytest.skip("no sm-crypto for the JavaScript client (`make test` installs it where npm is)")
-    assert node is not None
+    assert node is not None, "the gate has node"
     return [node]
 
 
