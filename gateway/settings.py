@@ -59,6 +59,15 @@ class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A card status older than this is `unknown/status_stale`, never `valid`."""
 
 
+class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    batch_max: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    queue_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=10_000)]
+    """From the queueing of an effect to its answer; past it: 503, and the same key asks what became of it."""
+    claim_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    """Wait for another process that is at the same Idempotency-Key; past it: 409."""
+
+
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lifetime_s: Annotated[int, msgspec.Meta(ge=10, le=3600)]
     cache_max: Positive
@@ -71,6 +80,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ops: Ops
     database: Database
     verify: Verify
+    effects: Effects
     tokens: Tokens
     data_dir: str
     keys_dir: str
