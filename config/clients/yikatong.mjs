@@ -77,7 +77,7 @@ export class Client {
     const raw = JSON.stringify(body);
     for (let attempt = 1; ; attempt++) {
       let wait = attempt;
-      const headers = await this.#signedHeaders(target, raw, key);
+      const headers = await this.#effectHeaders(target, raw, key);
       try {
         const answer = await this.#post(target, raw, headers);
         const later = answer.headers.get("retry-after");
@@ -91,26 +91,20 @@ export class Client {
   }
 
   /** RFC 9421, with a new `created`: an old signature is refused after five minutes. */
-  async #signedHeaders(target, raw, key) {
+  async #effectHeaders(target, raw, key) {
+    const authorization = `Bearer ${await this.token()}`;
+    const headers = { "content-type": "application/json", authorization, "idempotency-key": key };
     const signing = this.caller.signing;
+    if (signing === undefined) return headers; // the gateway lets this caller send effects unsigned
+    headers["content-digest"] = digest(signing.alg, raw);
     const [path, query = ""] = target.split(/\?(.*)/s);
-    const headers = {
-      "content-digest": digest(signing.alg, raw),
-      authorization: `Bearer ${await this.token()}`,
-      "idempotency-key": key,
-    };
     const values = { "@method": "POST", "@authority": this.authority, "@path": path, "@query": `?${query}`, ...headers };
     const created = Math.floor(Date.now() / 1000);
     const names = COVERED.map((name) => `"${name}"`).join(" ");
     const parameters = `(${names});created=${created};keyid="${signing.kid}";alg="${signing.alg}";tag="yikatong-v1"`;
     const lines = [...COVERED.map((name) => `"${name}": ${values[name]}`), `"@signature-params": ${parameters}`];
     const signature = sign(signing, lines.join("\n")).toString("base64");
-    return {
-      ...headers,
-      "signature-input": `sig1=${parameters}`,
-      signature: `sig1=:${signature}:`,
-      "content-type": "application/json",
-    };
+    return { ...headers, "signature-input": `sig1=${parameters}`, signature: `sig1=:${signature}:` };
   }
 
   async #post(target, body, headers) {
@@ -161,9 +155,11 @@ async function main(file, command, ...given) {
 if (existsSync(process.argv[1] ?? "") && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const given = process.argv.slice(2);
   const counts = { token: [0], verify: [3], lose: [2, 3], release: [1, 2] };
-  if (Object.hasOwn(counts, given[1] ?? "") && counts[given[1]].includes(given.length - 2)) await main(...given);
-  else {
-    console.error(USAGE);
+  try {
+    if (!Object.hasOwn(counts, given[1] ?? "") || !counts[given[1]].includes(given.length - 2)) throw new Error(USAGE);
+    await main(...given);
+  } catch (error) {
+    console.error((error.cause ?? error).message);
     process.exitCode = 1;
   }
 }

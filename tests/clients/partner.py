@@ -52,7 +52,7 @@ def _interpreter(language: str, algorithm: str) -> list[str]:
 
 def _signs_with(caller_file: Path) -> str:
     caller = json.loads(caller_file.read_text())
-    return str(caller["signing"]["alg"])
+    return str(caller.get("signing", {}).get("alg", ""))
 
 
 async def _run(*command: str) -> Ended:
@@ -75,7 +75,7 @@ async def command(language: str, caller_file: Path, *arguments: str) -> Ended:
 async def call(language: str, caller: dict[str, Any], method: str, *arguments: Any) -> int:
     """The status of the answer to a method of the library."""
     inline = ["-c"] if language == "python" else ["--input-type=module", "-e"]
-    start = _interpreter(language, caller["signing"]["alg"])
+    start = _interpreter(language, caller.get("signing", {}).get("alg", ""))
     ended = await _run(*start, *inline, _CALL[language], json.dumps(caller), json.dumps(method), json.dumps(arguments))
     assert ended.code == 0, ended.err
     return int(ended.out)

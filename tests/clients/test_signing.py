@@ -12,6 +12,7 @@ from aiohttp import web
 
 from tests.clients import oracle
 from tests.clients.partner import LANGUAGES, call, command
+from tests.running import free_port
 
 REPORT = "/v1/cards/loss-reports"
 CARD = ("AB1234567", "330424D15600000500000000000000A1")
@@ -117,6 +118,14 @@ async def test_a_retry_keeps_the_key_and_is_signed_anew(listener: Listener, lang
     assert first < second < third
 
 
+async def test_a_caller_without_a_signing_key_sends_unsigned(listener: Listener, language: str) -> None:
+    caller = {name: value for name, value in caller_of(listener, "ed25519").items() if name != "signing"}
+    assert await call(language, caller, "effect", REPORT, {"n": 1}, "key-1") == 200
+    headers = listener.seen[0].headers
+    assert (headers["authorization"], headers["idempotency-key"]) == ("Bearer a.b.c", "key-1")
+    assert not {"signature", "signature-input", "content-digest"} & set(headers)
+
+
 async def test_a_refusal_is_final(listener: Listener, tmp_path: Path, language: str) -> None:
     file = tmp_path / "demo.json"
     file.write_text(json.dumps(caller_of(listener, "ed25519")))
@@ -136,3 +145,14 @@ async def test_the_command_line_says_how_it_is_used(listener: Listener, tmp_path
         assert (ended.code, ended.out) == (1, "")
         assert "CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]" in ended.err
     assert listener.seen == []
+
+
+async def test_a_gateway_that_is_not_there_is_told_in_one_line(
+    listener: Listener, tmp_path: Path, language: str
+) -> None:
+    file = tmp_path / "demo.json"
+    nobody = caller_of(listener, "ed25519") | {"token_url": f"http://127.0.0.1:{free_port()}/oauth2/token"}
+    file.write_text(json.dumps(nobody))
+    ended = await command(language, file, "token")
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (1, "", 1)
+    assert "refused" in ended.err.lower()
