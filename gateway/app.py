@@ -19,8 +19,10 @@ from gateway.api.middleware import endpoint
 from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
+from gateway.crypto import sm2
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.key_store import KeyStoreError, KeyUse, open_folder
+from gateway.crypto.lane import SlowLane
 from gateway.crypto.pseudonym import Pseudonyms
 from gateway.crypto.sealing import SealError
 from gateway.crypto.tokens import AccessTokens
@@ -59,7 +61,8 @@ class Gateway:
         self.quota = Quota(settings.run_dir)
         self.pool = Pool(dsn, config.database, "yikatong serve")
         self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
-        self.data_keys = DataKeys(self.pool, keys)
+        self.data_keys = DataKeys(self.pool, keys, config.sealing.algorithm)
+        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.deadline_ms / 1000)
         self.index = BlindIndex(keys.current(KeyUse.INDEX))
         self.find_card = FindCard(self.index, self.pseudonyms, keys.current(KeyUse.CARD_PROOF))
         self.verify_card = VerifyCard(self.find_card, self.pseudonyms, self.data_keys.sealer)
@@ -106,6 +109,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.slow_lane.close()
         metrics.flush()
         await self.pool.close()
 
@@ -167,6 +171,7 @@ async def serve(settings: Settings, dsn: str, ready: Callable[[], None]) -> None
     assert_c_parser()
     http = settings.gateway.http
     metrics.set_build_info()
+    log.info("SM2", backend=str(sm2.chosen()))
     gateway = Gateway(settings, dsn)
     await gateway.open()
     runner = HardenedRunner(

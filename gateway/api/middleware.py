@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -21,7 +22,7 @@ from multidict import istr
 from gateway.api import signatures
 from gateway.api.auth import Unauthorised
 from gateway.api.problems import SERVER, problem_response
-from gateway.crypto.signatures import verify
+from gateway.crypto.signatures import is_slow, verify
 from gateway.directory import KnownCaller
 from gateway.domain.callers import Scope
 from gateway.domain.errors import Problem
@@ -160,7 +161,8 @@ async def _evidence(
     key = next((key for key in known.signing_keys if key.kid == claimed.key_id), None)
     if key is None or key.algorithm != claimed.algorithm:
         raise signatures.refused()
-    if not verify(key, claimed.base, claimed.signature):
+    check = partial(verify, key, claimed.base, claimed.signature)
+    if not (await gateway.slow_lane.run(check) if is_slow(key) else check()):
         raise signatures.refused()
     return claimed.evidence(key, body)
 

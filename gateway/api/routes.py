@@ -41,7 +41,7 @@ ROUTES = (
           takes=FORM, answer=TokenAnswer, refusal=(TokenError, {400: "The request is wrong", 401: "invalid_client"}),
           problems=(*_WITH_BODY, "unavailable")),
     Route("GET", "/.well-known/jwks.json", getting_in.jwks, "The keys that access tokens are signed with", answer=Jwks),
-    Route("POST", "/v1/cards/verify", verify.verify, "Verify a presented card",
+    Route("POST", "/v1/cards/verify", verify.verify_card, "Verify a presented card",
           scope=Scope.CARDS_VERIFY, takes=JSON, body=VerifyRequest, answer=VerifyAnswer,
           problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, "invalid_signature", "overloaded")),
     Route("POST", "/v1/cards/loss-reports", loss_reports.report_loss, "Report a card lost",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gateway.crypto.key_store import KeyStore, KeyUse
-from gateway.crypto.sealing import Sealer, new_data_key
+from gateway.crypto.sealing import Sealer, SealingAlgorithm, new_data_key
 from gateway.store import data_keys
 from gateway.store.pool import Pool
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 class DataKeys:
-    """`sealer` knows every key that has been loaded."""
+    """`sealer` knows every key that has been loaded; new keys are for `algorithm`."""
 
-    def __init__(self, pool: Pool, keys: KeyStore) -> None:
+    def __init__(self, pool: Pool, keys: KeyStore, algorithm: SealingAlgorithm) -> None:
         self._pool = pool
         self._keys = keys
+        self._algorithm = algorithm
         self._months: dict[tuple[str, dt.date], int] = {}
         self.sealer = Sealer()
 
@@ -32,8 +33,8 @@ class DataKeys:
         month = dt.datetime.now(dt.UTC).date().replace(day=1)
         for group in groups:
             if (group, month) not in self._months:
-                kek = self._keys.current(KeyUse.KEK)
-                key_id = await data_keys.for_month(connection, group, month, kek.kid, new_data_key(kek))
+                new = new_data_key(self._keys.current(KeyUse.KEK), self._algorithm)
+                key_id = await data_keys.for_month(connection, group, month, new)
                 self.sealer.add(await data_keys.load(connection), self._keys)
                 self._months = {known: id_ for known, id_ in self._months.items() if known[1] == month}
                 self._months[group, month] = key_id
