@@ -60,7 +60,7 @@ class Gateway:
         self.pool = Pool(dsn, config.database, "yikatong serve")
         self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
         self._sealer = Sealer()
-        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.deadline_ms / 1000)
+        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.timeout_ms / 1000)
         index = BlindIndex(keys.current(KeyUse.INDEX))
         self.idempotency = Idempotency(self.pool, self._sealer, index, self._answers_data_key, self.load_data_keys)
         self.verify_card = VerifyCard(
