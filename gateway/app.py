@@ -62,7 +62,7 @@ class Gateway:
         self.pool = Pool(dsn, config.database, "yikatong serve")
         self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
         self.data_keys = DataKeys(self.pool, keys, config.sealing.algorithm)
-        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.deadline_ms / 1000)
+        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.timeout_ms / 1000)
         self.index = BlindIndex(keys.current(KeyUse.INDEX))
         self.find_card = FindCard(self.index, self.pseudonyms, keys.current(KeyUse.CARD_PROOF))
         self.verify_card = VerifyCard(self.find_card, self.pseudonyms, self.data_keys.sealer)
