@@ -26,6 +26,7 @@ from gateway.crypto.sealing import Sealer, SealError, new_data_key
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
 from gateway.domain.errors import Problem
+from gateway.domain.masking import Secret
 from gateway.flows.idempotently import Idempotency
 from gateway.flows.verify_card import VerifyCard
 from gateway.settings import Settings
@@ -46,7 +47,7 @@ _GAUGE_PERIOD_S = 1.0
 class Gateway:
     """The parts of one worker. Build it, open() it, serve() it, close() it."""
 
-    def __init__(self, settings: Settings, dsn: str) -> None:
+    def __init__(self, settings: Settings, dsn: Secret[str]) -> None:
         self.settings = settings
         self._dsn = dsn
         config = settings.gateway
@@ -169,7 +170,7 @@ def web_application(gateway: Gateway) -> web.Application:
     return app
 
 
-async def serve(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
+async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -> None:
     """One worker: serve until SIGTERM, then stop accepting, finish what has begun, and close."""
     assert_c_parser()
     http = settings.gateway.http
