@@ -33,6 +33,8 @@ class TestCard(NamedTuple):
     name: str = "张三"
     birth_date: dt.date = dt.date(TODAY.year - 65, 1, 1)
     source_id: int = 1
+    id_number: str = ""
+    """Made up if empty."""
 
 
 TestCard.__test__ = False  # type: ignore[attr-defined]  # pytest: a class of values, not of tests
@@ -78,7 +80,7 @@ async def add_cards(dsn: str, keys: KeyStore, cards: tuple[TestCard, ...] = CARD
             person, card_id = uuid4(), uuid4()
             ids.append(card_id)
             first17 = f"330499{card.birth_date:%Y%m%d}{int.from_bytes(os.urandom(2), 'big') % 1000:03}"
-            id_number = first17 + id_number_check(first17)
+            id_number = card.id_number or first17 + id_number_check(first17)
             holder = msgspec.json.encode(SealedHolder(card.name, card.birth_date))
             await connection.execute(
                 "INSERT INTO person VALUES ($1, $2, $3, $4, '武原')",

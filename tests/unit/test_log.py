@@ -16,7 +16,8 @@ SAID = {
     "a library's exception": "try: raise ValueError(V)\nexcept ValueError: logging.exception('oops')",
     "a library's stack": "logging.getLogger('asyncio').error('oops', stack_info=True)  # " + CANARY,
     "an exception not caught": "raise ValueError(V)",
-    "one in a thread": "import threading\ndef f(): raise ValueError(V)\nt=threading.Thread(target=f); t.start(); t.join()",
+    "one in a thread": "import threading\ndef f(): raise ValueError(V)\n"
+    "t=threading.Thread(target=f); t.start(); t.join()",
     "one in a destructor": "class D:\n def __del__(self): raise ValueError(V)\nD()",
     "a warning": "import warnings; warnings.simplefilter('always'); warnings.warn(V)",
     "one that nobody awaits": "async def f(): raise ValueError(V)\nasync def m():\n asyncio.create_task(f())\n"
