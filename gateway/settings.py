@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller, mistakes_of
 from gateway.domain.errors import CannotStart
+from gateway.domain.masking import Secret
 from gateway.domain.scenes import SCENE_PATTERN, Scene
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -42,8 +43,8 @@ class Ops(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    url: str
-    """A PostgreSQL (>= 15) DSN; empty: an embedded PostgreSQL in the data folder."""
+    url: Secret[str]
+    """A PostgreSQL (>= 15) DSN, which may hold a password; empty: an embedded PostgreSQL in the data folder."""
     pool_size: Annotated[int, msgspec.Meta(ge=1, le=200)]
     """Connections of one worker beside the one that the verify batches use."""
     acquire_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=250)]
@@ -234,7 +235,16 @@ def _convert(raw: Any, kind: type[Any], file: str, path: str, mistakes: list[str
         else:
             try:
                 # strict=False lets the environment give numbers as text
-                values[name] = msgspec.convert(raw[name], field.type, strict=not isinstance(raw[name], str))
+                values[name] = msgspec.convert(
+                    raw[name], field.type, strict=not isinstance(raw[name], str), dec_hook=_secret
+                )
             except msgspec.ValidationError as error:
                 mistakes.append(f"{file}: {prefix}{name}: {error}")
     return kind(**values) if len(mistakes) == before else None
+
+
+def _secret(kind: Any, raw: Any) -> Any:
+    """A Secret of a text; the refusal of anything else does not repeat it."""
+    if kind != Secret[str] or not isinstance(raw, str):
+        raise ValueError("Expected `str`")
+    return Secret(raw)

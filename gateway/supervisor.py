@@ -25,7 +25,9 @@ from gateway.api.quota import create_table
 from gateway.crypto.key_store import KeyStoreError, open_folder
 from gateway.directory import Directory
 from gateway.domain.errors import CannotStart
+from gateway.domain.masking import Secret
 from gateway.settings import Settings
+from gateway.store import discretion
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.migrate import migrate
 from gateway.store.pool import assert_fit
@@ -39,7 +41,7 @@ _CRASHES_WITHIN_S = 30.0
 _POSTGRES_LOOK_S = 0.2
 _RETRY_S = 0.5
 
-Preparation = Callable[[Settings, str], Awaitable[None]]
+Preparation = Callable[[Settings, Secret[str]], Awaitable[None]]
 
 
 class Supervisor:
@@ -153,12 +155,14 @@ class Supervisor:
         if not self._dsn:
             self._postgres = EmbeddedPostgres(self._settings.data_dir)
             self._postgres.start()
-            self._dsn = self._postgres.dsn
-        for name in await migrate(self._dsn):
+            self._dsn = Secret(self._postgres.dsn)
+        for name in await migrate(self._dsn.reveal()):
             log.info("migration applied", migration=name)
-        connection = await asyncpg.connect(self._dsn, timeout=10)
+        connection = await asyncpg.connect(self._dsn.reveal(), timeout=10)
         try:
             await assert_fit(connection)
+            for advice in await discretion.advice(connection):
+                log.warning("the database's log may tell more than it should", advice=advice)
         finally:
             await connection.close()
 
@@ -175,7 +179,7 @@ class Supervisor:
     async def _keep(self, name: str, command: str, ready: asyncio.Event) -> None:
         """Keep one child running; give up when it crashes too often."""
         environment = os.environ | {
-            "DATABASE_URL": self._dsn,
+            "DATABASE_URL": self._dsn.reveal(),
             "PARENT_PID": str(os.getpid()),
             "PROMETHEUS_MULTIPROC_DIR": str(self._settings.metrics_dir),
         }
@@ -244,7 +248,7 @@ class Supervisor:
         return "" if running else "no worker is running"
 
     async def _check_database(self) -> str:
-        connection = await asyncpg.connect(self._dsn, timeout=1)
+        connection = await asyncpg.connect(self._dsn.reveal(), timeout=1)
         try:
             await assert_fit(connection)
         finally:

@@ -111,6 +111,9 @@ async def locked(dsn: str, table: str) -> AsyncIterator[None]:
     """Nobody else reads or writes the table inside the block."""
     connection = await asyncpg.connect(dsn)
     try:
+        await connection.execute(
+            "SET deadlock_timeout = '1min'"
+        )  # of two that wait for each other, the other one fails
         async with connection.transaction():
             await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
             yield
