@@ -5,7 +5,7 @@ import datetime as dt
 import gc
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,11 +25,12 @@ from gateway.crypto.pseudonym import Pseudonyms
 from gateway.crypto.sealing import Sealer, SealError, new_data_key
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
+from gateway.domain.caller_keys import CallerKey
 from gateway.domain.errors import Problem
 from gateway.flows.idempotently import Idempotency
 from gateway.flows.verify_card import VerifyCard
 from gateway.settings import Settings
-from gateway.store import data_keys
+from gateway.store import caller_keys, data_keys
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.pool import Pool, connect
 from gateway.store.verify import Judged, Presented, verify_batch
@@ -51,7 +52,7 @@ class Gateway:
         self._dsn = dsn
         config = settings.gateway
         self._keys = keys = open_folder(settings.keys_dir)
-        self.directory = Directory(settings)
+        self.directory = Directory(settings, self._caller_keys)
         self.tokens = AccessTokens(keys.all(KeyUse.SIGN), settings.issuer, config.tokens.lifetime_s)
         self.authenticate = Authenticator(self.tokens, self.directory, config.tokens.cache_max)
         self.quota = Quota(settings.run_dir)
@@ -98,6 +99,7 @@ class Gateway:
         """Connect and start the loops. Raises UnfitDatabase, KeyStoreError, SealError, OSError."""
         await self.pool.open()
         await self.load_data_keys()
+        await self.directory.look()
         for loop in (self.batcher.run, self.directory.watch, self._watch_gauges):
             self._tasks.append(asyncio.create_task(loop(), name=loop.__qualname__))
 
@@ -144,6 +146,10 @@ class Gateway:
     async def load_data_keys(self) -> None:
         async with self.pool.acquire() as connection:
             self._sealer.add(await data_keys.load(connection), self._keys)
+
+    async def _caller_keys(self, file_kids: Collection[str]) -> list[CallerKey]:
+        async with self.pool.acquire() as connection:
+            return await caller_keys.relevant(connection, file_kids)
 
     async def _watch_gauges(self) -> None:
         while True:

@@ -5,12 +5,14 @@ The newest of a use (highest number) makes new things; all of them open old ones
 """
 
 import base64
+import datetime as dt
 import json
 import os
 import secrets
 import stat
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -30,6 +32,8 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     use: KeyUse
     key: bytes
     """32 bytes; msgspec reads base64."""
+    active_from: Annotated[dt.datetime, msgspec.Meta(tz=True)] | None = None
+    """When a key made by a rotation takes over; None: it was there from the start."""
 
     def __repr__(self) -> str:
         return f"Key({self.kid})"

@@ -180,9 +180,9 @@ async def test_requests_over_a_quota_are_counted(operated: Running) -> None:
 ALLOWED: dict[str, set[str]] = {
     "verdict": set(Verdict), "reason": set(Reason), "medium": {*Medium, "none"},
     "route": {route.path for route in ROUTES}, "status": {str(status) for status, _ in PROBLEMS.values()} | {"200"},
-    "code": set(PROBLEMS), "result": {"taken", "refused"}, "version": {__version__},
+    "code": set(PROBLEMS), "result": {"taken", "refused", "read", "failed"}, "version": {__version__},
     "why": {"no_token", "bad_token", "expired_token", "unknown_caller", "scope", "unknown_client", "bad_assertion",
-            "replayed_assertion"},
+            "replayed_assertion", "retired_key"},
 }  # fmt: skip
 
 
