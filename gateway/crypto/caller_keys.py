@@ -1,6 +1,7 @@
 """Which keys of a caller are in force: those of its file or its URL, those it gave us itself, less what is out."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -43,8 +44,8 @@ def published(document: Any, algorithm: str, revoked: Sequence[str]) -> list[Ver
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list) or not 1 <= len(keys) <= _DOCUMENT_KEYS_MAX:
         raise ValueError(f"expected a JWKS with 1 to {_DOCUMENT_KEYS_MAX} keys")
-    if any(not isinstance(jwk, dict) or not isinstance(jwk.get("kid"), str) for jwk in keys):
-        raise ValueError("every key needs a kid")
+    if not all(isinstance(jwk, dict) and is_kid(jwk.get("kid")) for jwk in keys):
+        raise ValueError("every key needs a kid of 1 to 100 visible ASCII characters")
     if any(name in jwk for jwk in keys for name in ("d", "k")):
         raise ValueError("a private or secret key was published")
     if len({jwk["kid"] for jwk in keys}) != len(keys):
@@ -59,6 +60,12 @@ def published(document: Any, algorithm: str, revoked: Sequence[str]) -> list[Ver
     return found
 
 
+def is_kid(text: Any) -> bool:
+    """Whether we would keep it as the name of a key."""
+    return isinstance(text, str) and _KID.fullmatch(text) is not None
+
+
+_KID = re.compile(r"[!-~]{1,100}")
 _KINDS = {ED25519: ("OKP", "Ed25519"), ES256: ("EC", "P-256")}
 
 

@@ -7,7 +7,7 @@ first use and of one that is out within 5 s (directory.py).
 import datetime as dt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.crypto.caller_keys import algorithm_of, in_force
+from gateway.crypto.caller_keys import algorithm_of, in_force, is_kid
 from gateway.crypto.signatures import KEYS_MAX, VerifyKey, read_signing_jwk
 from gateway.directory import KnownCaller
 from gateway.domain.caller_keys import CallerKey
@@ -76,6 +76,8 @@ def _read(known: KnownCaller, use: KeyPurpose, jwk: dict[str, Any]) -> VerifyKey
     algorithm = algorithm_of(known.caller, use)
     if algorithm is None:
         raise _invalid("$.use", "this caller is not registered with a signing algorithm")
+    if not is_kid(jwk.get("kid")):
+        raise _invalid("$.jwk.kid", "1 to 100 visible ASCII characters")
     try:
         return read_signing_jwk(jwk, algorithm)
     except ValueError as error:  # its texts hold nothing that was submitted
