@@ -20,9 +20,10 @@ from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
 from gateway.crypto.blind_index import BlindIndex
-from gateway.crypto.key_store import KeyStoreError, KeyUse, open_folder
+from gateway.crypto.key_store import KeyStoreError, KeyUse
+from gateway.crypto.key_watch import KeyWatch
 from gateway.crypto.pseudonym import Pseudonyms
-from gateway.crypto.sealing import Sealer, SealError, new_data_key
+from gateway.crypto.sealing import Sealer, SealError, WrappedDataKey, new_data_key
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
@@ -51,7 +52,8 @@ class Gateway:
         self.settings = settings
         self._dsn = dsn
         config = settings.gateway
-        self._keys = keys = open_folder(settings.keys_dir)
+        self._keys = KeyWatch(settings.keys_dir, lambda store: self.tokens.replace(store.all(KeyUse.SIGN)))
+        keys = self._keys.store
         self.directory = Directory(settings, self._caller_keys)
         self.tokens = AccessTokens(keys.all(KeyUse.SIGN), settings.issuer, config.tokens.lifetime_s)
         self.authenticate = Authenticator(self.tokens, self.directory, config.tokens.cache_max)
@@ -100,7 +102,7 @@ class Gateway:
         await self.pool.open()
         await self.load_data_keys()
         await self.directory.look()
-        for loop in (self.batcher.run, self.directory.watch, self._watch_gauges):
+        for loop in (self.batcher.run, self.directory.watch, self._keys.watch, self._watch_gauges):
             self._tasks.append(asyncio.create_task(loop(), name=loop.__qualname__))
 
     async def close(self) -> None:
@@ -137,15 +139,23 @@ class Gateway:
         """The data key of this month's kept answers, made by the first process that needs it."""
         month = dt.datetime.now(dt.UTC).date().replace(day=1)
         if month not in self._answers_keys:
-            kek = self._keys.current(KeyUse.KEK)
+            kek = self._keys.store.current(KeyUse.KEK)
             key_id = await data_keys.for_month(connection, "answers", month, kek.kid, new_data_key(kek))
-            self._sealer.add(await data_keys.load(connection), self._keys)
+            self._add_data_keys(await data_keys.load(connection))
             self._answers_keys = {month: key_id}
         return self._answers_keys[month]
 
     async def load_data_keys(self) -> None:
         async with self.pool.acquire() as connection:
-            self._sealer.add(await data_keys.load(connection), self._keys)
+            self._add_data_keys(await data_keys.load(connection))
+
+    def _add_data_keys(self, rows: Sequence[WrappedDataKey]) -> None:
+        try:
+            self._sealer.add(rows, self._keys.store)
+        except KeyStoreError:  # wrapped anew by a key that was made since the last look
+            if not self._keys.reload_if_changed():
+                raise
+            self._sealer.add(rows, self._keys.store)
 
     async def _caller_keys(self, file_kids: Collection[str]) -> list[CallerKey]:
         async with self.pool.acquire() as connection:
