@@ -184,10 +184,10 @@ ALLOWED: dict[str, set[str]] = {
     "verdict": set(Verdict), "reason": set(Reason), "medium": {*Medium, "none"},
     "route": {route.path for route in ROUTES} | {"none"},
     "status": {str(status) for status, _ in PROBLEMS.values()} | {"200"},
-    "code": set(PROBLEMS), "result": {"taken", "refused", "done", "replayed", *PROBLEMS},
+    "code": set(PROBLEMS), "result": {"taken", "refused", "read", "failed", "done", "replayed", *PROBLEMS},
     "kind": KINDS, "version": {__version__},
     "why": {"no_token", "bad_token", "expired_token", "unknown_caller", "scope", "unknown_client", "bad_assertion",
-            "replayed_assertion", "bad_signature"},
+            "replayed_assertion", "bad_signature", "retired_key"},
 }  # fmt: skip
 
 
