@@ -182,7 +182,7 @@ async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None])
     assert_c_parser()
     http = settings.gateway.http
     metrics.set_build_info()
-    log.info("SM2", backend=str(sm2.chosen()))
+    (log.warning if sm2.chosen().reason else log.info)("SM2", backend=str(sm2.chosen()))
     gateway = Gateway(settings, dsn)
     await gateway.open()
     runner = HardenedRunner(
