@@ -40,6 +40,10 @@ class KeyPurpose(StrEnum):
     SIGNING = "signing"  # its signatures under effects
 
 
+AnyScope = Literal["any"]
+ANY_SCOPE: AnyScope = "any"
+"""What every caller may do, whatever its token is for."""
+
 CALLER_ID_PATTERN = r"^[a-z][a-z0-9-]{1,39}$"
 
 

@@ -5,7 +5,11 @@ first use and of one that is out within 5 s (directory.py).
 """
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+import msgspec
 
 from gateway.crypto.caller_keys import algorithm_of, in_force, is_kid
 from gateway.crypto.signatures import KEYS_MAX, VerifyKey, read_signing_jwk
@@ -13,12 +17,25 @@ from gateway.directory import KnownCaller
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import KeyPurpose
 from gateway.domain.errors import FieldError, Problem
+from gateway.flows.effects import Answer, Asked, Done
 from gateway.store import caller_keys
+from gateway.store.operations import Operation
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
 NEW_KEYS_A_DAY_MAX = 200
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class CallerKeys(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The caller's keys for this use after the change: `kid` is the new one, `keys` are those in force."""
+
+    use: KeyPurpose
+    keys: list[str]
+    kid: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Rotated(NamedTuple):
@@ -93,3 +110,36 @@ def _refuse_used(known: KnownCaller, use: KeyPurpose, rows: list[CallerKey], new
 
 def _invalid(field: str, message: str) -> Problem:
     return Problem("validation_failed", errors=[FieldError(field, message)])
+
+
+class KeyAsk(NamedTuple):
+    """What a caller wants of its keys."""
+
+    known: KnownCaller
+    use: KeyPurpose
+    jwk: dict[str, Any] | None
+    retire: str | None
+
+
+class RotateCallerKey:
+    """Kind of effect; `what` is a KeyAsk."""
+
+    name = "key_rotation"
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done | Problem]:
+        done: dict[UUID, Done | Problem] = {}
+        now = dt.datetime.now(dt.UTC)
+        # by caller: callers are locked one after the other, in one order everywhere
+        for asked in sorted(batch, key=lambda asked: asked.caller_id):
+            ask: KeyAsk = asked.what
+            try:
+                async with connection.transaction():  # a savepoint: what it did is undone if it is refused
+                    rotated = await rotate(connection, asked.caller_id, *ask, now)
+            except Problem as problem:
+                done[asked.reference] = problem
+            else:
+                body = _encode(CallerKeys(rotated.use, rotated.keys, rotated.kid or msgspec.UNSET))
+                done[asked.reference] = Done(
+                    Answer(200, body), Operation(asked.reference, self.name, asked.caller_id, result="accepted")
+                )
+        return [done[asked.reference] for asked in batch]

@@ -14,6 +14,7 @@ from gateway.domain.cards import Medium
 from gateway.domain.errors import PROBLEMS
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
+from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.verify_card import VerifyOnce
 from gateway.settings import load
 from tests.registry import CARDS
@@ -179,7 +180,7 @@ async def test_requests_over_a_quota_are_counted(operated: Running) -> None:
     assert refused > 0 and await eventually(counted, 10, f"{refused} refused requests in the metrics")
 
 
-KINDS = {VerifyOnce.name, ReportLoss.name, ReleaseLoss.name}
+KINDS = {VerifyOnce.name, ReportLoss.name, ReleaseLoss.name, RotateCallerKey.name}
 ALLOWED: dict[str, set[str]] = {
     "verdict": set(Verdict), "reason": set(Reason), "medium": {*Medium, "none"},
     "route": {route.path for route in ROUTES} | {"none"},
