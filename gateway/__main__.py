@@ -163,26 +163,11 @@ def init_keys() -> None:
 def keys_status() -> None:
     """Every key: next, current, accepted or retired, since and until when."""
     settings = _settings()
-    import asyncpg
-
-    from gateway.crypto.key_store import open_folder
-    from gateway.domain.times import CHINA
-    from gateway.flows.rotate_own_keys import status, wrapped_by
-
-    def shown(time: dt.datetime | None) -> str:
-        return "-" if time is None else time.astimezone(CHINA).isoformat(" ", "seconds")
+    from gateway.operators import keys_table
 
     with _refusals():
-        store = open_folder(settings.keys_dir)
-        try:
-            wrapped = asyncio.run(wrapped_by(_dsn(settings)))
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            wrapped = None
-        typer.echo(f"{'use':<11}{'kid':<14}{'state':<10}{'since':<27}{'until':<27}note")
-        for line in status(store, dt.datetime.now(dt.UTC), settings.gateway.tokens.lifetime_s, wrapped):
-            since, until = shown(line.since), shown(line.until)
-            text = f"{line.use:<11}{line.kid:<14}{line.state:<10}{since:<27}{until:<27}{line.note}"
-            typer.echo(text.rstrip())
+        for line in asyncio.run(keys_table(settings, dt.datetime.now(dt.UTC))):
+            typer.echo(line)
 
 
 @keys.command("rotate")
@@ -193,6 +178,7 @@ def keys_rotate(
     settings = _settings()
     from gateway.crypto.key_store import KeyUse, create_next
     from gateway.flows.rotate_own_keys import STAY, rotate_kek
+    from gateway.operators import database_of
 
     now = dt.datetime.now(dt.UTC)
     with _refusals("not rotated"):
@@ -200,17 +186,32 @@ def keys_rotate(
             kid, takes_over = create_next(settings.keys_dir, KeyUse.SIGN, now, settings.gateway.tokens.key_overlap_s)
             typer.echo(f"made {kid}: published now, signs from {takes_over.isoformat()}")
         elif use == KeyUse.KEK:
-            kid, count = asyncio.run(rotate_kek(settings.keys_dir, _dsn(settings), now))
+            kid, count = asyncio.run(rotate_kek(settings.keys_dir, database_of(settings), now))
             typer.echo(f"made {kid}: it wraps all {count} data keys now; keep the old file as long as its backups")
         else:
             _give_up(f"not rotated: {STAY.get(use, f'no such use {use!r}: sign or kek')}")
 
 
-def _dsn(settings: Settings) -> str:
-    """Of the database's owner: DATABASE_URL, or the embedded one while it runs."""
-    from gateway.store.embedded import EmbeddedPostgres
+@cli.command()
+def show_evidence(
+    reference: Annotated[str, typer.Argument(help="Of an operation: what its answer said.")],
+    body: Annotated[bool, typer.Option(help="Print the request's body too: it may hold personal data.")] = False,
+) -> None:
+    """Show what proves that an operation was asked for, and check it again. Exit code 1 if a check fails."""
+    settings = _settings()
+    from uuid import UUID
 
-    return settings.gateway.database.url or EmbeddedPostgres(settings.data_dir).dsn
+    from gateway.operators import evidence
+
+    try:
+        wanted = UUID(reference)
+    except ValueError:
+        _give_up("a reference is a UUID, as the answer to the operation said it")
+    with _refusals():
+        lines, good = asyncio.run(evidence(settings, wanted, body))
+    for line in lines:
+        typer.echo(line)
+    raise typer.Exit(0 if good else 1)
 
 
 @cli.command()

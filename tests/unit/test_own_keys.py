@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from gateway.crypto.key_store import Key, KeyStore, KeyStoreError, KeyUse, create_missing, create_next, open_folder
 from gateway.crypto.key_watch import KeyWatch
 from gateway.crypto.rotation import CLOCK_SKEW_S, schedule, signs
-from gateway.crypto.sealing import AES_256_GCM, Sealer, SealError, WrappedDataKey, new_data_key, rewrap
+from gateway.crypto.sealing import Sealer, SealError, WrappedDataKey, new_data_key, rewrap
 from gateway.crypto.tokens import AccessTokens, InvalidToken
 from gateway.flows.rotate_own_keys import status
 
@@ -170,7 +170,7 @@ def test_a_mistake_that_is_repaired_is_taken_up(folder: Path) -> None:
 
 def test_a_data_key_wrapped_anew_is_the_same_key() -> None:
     old, new = key(1, use=KeyUse.KEK), key(2, use=KeyUse.KEK)
-    row = WrappedDataKey(7, old.kid, AES_256_GCM, new_data_key(old))
+    row = WrappedDataKey(7, *new_data_key(old))
     before, after_it = Sealer(), Sealer()
     before.add([row], KeyStore([old]))
     after_it.add([rewrap(row, old, new)], KeyStore([new]))

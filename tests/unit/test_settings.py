@@ -87,13 +87,16 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
     "no pool": ("gateway.toml", replace("pool_size = 4", "pool_size = 0"), "database.pool_size"),
     "a missing value": ("gateway.toml", replace("pool_size = 4", ""), "database.pool_size"),
     "a missing table": ("gateway.toml", replace("[tokens]", "[tokenz]"), "tokens"),
-    "an unknown value": ("gateway.toml", replace("[tokens]", "quue_max = 5\n[tokens]"), "verify.quue_max"),
+    "an unknown value": ("gateway.toml", replace("[tokens]", "quue_max = 5\n[tokens]"), "effects.quue_max"),
     "an unknown table": ("gateway.toml", append("\n[more]\n"), "more"),
     "an unknown value at the top": ("gateway.toml", replace("keys_dir =", "key_dir = 1\nkeys_dir ="), "key_dir"),
     "a table that is a number": (
         "gateway.toml", lambda text: "ops = 1\n" + text.replace('[ops]\nhost = "127.0.0.1"\nport = 9090\n', ""), "ops"
     ),
     "an unknown log level": ("gateway.toml", replace('"info"', '"loud"'), "log_level"),
+    "a cipher we do not have": ("gateway.toml", replace('"SM4-GCM"', '"SM4-ECB"'), "sealing.algorithm"),
+    "a slow lane without threads": ("gateway.toml", replace("threads = 1", "threads = 0"), "sm2.threads"),
+    "a slow lane without an end": ("gateway.toml", replace("waiting_max = 128", ""), "sm2.waiting_max"),
     "a flag that is a text": (
         "callers.toml", append('[callers.demo-more]\nenabled = "yes"\n'), "callers.demo-more.enabled"
     ),
