@@ -34,6 +34,7 @@ from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
+from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.settings import Settings
 from gateway.store import caller_keys
@@ -95,6 +96,7 @@ class Gateway:
         )
         self.report_loss = ReportLoss()
         self.release_loss = ReleaseLoss()
+        self.rotate_caller_key = RotateCallerKey()
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []

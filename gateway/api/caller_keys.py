@@ -1,22 +1,18 @@
 """POST /v1/callers/self/keys."""
 
-import datetime as dt
-from typing import TYPE_CHECKING
-
 import msgspec
+from aiohttp import web
 
-from gateway.api.payloads import CallerKeys, KeyChange, decoder
-from gateway.directory import KnownCaller
-from gateway.flows.rotate_caller_key import rotate
+from gateway.api.effects import do_once
+from gateway.api.middleware import Call
+from gateway.api.payloads import KeyChange, decoder
+from gateway.flows.rotate_caller_key import Change
 
-if TYPE_CHECKING:
-    from gateway.store.pool import AnyConnection
-
-decode = decoder(KeyChange)
+_decode = decoder(KeyChange)
 
 
-async def change(connection: "AnyConnection", caller_id: str, known: KnownCaller, asked: KeyChange) -> CallerKeys:
-    """The effect, inside the transaction that also keeps its answer. Raises Problem 409, 422."""
+async def change_keys(call: Call) -> web.Response:
+    asked: KeyChange = _decode(call.body)
     jwk = None if asked.jwk is None else msgspec.to_builtins(asked.jwk)
-    done = await rotate(connection, caller_id, known, asked.use, jwk, asked.retire, dt.datetime.now(dt.UTC))
-    return CallerKeys(done.use, done.keys, done.kid or msgspec.UNSET)
+    change = Change(call.caller, asked.use, jwk, asked.retire)
+    return await do_once(call, call.gateway.rotate_caller_key, change)

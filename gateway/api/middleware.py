@@ -102,7 +102,7 @@ def endpoint(
             key, evidence = None, None
             if caller_id and content_type is not None:
                 key = _idempotency_key(headers, needed=effect)
-                evidence = await _evidence(gateway, request, caller, body, effect)
+                evidence = await _evidence(gateway, request, caller_id, caller, body, effect)
             response = await handler(Call(gateway, request, request_id, caller_id, caller, body, key, evidence))
         except Problem as problem:
             if problem.status == 401:
@@ -149,7 +149,7 @@ def _idempotency_key(headers: Mapping[str, str], needed: bool) -> str | None:
 
 
 async def _evidence(
-    gateway: "Gateway", request: web.Request, known: KnownCaller, body: bytes, effect: bool
+    gateway: "Gateway", request: web.Request, caller_id: str, known: KnownCaller, body: bytes, effect: bool
 ) -> Evidence | None:
     """The caller's signature under the request, checked; None if there is none and none is needed."""
     if not signatures.is_there(request.headers):
@@ -158,7 +158,7 @@ async def _evidence(
         return None
     port = ":443" if gateway.settings.issuer.startswith("https:") else ":80"
     claimed = signatures.read(request.method, request.raw_path, request.headers, body, port)
-    key = next((key for key in known.signing_keys if key.kid == claimed.key_id), None)
+    key = await gateway.directory.find_signing_key(caller_id, claimed.key_id)
     if key is None or key.algorithm != claimed.algorithm:
         raise signatures.refused()
     check = partial(verify, key, claimed.base, claimed.signature)

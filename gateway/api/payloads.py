@@ -117,14 +117,6 @@ class KeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retire: _Kid | None = None
 
 
-class CallerKeys(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The caller's keys for this use after the change: `kid` is the new one, `keys` are those in force."""
-
-    use: KeyPurpose
-    keys: list[str]
-    kid: str | msgspec.UnsetType = msgspec.UNSET
-
-
 class ProblemField(msgspec.Struct, frozen=True):
     field: str
     message: str
