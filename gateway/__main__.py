@@ -177,6 +177,7 @@ def keys_rotate(
     """Make a new key; the running gateway takes it up without a failed request."""
     settings = _settings()
     from gateway.crypto.key_store import KeyUse, create_next
+    from gateway.domain.times import CHINA
     from gateway.flows.rotate_own_keys import STAY, rotate_kek
     from gateway.operators import database_of
 
@@ -184,7 +185,7 @@ def keys_rotate(
     with _refusals("not rotated"):
         if use == KeyUse.SIGN:
             kid, takes_over = create_next(settings.keys_dir, KeyUse.SIGN, now, settings.gateway.tokens.key_overlap_s)
-            typer.echo(f"made {kid}: published now, signs from {takes_over.isoformat()}")
+            typer.echo(f"made {kid}: published now, signs from {takes_over.astimezone(CHINA).isoformat(' ')}")
         elif use == KeyUse.KEK:
             kid, count = asyncio.run(rotate_kek(settings.keys_dir, database_of(settings), now))
             typer.echo(f"made {kid}: it wraps all {count} data keys now; keep the old file as long as its backups")
