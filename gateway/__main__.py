@@ -176,27 +176,11 @@ def init_keys() -> None:
 def keys_status() -> None:
     """Every key: next, current, accepted or retired, since and until when."""
     settings = _settings()
-    import asyncpg
-
-    from gateway.crypto.key_store import open_folder
-    from gateway.domain.times import CHINA
-    from gateway.flows.rotate_own_keys import status, wrapped_by
-    from gateway.operators import database_of
-
-    def shown(time: dt.datetime | None) -> str:
-        return "-" if time is None else time.astimezone(CHINA).isoformat(" ", "seconds")
+    from gateway.operators import keys_table
 
     with _refusals():
-        store = open_folder(settings.keys_dir)
-        try:
-            wrapped = asyncio.run(wrapped_by(database_of(settings).reveal()))
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            wrapped = None
-        typer.echo(f"{'use':<11}{'kid':<14}{'state':<10}{'since':<27}{'until':<27}note")
-        for line in status(store, dt.datetime.now(dt.UTC), settings.gateway.tokens.lifetime_s, wrapped):
-            since, until = shown(line.since), shown(line.until)
-            text = f"{line.use:<11}{line.kid:<14}{line.state:<10}{since:<27}{until:<27}{line.note}"
-            typer.echo(text.rstrip())
+        for line in asyncio.run(keys_table(settings, dt.datetime.now(dt.UTC))):
+            typer.echo(line)
 
 
 @keys.command("rotate")
@@ -206,6 +190,7 @@ def keys_rotate(
     """Make a new key; the running gateway takes it up without a failed request."""
     settings = _settings()
     from gateway.crypto.key_store import KeyUse, create_next
+    from gateway.domain.times import CHINA
     from gateway.flows.rotate_own_keys import STAY, rotate_kek
     from gateway.operators import database_of
 
@@ -213,9 +198,9 @@ def keys_rotate(
     with _refusals("not rotated"):
         if use == KeyUse.SIGN:
             kid, takes_over = create_next(settings.keys_dir, KeyUse.SIGN, now, settings.gateway.tokens.key_overlap_s)
-            typer.echo(f"made {kid}: published now, signs from {takes_over.isoformat()}")
+            typer.echo(f"made {kid}: published now, signs from {takes_over.astimezone(CHINA).isoformat(' ')}")
         elif use == KeyUse.KEK:
-            kid, count = asyncio.run(rotate_kek(settings.keys_dir, database_of(settings).reveal(), now))
+            kid, count = asyncio.run(rotate_kek(settings.keys_dir, database_of(settings), now))
             typer.echo(f"made {kid}: it wraps all {count} data keys now; keep the old file as long as its backups")
         else:
             _give_up(f"not rotated: {STAY.get(use, f'no such use {use!r}: sign or kek')}")

@@ -60,7 +60,7 @@ ROUTES = (
     Route("POST", "/v1/cards/loss-reports/{reference}/release", loss_reports.release_loss, "Release a found card",
           scope=Scope.CARDS_LOSS, takes=JSON, body=LossRelease, answer=LossAnswer, effect=True,
           problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found")),
-    Route("POST", "/v1/callers/self/keys", caller_keys.rotate_keys, "Give the gateway a new key, take one out",
+    Route("POST", "/v1/callers/self/keys", caller_keys.change_keys, "Give the gateway a new key, take one out",
           scope=ANY_SCOPE, takes=JSON, body=KeyChange, answer=CallerKeys, effect=True,
           problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "too_many_keys", "unknown_key", "key_exists",
                     "last_key", "keys_by_url")),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from gateway.crypto.signatures import ED25519, ES256, KEYS_MAX, VerifyKey, read_signing_jwk
+from gateway.crypto.signatures import ED25519, ES256, KEYS_MAX, VerifyKey, is_of, read_signing_jwk
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import Caller, KeyPurpose
 
@@ -53,7 +53,7 @@ def published(document: Any, algorithm: str, revoked: Sequence[str]) -> list[Ver
     found = [
         read_signing_jwk(jwk, algorithm)
         for jwk in keys
-        if jwk["kid"] not in revoked and jwk.get("use") in (None, "sig") and _is_of(jwk, algorithm)
+        if jwk["kid"] not in revoked and jwk.get("use") in (None, "sig") and is_of(jwk, algorithm)
     ]
     if not 1 <= len(found) <= KEYS_MAX:
         raise ValueError(f"{len(found)} keys for {algorithm}: one or two are needed")
@@ -66,11 +66,6 @@ def is_kid(text: Any) -> bool:
 
 
 _KID = re.compile(r"[!-~]{1,100}")
-_KINDS = {ED25519: ("OKP", "Ed25519"), ES256: ("EC", "P-256")}
-
-
-def _is_of(jwk: dict[str, Any], algorithm: str) -> bool:
-    return (jwk.get("kty"), jwk.get("crv")) == _KINDS.get(algorithm, ("EC", "SM2"))
 
 
 @lru_cache(maxsize=4096)

@@ -97,7 +97,7 @@ def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
         raise ValueError("every key needs a kid")
     if "d" in jwk:
         raise ValueError("this is a private key: give the public part only")
-    if (jwk.get("kty"), jwk.get("crv")) != _KINDS[algorithm]:
+    if not is_of(jwk, algorithm):
         raise ValueError(f"not a key for {algorithm}")
     names = ("crv", "kty", "x") if algorithm == ED25519 else ("crv", "kty", "x", "y")
     canonical = json.dumps({name: jwk.get(name) for name in names}, separators=(",", ":"))
@@ -106,6 +106,11 @@ def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
         return VerifyKey(kid, algorithm, _parse(algorithm, points), canonical)
     except ValueError:
         raise ValueError("the key is malformed") from None
+
+
+def is_of(jwk: dict[str, Any], algorithm: str) -> bool:
+    """Whether it says that it is a key for the algorithm."""
+    return (jwk.get("kty"), jwk.get("crv")) == _KINDS[algorithm]
 
 
 def read_signing_jwks(document: Any, algorithm: str) -> list[VerifyKey]:

@@ -41,6 +41,14 @@ class DataKeys:
                 self._months[group, month] = key_id
         return {group: self._months[group, month] for group in groups}
 
+    def _add(self, rows: Sequence[WrappedDataKey]) -> None:
+        try:
+            self.sealer.add(rows, self._keys.store)
+        except KeyStoreError:  # wrapped by a KEK that was made since the last look
+            if not self._keys.reload_if_changed():
+                raise
+            self.sealer.add(rows, self._keys.store)
+
     async def open(self, column: bytes, row_id: bytes, sealed: bytes) -> bytes:
         """Open a value, also under a key that another process has made since. Raises as load() and Sealer.open do."""
         if not self.sealer.knows(sealed):

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 NEW_KEYS_A_DAY_MAX = 200
 
-
 _encode = msgspec.json.Encoder().encode
 
 
@@ -57,7 +56,7 @@ async def rotate(
     retire: str | None,
     now: dt.datetime,
 ) -> Rotated:
-    """Inside the caller's transaction: add `jwk`, take the key `retire` out. Raises Problem 409, 422: roll back then.
+    """Inside the caller's transaction: add `jwk`, take the key `retire` out. Raises Problem 409, 422 before any write.
 
     Rotations of one caller go one after the other: with two at once there are never more than two keys.
     """
@@ -69,24 +68,59 @@ async def rotate(
     await caller_keys.lock(connection, caller_id)
     rows = await caller_keys.of_caller(connection, caller_id, use)
     kids = [key.kid for key in in_force(known.caller, use, known.from_files[use], rows)]
-    if new is not None:
-        _refuse_used(known, use, rows, new)
-        if sum(row.added_at > now - dt.timedelta(days=1) for row in rows if row.jwk) >= NEW_KEYS_A_DAY_MAX:
-            raise Problem("too_many_keys", f"at most {NEW_KEYS_A_DAY_MAX} new keys a day")
     if retire is not None:
         if retire not in kids:
             raise Problem("unknown_key")
         kids.remove(retire)
-        await caller_keys.retire(connection, caller_id, use, retire, now)
     if new is not None:
+        _refuse_used(known, use, rows, new)
+        if sum(row.added_at > now - dt.timedelta(days=1) for row in rows if row.jwk) >= NEW_KEYS_A_DAY_MAX:
+            raise Problem("too_many_keys", f"at most {NEW_KEYS_A_DAY_MAX} new keys a day")
         if len(kids) >= KEYS_MAX:
             raise Problem("too_many_keys", "name one to retire")
         kids.append(new.kid)
-        if not await caller_keys.add(connection, caller_id, use, new.kid, new.jwk, "self", now):
-            raise Problem("key_exists")
     if not kids:
         raise Problem("last_key")
+    if retire is not None:
+        await caller_keys.retire(connection, caller_id, use, retire, now)
+    if new is not None:
+        added = await caller_keys.add(connection, caller_id, use, new.kid, new.jwk, "self", now)
+        assert added, "the lock is held, and the kid was free"
     return Rotated(use, new.kid if new else None, kids)
+
+
+class Change(NamedTuple):
+    """What one request asks."""
+
+    known: KnownCaller
+    use: KeyPurpose
+    jwk: dict[str, Any] | None
+    retire: str | None
+
+
+class RotateCallerKey:
+    """Kind of effect; `what` is a Change."""
+
+    name = "caller_key"
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done | Problem]:
+        for caller_id in sorted({asked.caller_id for asked in batch}):  # the same order everywhere: no deadlock
+            await caller_keys.lock(connection, caller_id)
+        now = await connection.fetchval("SELECT clock_timestamp()")
+        done: list[Done | Problem] = []
+        for asked in batch:
+            change: Change = asked.what
+            try:
+                rotated = await rotate(
+                    connection, asked.caller_id, change.known, change.use, change.jwk, change.retire, now
+                )
+            except Problem as problem:  # before anything was written
+                done.append(problem)
+                continue
+            answer = CallerKeys(rotated.use, rotated.keys, rotated.kid or msgspec.UNSET)
+            operation = Operation(asked.reference, self.name, asked.caller_id, result="changed")
+            done.append(Done(Answer(200, _encode(answer)), operation))
+        return done
 
 
 def _read(known: KnownCaller, use: KeyPurpose, jwk: dict[str, Any]) -> VerifyKey:
