@@ -169,6 +169,28 @@ def init_keys() -> None:
 
 
 @cli.command()
+def show_evidence(
+    reference: Annotated[str, typer.Argument(help="Of an operation: what its answer said.")],
+    body: Annotated[bool, typer.Option(help="Print the request's body too: it may hold personal data.")] = False,
+) -> None:
+    """Show what proves that an operation was asked for, and check it again. Exit code 1 if a check fails."""
+    settings = _settings()
+    from uuid import UUID
+
+    from gateway.operators import evidence
+
+    try:
+        wanted = UUID(reference)
+    except ValueError:
+        _give_up("a reference is a UUID, as the answer to the operation said it")
+    with _refusals():
+        lines, good = asyncio.run(evidence(settings, wanted, body))
+    for line in lines:
+        typer.echo(line)
+    raise typer.Exit(0 if good else 1)
+
+
+@cli.command()
 def token(caller: Annotated[str, typer.Argument(help="A sandbox caller, such as demo-merchant.")]) -> None:
     """Print an access token of a sandbox caller, from the running gateway."""
     settings = _settings()

@@ -5,7 +5,7 @@ import datetime as dt
 import gc
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,24 +19,28 @@ from gateway.api.middleware import endpoint
 from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
+from gateway.crypto import sm2
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.key_store import KeyStoreError, KeyUse, open_folder
+from gateway.crypto.lane import SlowLane
 from gateway.crypto.pseudonym import Pseudonyms
-from gateway.crypto.sealing import Sealer, SealError, new_data_key
+from gateway.crypto.sealing import SealError
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
-from gateway.flows.idempotently import Idempotency
-from gateway.flows.verify_card import VerifyCard
+from gateway.flows.data_keys import DataKeys
+from gateway.flows.effects import Effects
+from gateway.flows.find_card import FindCard
+from gateway.flows.report_loss import ReleaseLoss, ReportLoss
+from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.settings import Settings
-from gateway.store import data_keys
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.pool import Pool, connect
 from gateway.store.verify import Judged, Presented, verify_batch
 
 if TYPE_CHECKING:
-    from gateway.store.pool import AnyConnection, Connection
+    from gateway.store.pool import Connection
 
 log = structlog.get_logger()
 
@@ -58,15 +62,11 @@ class Gateway:
         self.quota = Quota(settings.run_dir)
         self.pool = Pool(dsn, config.database, "yikatong serve")
         self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
-        self._sealer = Sealer()
-        index = BlindIndex(keys.current(KeyUse.INDEX))
-        self.idempotency = Idempotency(self.pool, self._sealer, index, self._answers_data_key, self.load_data_keys)
-        self.verify_card = VerifyCard(
-            index,
-            self.pseudonyms,
-            self._sealer,
-            keys.current(KeyUse.CARD_PROOF),
-        )
+        self.data_keys = DataKeys(self.pool, keys, config.sealing.algorithm)
+        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.deadline_ms / 1000)
+        self.index = BlindIndex(keys.current(KeyUse.INDEX))
+        self.find_card = FindCard(self.index, self.pseudonyms, keys.current(KeyUse.CARD_PROOF))
+        self.verify_card = VerifyCard(self.find_card, self.pseudonyms, self.data_keys.sealer)
         self._status_max_age = dt.timedelta(minutes=config.verify.status_max_age_minutes)
         self.batcher: Batcher[Presented, Judged] = Batcher(
             partial(connect, dsn, config.database, "yikatong verify"),
@@ -78,7 +78,20 @@ class Gateway:
             on_delivered=self._write_answers,
         )
         self.hot_lane = HotLane(self)
-        self._answers_keys: dict[dt.date, int] = {}
+        self.effects = Effects(
+            partial(connect, dsn, config.database, "yikatong effects", config.effects.claim_timeout_ms),
+            self.data_keys,
+            self.index,
+            batch_max=config.effects.batch_max,
+            queue_max=config.effects.queue_max,
+            deadline_s=config.effects.deadline_ms / 1000,
+            on_batch=_count_effects,
+        )
+        self.verify_once = VerifyOnce(
+            self.verify_card, self.data_keys.load, self._status_max_age, config.verify.deadline_ms / 1000
+        )
+        self.report_loss = ReportLoss()
+        self.release_loss = ReleaseLoss()
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,26 +99,18 @@ class Gateway:
     def _write_answers(self) -> None:
         self.hot_lane.write_answers()
 
-    def judge_within(self, connection: "AnyConnection") -> Callable[[Presented], Awaitable[Judged]]:
-        """Judge inside the caller's transaction: the event is committed with it."""
-
-        async def judge(item: Presented) -> Judged:
-            timeout = self.settings.gateway.verify.deadline_ms / 1000
-            return (await verify_batch(connection, [item], self._status_max_age, timeout))[0]
-
-        return judge
-
     async def open(self) -> None:
         """Connect and start the loops. Raises UnfitDatabase, KeyStoreError, SealError, OSError."""
         await self.pool.open()
-        await self.load_data_keys()
-        for loop in (self.batcher.run, self.directory.watch, self._watch_gauges):
+        await self.data_keys.load()
+        for loop in (self.batcher.run, self.effects.serve, self.directory.watch, self._watch_gauges):
             self._tasks.append(asyncio.create_task(loop(), name=loop.__qualname__))
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.slow_lane.close()
         metrics.flush()
         await self.pool.close()
 
@@ -128,27 +133,14 @@ class Gateway:
 
     async def _try_loading_data_keys(self) -> None:
         try:
-            await self.load_data_keys()
+            await self.data_keys.load()
         except (Problem, KeyStoreError, SealError) as error:
             log.error("data keys not loaded", error=type(error).__name__)
-
-    async def _answers_data_key(self, connection: "AnyConnection") -> int:
-        """The data key of this month's kept answers, made by the first process that needs it."""
-        month = dt.datetime.now(dt.UTC).date().replace(day=1)
-        if month not in self._answers_keys:
-            kek = self._keys.current(KeyUse.KEK)
-            key_id = await data_keys.for_month(connection, "answers", month, kek.kid, new_data_key(kek))
-            self._sealer.add(await data_keys.load(connection), self._keys)
-            self._answers_keys = {month: key_id}
-        return self._answers_keys[month]
-
-    async def load_data_keys(self) -> None:
-        async with self.pool.acquire() as connection:
-            self._sealer.add(await data_keys.load(connection), self._keys)
 
     async def _watch_gauges(self) -> None:
         while True:
             metrics.QUEUE.set(len(self.batcher))
+            metrics.EFFECT_QUEUE.set(len(self.effects))
             metrics.POOL_FREE.set(self.pool.free)
             metrics.CONNECTIONS.set(self.open_connections())
             metrics.flush()
@@ -161,11 +153,16 @@ def _count_batch(figures: BatchFigures) -> None:
     metrics.BATCH_SECONDS.observe(figures.statement_s)
 
 
+def _count_effects(figures: BatchFigures) -> None:
+    metrics.EFFECT_BATCH_SIZE.observe(figures.size)
+    metrics.EFFECT_BATCH_SECONDS.observe(figures.statement_s)
+
+
 def web_application(gateway: Gateway) -> web.Application:
     """The public listener's routes, each wrapped by the pipe of middleware.py."""
     app = web.Application(client_max_size=gateway.settings.gateway.http.body_max_bytes)
     for route in ROUTES:
-        handler = endpoint(gateway, route.path, route.handler, route.scope, route.takes)
+        handler = endpoint(gateway, route.path, route.handler, route.scope, route.takes, route.effect)
         app.router.add_route(route.method, route.path, handler)
     return app
 
@@ -175,6 +172,7 @@ async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None])
     assert_c_parser()
     http = settings.gateway.http
     metrics.set_build_info()
+    log.info("SM2", backend=str(sm2.chosen()))
     gateway = Gateway(settings, dsn)
     await gateway.open()
     runner = HardenedRunner(

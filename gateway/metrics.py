@@ -89,6 +89,16 @@ POOL_FREE = Gauge("yikatong_pool_free", "Database connections that could be had 
 CONNECTIONS = Gauge("yikatong_http_connections", "Open client connections", multiprocess_mode="livesum")
 RATE_LIMITED = Counter("yikatong_rate_limited_total", "Requests over a caller's quota", ("caller",))
 SHED = Counter("yikatong_shed_total", "Requests answered 503", ("code",))
+EFFECTS = Counter(
+    "yikatong_effects_total", "Operations with effects, by what came of them", ("kind", "result", "caller")
+)
+EFFECT_BATCH_SIZE = HistogramTally(
+    Histogram("yikatong_effect_batch_size", "Effects in one transaction", buckets=_BATCH_SIZES), _BATCH_SIZES
+)
+EFFECT_BATCH_SECONDS = HistogramTally(
+    Histogram("yikatong_effect_batch_seconds", "The transaction of a batch of effects", buckets=_SECONDS), _SECONDS
+)
+EFFECT_QUEUE = Gauge("yikatong_effect_queue", "Effects waiting for a transaction", multiprocess_mode="livesum")
 REFUSED_ENTRY = Counter(
     "yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",)
 )
@@ -98,6 +108,7 @@ FEED_LAG_SECONDS = Gauge(
     "yikatong_feed_lag_seconds", "Age of the oldest event that the feed cannot show yet", multiprocess_mode="mostrecent"
 )
 BUILD = Gauge("yikatong_build_info", "The running version", ("version",), multiprocess_mode="max")
+_BATCHES = (BATCH_SIZE, BATCH_WAIT_SECONDS, BATCH_SECONDS, EFFECT_BATCH_SIZE, EFFECT_BATCH_SECONDS)
 
 
 def set_build_info() -> None:
@@ -114,5 +125,5 @@ def flush() -> None:
     """Hand over what has been tallied."""
     VERDICTS.flush()
     REQUESTS.flush()
-    for tally in (*_request_seconds.values(), BATCH_SIZE, BATCH_WAIT_SECONDS, BATCH_SECONDS):
+    for tally in (*_request_seconds.values(), *_BATCHES):
         tally.flush()

@@ -4,18 +4,19 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 import hypothesis
 import pytest
 
 from gateway.crypto.key_store import KeyStore, create_missing, open_folder
+from gateway.domain.cards import CardStatus
 from gateway.sandbox.callers import write_callers
 from gateway.settings import load
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.migrate import migrate
-from tests.registry import add_cards
+from tests.registry import CARDS, LOSABLE, TestCard, add_cards, new_card
 from tests.running import Client, Running
 
 _numbers = itertools.count()
@@ -85,8 +86,15 @@ def prepare_data_dir(data_dir: Path, port: int) -> KeyStore:
 async def start_gateway(data_dir: Path, database: Database, **environment: str) -> Running:
     """A gateway on a database that holds the test cards."""
     running = Running(data_dir, "serve", DATABASE_URL=database.dsn, **environment)
-    await add_cards(database.dsn, prepare_data_dir(data_dir, running.port))
+    await add_cards(database.dsn, prepare_data_dir(data_dir, running.port), (*CARDS, LOSABLE))
     return await running.start()
+
+
+async def add_card(gateway: Running, status: CardStatus = CardStatus.NORMAL, **more: Any) -> TestCard:
+    """A card of its own for one test, in the registry of a running gateway."""
+    card = new_card(status, **more)
+    await add_cards(gateway.environment["DATABASE_URL"], open_folder(gateway.data_dir / "keys"), (card,))
+    return card
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -34,7 +34,7 @@ class TestCard(NamedTuple):
     birth_date: dt.date = dt.date(TODAY.year - 65, 1, 1)
     source_id: int = 1
     id_number: str = ""
-    """Made up if empty."""
+    """Of its holder; empty: one of chance, and nobody asks for it."""
 
 
 TestCard.__test__ = False  # type: ignore[attr-defined]  # pytest: a class of values, not of tests
@@ -58,6 +58,24 @@ CARDS = (
     TestCard("CD7654321", identifier(0xB1, "310104"), region="310104", source_id=2),
 )
 
+LOSABLE = TestCard("EF0000001", identifier(0xC1), id_number="330499196001010014")
+"""Reported and released by whoever likes: nobody relies on its state."""
+
+
+def new_id_number(birth_date: dt.date) -> str:
+    first17 = f"330499{birth_date:%Y%m%d}{int.from_bytes(os.urandom(2), 'big') % 1000:03}"
+    return first17 + id_number_check(first17)
+
+
+def new_card(status: CardStatus = CardStatus.NORMAL, **more: Any) -> TestCard:
+    """A card that no other test knows, with its holder's id number."""
+    chance = int.from_bytes(os.urandom(8), "big")
+    birth_date = dt.date(1930, 1, 1) + dt.timedelta(days=chance % 30_000)
+    return TestCard(
+        f"LR{chance % 10**7:07}", identifier(chance), status=status, birth_date=birth_date,
+        id_number=new_id_number(birth_date), **more,
+    )  # fmt: skip
+
 
 async def add_sources(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     """1 and 2 are fresh; 3 is an upstream that has said nothing for a week."""
@@ -74,17 +92,16 @@ async def add_cards(dsn: str, keys: KeyStore, cards: tuple[TestCard, ...] = CARD
     try:
         await add_sources(connection)
         kek = keys.current(KeyUse.KEK)
-        key_id = await data_keys.for_month(connection, "registry", TODAY, kek.kid, new_data_key(kek))
+        key_id = await data_keys.for_month(connection, "registry", TODAY, new_data_key(kek))
         sealer.add(await data_keys.load(connection), keys)
         for card in cards:
             person, card_id = uuid4(), uuid4()
             ids.append(card_id)
-            first17 = f"330499{card.birth_date:%Y%m%d}{int.from_bytes(os.urandom(2), 'big') % 1000:03}"
-            id_number = card.id_number or first17 + id_number_check(first17)
+            id_number = card.id_number or new_id_number(card.birth_date)
             holder = msgspec.json.encode(SealedHolder(card.name, card.birth_date))
             await connection.execute(
                 "INSERT INTO person VALUES ($1, $2, $3, $4, '武原')",
-                person, index.id_number(id_number + str(person)),
+                person, index.id_number(card.id_number or id_number + str(person)),
                 sealer.seal(key_id, b"person.id_number_sealed", person.bytes, id_number.encode()), card.birth_date.year,
             )  # fmt: skip
             await connection.execute(

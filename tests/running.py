@@ -12,12 +12,17 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import aiohttp
 import jwt
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.signing import Signing, signed_headers
+
+if TYPE_CHECKING:
+    from tests.registry import TestCard
 
 ROOT = Path(__file__).parent.parent
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -245,6 +250,28 @@ class Client:
         """(status, JSON, headers) of a POST with our token."""
         async with self.session.post(path, json=body, headers=await self.authorization() | headers) as answer:
             return answer.status, await answer.json(), answer.headers
+
+    async def effect(self, path: str, body: Any, **changes: Any) -> tuple[int, bytes, Any]:
+        """(status, body, headers) of a signed POST; `changes` are those of signed_headers()."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = signed_headers(
+            Signing.of(self.file), "POST", f"127.0.0.1:{self.gateway.port}", path, raw,
+            f"Bearer {await self.token()}", **changes,
+        )  # fmt: skip
+        async with self.session.post(path, data=raw, headers=headers) as answer:
+            return answer.status, await answer.read(), answer.headers
+
+    async def report_loss(self, card: "TestCard", kind: str = "temporary", **changes: Any) -> dict[str, Any]:
+        """By card number and id number; asserts the 200."""
+        body = {"card_number": card.number, "id_number": card.id_number, "kind": kind}
+        status, answer, _ = await self.effect("/v1/cards/loss-reports", body, **changes)
+        assert status == 200, answer
+        return dict(json.loads(answer))
+
+    async def release_loss(self, reference: str, **changes: Any) -> dict[str, Any]:
+        status, answer, _ = await self.effect(f"/v1/cards/loss-reports/{reference}/release", {}, **changes)
+        assert status == 200, answer
+        return dict(json.loads(answer))
 
     async def verify(self, number: str, identifier: str, scene: str = "parking.exit", **more: Any) -> dict[str, Any]:
         """A chip card's verdict; asserts the 200."""

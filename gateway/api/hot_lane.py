@@ -17,13 +17,14 @@ from aiohttp.streams import StreamReader
 from aiohttp.typedefs import RawHeaders
 from multidict import istr
 
-from gateway.api import verify
+from gateway.api import signatures, verify
 from gateway.api.middleware import JSON, given_request_id, new_request_id
 from gateway.api.problems import SERVER, problem_response
 from gateway.crypto.sealing import UnknownDataKey
 from gateway.crypto.tokens import Access
 from gateway.domain.callers import Scope
 from gateway.domain.errors import Problem
+from gateway.flows import verify_card
 from gateway.log import describe
 from gateway.metrics import REQUESTS, SHED, request_seconds
 from gateway.store.verify import Judged
@@ -102,9 +103,9 @@ class HotLane:
                 answer = b""
                 if judged is not None:
                     try:
-                        answer = _ok(
-                            verify.encode(gateway.verify_card.answer(presented, judged, scene.field)), request_id
-                        )
+                        verdict = gateway.verify_card.answer(presented, judged)
+                        answer = _ok(verify_card.encode(verdict), request_id)
+                        verify_card.count(verdict, scene.field, access.caller_id)
                     except UnknownDataKey:
                         gateway.start_loading_data_keys()
                         problem = Problem("unavailable", headers={"Retry-After": "1"})
@@ -133,6 +134,7 @@ class HotLane:
         if (
             headers.get(hdrs.CONTENT_TYPE) != JSON
             or _IDEMPOTENCY_KEY in headers
+            or signatures.is_there(headers)
             or hdrs.EXPECT in headers
             or hdrs.CONTENT_ENCODING in headers
         ):

@@ -1,6 +1,7 @@
 """What happens to every request, in this order:
 
-request id -> token -> quota -> scope -> body (type, size, deadline) -> handler -> errors as problems -> metrics.
+request id -> token -> quota -> scope -> body (type, size, deadline) -> idempotency key -> signature -> handler
+-> errors as problems -> metrics.
 
 It wraps each handler when the routes are registered, so a request passes through one function, not through a chain.
 """
@@ -11,17 +12,21 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from aiohttp import web
 from multidict import istr
 
+from gateway.api import signatures
 from gateway.api.auth import Unauthorised
 from gateway.api.problems import SERVER, problem_response
+from gateway.crypto.signatures import is_slow, verify
 from gateway.directory import KnownCaller
 from gateway.domain.callers import Scope
 from gateway.domain.errors import Problem
+from gateway.flows.effects import Evidence, is_key
 from gateway.log import describe
 from gateway.metrics import RATE_LIMITED, REFUSED_ENTRY, REQUESTS, SHED, request_seconds
 
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_IDEMPOTENCY_KEY = istr("Idempotency-Key")
 _REQUEST_ID = istr("X-Request-Id")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 JSON = "application/json"
@@ -62,6 +68,9 @@ class Call(NamedTuple):
     caller_id: str
     caller: KnownCaller
     body: bytes
+    idempotency_key: str | None = None
+    evidence: Evidence | None = None
+    """The checked signature, if there was one."""
 
 
 Handler = Callable[[Call], Awaitable[web.Response]]
@@ -71,9 +80,15 @@ _NOBODY: KnownCaller = None  # type: ignore[assignment]  # a handler without a s
 
 
 def endpoint(
-    gateway: "Gateway", route: str, handler: Handler, scope: Scope | None, content_type: str | None
+    gateway: "Gateway",
+    route: str,
+    handler: Handler,
+    scope: Scope | None,
+    content_type: str | None,
+    effect: bool = False,
 ) -> AiohttpHandler:
-    """The aiohttp handler of one route. `scope` None is open to everyone; `content_type` None takes no body."""
+    """The aiohttp handler of one route. `scope` None is open to everyone; `content_type` None takes no body; an
+    `effect` needs an Idempotency-Key and the caller's signature."""
     seconds = request_seconds(route)
     body_timeout = gateway.settings.gateway.http.body_timeout_s
 
@@ -82,20 +97,16 @@ def endpoint(
         headers = request.headers
         request_id = request_id_of(headers)
         try:
-            caller_id, caller = "", _NOBODY
-            if scope is not None:
-                caller, access = gateway.authenticate(headers.get("Authorization"))
-                caller_id = access.caller_id
-                if caller.caller.quota_per_second:
-                    _take_quota(gateway, caller, caller_id)
-                if scope not in access.scopes or scope not in caller.scopes:
-                    REFUSED_ENTRY.labels("scope").inc()
-                    raise Problem("insufficient_scope")
+            caller_id, caller = ("", _NOBODY) if scope is None else _admit(gateway, headers, scope)
             body = b"" if content_type is None else await _body(request, content_type, body_timeout)
-            response = await handler(Call(gateway, request, request_id, caller_id, caller, body))
+            key, evidence = None, None
+            if caller_id and content_type is not None:
+                key = _idempotency_key(headers, needed=effect)
+                evidence = await _evidence(gateway, request, caller, body, effect)
+            response = await handler(Call(gateway, request, request_id, caller_id, caller, body, key, evidence))
         except Problem as problem:
-            if isinstance(problem, Unauthorised):
-                REFUSED_ENTRY.labels(problem.why).inc()
+            if problem.status == 401:
+                REFUSED_ENTRY.labels(problem.why if isinstance(problem, Unauthorised) else "bad_signature").inc()
             if problem.status == 503:
                 SHED.labels(problem.code).inc()
             response = problem_response(problem.code, problem.detail, problem.errors, request_id, problem.headers)
@@ -115,6 +126,45 @@ def endpoint(
         return response
 
     return handle
+
+
+def _admit(gateway: "Gateway", headers: Mapping[str, str], scope: Scope) -> tuple[str, KnownCaller]:
+    """Who calls. Raises Problem 401, 403, 429."""
+    known, access = gateway.authenticate(headers.get("Authorization"))
+    if known.caller.quota_per_second:
+        _take_quota(gateway, known, access.caller_id)
+    if scope not in access.scopes or scope not in known.scopes:
+        REFUSED_ENTRY.labels("scope").inc()
+        raise Problem("insufficient_scope")
+    return access.caller_id, known
+
+
+def _idempotency_key(headers: Mapping[str, str], needed: bool) -> str | None:
+    key = headers.get(_IDEMPOTENCY_KEY)
+    if key is None and needed:
+        raise Problem("missing_idempotency_key")
+    if key is not None and not is_key(key):
+        raise Problem("malformed_idempotency_key")
+    return key
+
+
+async def _evidence(
+    gateway: "Gateway", request: web.Request, known: KnownCaller, body: bytes, effect: bool
+) -> Evidence | None:
+    """The caller's signature under the request, checked; None if there is none and none is needed."""
+    if not signatures.is_there(request.headers):
+        if effect and known.caller.signature == "required":
+            raise signatures.refused()
+        return None
+    port = ":443" if gateway.settings.issuer.startswith("https:") else ":80"
+    claimed = signatures.read(request.method, request.raw_path, request.headers, body, port)
+    key = next((key for key in known.signing_keys if key.kid == claimed.key_id), None)
+    if key is None or key.algorithm != claimed.algorithm:
+        raise signatures.refused()
+    check = partial(verify, key, claimed.base, claimed.signature)
+    if not (await gateway.slow_lane.run(check) if is_slow(key) else check()):
+        raise signatures.refused()
+    return claimed.evidence(key, body)
 
 
 def _take_quota(gateway: "Gateway", known: KnownCaller, caller_id: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from gateway.domain.cards import END
+from gateway.domain.cards import CARD_NUMBER_PATTERN, END, LossKind
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation, Proof, TransitQr
 from gateway.domain.scenes import SCENE_PATTERN
@@ -28,6 +28,21 @@ class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=
     scene: Annotated[str, msgspec.Meta(max_length=64, extra_json_schema={"pattern": SCENE_PATTERN})]
     terminal_id: TerminalId
     occurred_at: Time | None = None
+
+
+class LossReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A card reported lost: presented, or named by its number and its holder's id number, checked together."""
+
+    kind: LossKind
+    presentation: Presentation | None = None
+    card_number: Annotated[str, msgspec.Meta(pattern=f"^{CARD_NUMBER_PATTERN}{END}", max_length=9)] | None = None
+    id_number: Annotated[str, msgspec.Meta(pattern=f"^[0-9]{{17}}[0-9Xx]{END}", max_length=18)] | None = None
+
+
+class LossRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """The card of an earlier report is found again."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=200, pattern=_NO_CONTROLS)] = ""
 
 
 class UsageEvent(msgspec.Struct, frozen=True):
@@ -104,7 +119,7 @@ _PATH = re.compile(r"\$(\.[a-z_]+)*")
 _NAMES = re.compile(r"\.([a-z_]+)")
 _KNOWN_NAMES = {
     field.encode_name
-    for kind in (VerifyRequest, ChipCard, Proof, EcardCode, TransitQr, CardRef)
+    for kind in (VerifyRequest, LossReport, LossRelease, ChipCard, Proof, EcardCode, TransitQr, CardRef)
     for field in msgspec.structs.fields(kind)
 } | {"type"}
 """A path may hold a name that the caller made up: only ours are repeated."""

@@ -2,16 +2,18 @@
 
 from typing import Any, NamedTuple
 
-from gateway.api import docs, getting_in, usage_events, verify
+from gateway.api import docs, getting_in, loss_reports, usage_events, verify
 from gateway.api.middleware import JSON, Handler
-from gateway.api.payloads import Jwks, TokenAnswer, TokenError, UsagePage, VerifyRequest
+from gateway.api.payloads import Jwks, LossRelease, LossReport, TokenAnswer, TokenError, UsagePage, VerifyRequest
 from gateway.domain.callers import Scope
+from gateway.flows.report_loss import LossAnswer
 from gateway.flows.verify_card import VerifyAnswer
 
 FORM = "application/x-www-form-urlencoded"
 _SIGNED_IN = ("unauthorised", "insufficient_scope", "quota_exceeded", "unavailable")
 _WITH_BODY = ("receive_timeout", "body_too_large", "unsupported_media_type")
 _JSON_BODY = (*_WITH_BODY, "malformed_json", "validation_failed")
+_EFFECT = ("missing_idempotency_key", "invalid_signature", "overloaded")
 _IDEMPOTENT = ("malformed_idempotency_key", "idempotency_key_in_use", "idempotency_key_reused")
 
 
@@ -30,6 +32,8 @@ class Route(NamedTuple):
     refusal: tuple[Any, dict[int, str]] | None = None
     """A type of its own for some statuses, with their meaning (RFC 6749)."""
     problems: tuple[str, ...] = ()
+    effect: bool = False
+    """Signed by the caller (RFC 9421) and carried out once for an Idempotency-Key."""
 
 
 ROUTES = (
@@ -39,7 +43,13 @@ ROUTES = (
     Route("GET", "/.well-known/jwks.json", getting_in.jwks, "The keys that access tokens are signed with", answer=Jwks),
     Route("POST", "/v1/cards/verify", verify.verify_card, "Verify a presented card",
           scope=Scope.CARDS_VERIFY, takes=JSON, body=VerifyRequest, answer=VerifyAnswer,
-          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, "overloaded")),
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, "invalid_signature", "overloaded")),
+    Route("POST", "/v1/cards/loss-reports", loss_reports.report_loss, "Report a card lost",
+          scope=Scope.CARDS_LOSS, takes=JSON, body=LossReport, answer=LossAnswer, effect=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT)),
+    Route("POST", "/v1/cards/loss-reports/{reference}/release", loss_reports.release_loss, "Release a found card",
+          scope=Scope.CARDS_LOSS, takes=JSON, body=LossRelease, answer=LossAnswer, effect=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found")),
     Route("GET", "/v1/usage-events", usage_events.feed, "The feed of usage events, in commit order, without gaps",
           scope=Scope.USAGE_READ, answer=UsagePage,
           problems=(*_SIGNED_IN, "malformed_query", "malformed_cursor", "validation_failed")),

@@ -1,19 +1,19 @@
 """POST /v1/cards/verify."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import msgspec
 from aiohttp import web
 
-from gateway.api.middleware import JSON, Call
+from gateway.api.effects import JSON_HEADERS, do_once
+from gateway.api.middleware import Call
 from gateway.api.payloads import VerifyRequest, decoder
 from gateway.crypto.sealing import UnknownDataKey
 from gateway.directory import KnownScene
 from gateway.domain.callers import Caller
 from gateway.domain.errors import FieldError, Problem
-from gateway.flows import idempotently
-from gateway.store.verify import Judged, Presented
+from gateway.flows.verify_card import Once, count, encode
+from gateway.store.verify import Presented
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 PATH = "/v1/cards/verify"
 
 _decode = decoder(VerifyRequest)
-encode = msgspec.json.Encoder().encode
-_JSON_HEADERS = {"Content-Type": JSON}
 
 
 def decode(call_body: bytes, scenes: Mapping[str, KnownScene]) -> tuple[VerifyRequest, KnownScene]:
@@ -44,24 +42,18 @@ def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyReq
 async def verify_card(call: Call) -> web.Response:
     gateway = call.gateway
     asked, scene = decode(call.body, gateway.directory.scenes)
-
-    async def answer(judge: Callable[[Presented], Awaitable[Judged]]) -> bytes:
-        presented = present(gateway, call.caller_id, call.caller.caller, asked, scene)
-        judged = await judge(presented)
-        try:
-            return encode(gateway.verify_card.answer(presented, judged, scene.field))
-        except UnknownDataKey:
-            await gateway.load_data_keys()
-            return encode(gateway.verify_card.answer(presented, judged, scene.field))
-
-    key = call.request.headers.get("Idempotency-Key")
-    if key is None:
-        return web.Response(body=await answer(gateway.batcher.ask), headers=_JSON_HEADERS)
-    if not idempotently.is_key(key):
-        raise Problem("malformed_idempotency_key")
-    request = b"\n".join((call.request.method.encode(), call.request.raw_path.encode(), call.body))
-    body, replayed = await gateway.idempotency.run(
-        call.caller_id, key, request, lambda connection: answer(gateway.judge_within(connection))
-    )
-    headers = _JSON_HEADERS | ({"Idempotency-Replayed": "true"} if replayed else {})
-    return web.Response(body=body, headers=headers)
+    presented = present(gateway, call.caller_id, call.caller.caller, asked, scene)
+    if call.idempotency_key is not None:
+        once = Once(presented)
+        response = await do_once(call, gateway.verify_once, once)
+        if once.answer is not None:
+            count(once.answer, scene.field, call.caller_id)
+        return response
+    judged = await gateway.batcher.ask(presented)
+    try:
+        answer = gateway.verify_card.answer(presented, judged)
+    except UnknownDataKey:
+        await gateway.data_keys.load()
+        answer = gateway.verify_card.answer(presented, judged)
+    count(answer, scene.field, call.caller_id)
+    return web.Response(body=encode(answer), headers=JSON_HEADERS)

@@ -4,7 +4,6 @@ Sources: domain.md §1.2 (on-card data [S]), §1.3 (AAZ500, AAZ501 and the trap 
 §1.4 (AAZ502 states, impl [S]).
 """
 
-import re
 from enum import IntEnum, StrEnum
 
 from gateway.domain.verdicts import Reason
@@ -32,6 +31,52 @@ class CardStatus(IntEnum):
     VOID = 6  # 特殊制卡数据作废 (local)
     CANCELLED = 9  # 注销
 
+
+class CardAction(StrEnum):
+    """What may happen to a card's state on the social security side."""
+
+    ACTIVATE = "activate"  # 启用 (领卡)
+    REPORT_TEMPORARY = "report_temporary"  # 临时挂失
+    REPORT_FORMAL = "report_formal"  # 正式挂失
+    RELEASE = "release"  # 解挂
+    LOCK = "lock"  # six wrong PINs
+    UNLOCK = "unlock"  # 密码重置
+    CANCEL = "cancel"  # 注销
+
+
+_S, _A = CardStatus, CardAction
+
+TRANSITIONS: dict[tuple[CardStatus, CardAction], CardStatus] = {
+    (_S.SEALED, _A.ACTIVATE): _S.NORMAL,
+    (_S.NORMAL, _A.REPORT_TEMPORARY): _S.LOST_TEMPORARY,
+    (_S.NORMAL, _A.REPORT_FORMAL): _S.LOST_FORMAL,
+    (_S.NORMAL, _A.LOCK): _S.LOCKED,
+    (_S.LOCKED, _A.UNLOCK): _S.NORMAL,
+    (_S.LOST_TEMPORARY, _A.REPORT_FORMAL): _S.LOST_FORMAL,
+    (_S.LOST_TEMPORARY, _A.RELEASE): _S.NORMAL,
+    (_S.LOST_FORMAL, _A.RELEASE): _S.NORMAL,  # only while no replacement was started
+    # asked for what is already so: a success that changes nothing (domain.md §1.5); a formal loss is never weakened
+    (_S.LOST_TEMPORARY, _A.REPORT_TEMPORARY): _S.LOST_TEMPORARY,
+    (_S.LOST_FORMAL, _A.REPORT_TEMPORARY): _S.LOST_FORMAL,
+    (_S.LOST_FORMAL, _A.REPORT_FORMAL): _S.LOST_FORMAL,
+    (_S.NORMAL, _A.RELEASE): _S.NORMAL,
+} | {(status, _A.CANCEL): _S.CANCELLED for status in _S if status is not _S.CANCELLED}
+"""The one table of what may follow what (domain.md §1.4 [G]); what is not in it is refused."""
+
+
+class LossKind(StrEnum):
+    """A temporary report holds until the card is found or reported formally; a formal one leads to a replacement."""
+
+    TEMPORARY = "temporary"
+    FORMAL = "formal"
+
+
+REPORT: dict[LossKind, CardAction] = {
+    LossKind.TEMPORARY: CardAction.REPORT_TEMPORARY,
+    LossKind.FORMAL: CardAction.REPORT_FORMAL,
+}
+
+LOST = frozenset({CardStatus.LOST_TEMPORARY, CardStatus.LOST_FORMAL})
 
 STATUS_REASON: dict[CardStatus, Reason] = {
     CardStatus.SEALED: Reason.NOT_ACTIVATED,
@@ -61,7 +106,3 @@ def tell_apart(one: str, other: str) -> tuple[str, str] | None:
         return None
     number, identifier = (one, other) if len(one) == 9 else (other, one)
     return number, identifier.upper()
-
-
-def is_identifier(text: str) -> bool:
-    return re.fullmatch(CARD_IDENTIFIER_PATTERN, text) is not None

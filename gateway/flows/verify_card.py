@@ -2,33 +2,34 @@
 
 import datetime as dt
 import functools
-import re
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from asyncpg.pgproto.pgproto import UUID
 
-from gateway.crypto.blind_index import BlindIndex
-from gateway.crypto.card_proof import is_genuine
-from gateway.crypto.key_store import Key
-from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
+from gateway.crypto.pseudonym import Pseudonyms
 from gateway.crypto.randomness import RandomBytes
-from gateway.crypto.sealing import Sealer
-from gateway.domain.cards import Medium, tell_apart
+from gateway.crypto.sealing import Sealer, UnknownDataKey
+from gateway.domain.cards import Medium
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.ids import uuid7
 from gateway.domain.masking import age_band, mask_name
-from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation
+from gateway.domain.presentations import Presentation
 from gateway.domain.times import CHINA
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
+from gateway.flows.effects import Answer, Asked, Done
+from gateway.flows.find_card import FindCard
 from gateway.metrics import VERDICTS
-from gateway.store.verify import Judged, Presented
+from gateway.store.verify import Judged, Presented, verify_batch
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
 
 OCCURRED_AT_MOST_AGO_US = 24 * 3600 * 1_000_000
 OCCURRED_AT_MOST_AHEAD_US = 5 * 60 * 1_000_000
 HOLDER_COLUMN = b"card.holder_sealed"
-
-_CARD_REF = re.compile(CARD_REF_PATTERN)
 
 
 class Holder(msgspec.Struct, frozen=True, gc=False):
@@ -60,6 +61,7 @@ class SealedHolder(msgspec.Struct, frozen=True, array_like=True, gc=False):
     birth_date: dt.date
 
 
+encode = msgspec.json.Encoder().encode
 _decode_holder = msgspec.json.Decoder(SealedHolder).decode
 _REASONS = {reason.value: reason for reason in Reason}
 _NOBODY = (msgspec.UNSET, msgspec.UNSET)
@@ -75,11 +77,10 @@ def _in_china(moment: dt.datetime) -> dt.datetime:
 class VerifyCard:
     """The use case in its two halves: present() before the statement that decides and records, answer() after it."""
 
-    def __init__(self, index: BlindIndex, pseudonyms: Pseudonyms, sealer: Sealer, proof_key: Key) -> None:
-        self._index = index
+    def __init__(self, find_card: FindCard, pseudonyms: Pseudonyms, sealer: Sealer) -> None:
+        self._find_card = find_card
         self._pseudonyms = pseudonyms
         self._sealer = sealer
-        self._proof_key = proof_key
         self._random = RandomBytes()
 
     def present(
@@ -102,14 +103,14 @@ class VerifyCard:
                 "validation_failed",
                 errors=[FieldError("$.occurred_at", "must be at most 24 hours ago and 5 minutes ahead")],
             )
-        chip_index, card_id, preset, medium = self._facts(presentation, caller_id)
+        chip_index, card_id, preset, medium = self._find_card.of(presentation, caller_id)
         event_id = str(UUID(uuid7(now_us // 1000, self._random.take(10))))
         return Presented(
             event_id, chip_index, card_id, caller_id, scene_id, terminal_id, str(occurred_us),
             generations, preset, medium,
         )  # fmt: skip
 
-    def answer(self, presented: Presented, judged: Judged, field: str) -> VerifyAnswer:
+    def answer(self, presented: Presented, judged: Judged) -> VerifyAnswer:
         """The verdict for the caller. Raises UnknownDataKey if the card was sealed with a key made after our start."""
         reason, card_id, medium, region, status_as_of, holder_sealed = judged
         verdict = VERDICT_OF[reason]
@@ -125,27 +126,53 @@ class VerifyCard:
                 verdict, _REASONS[reason], event_id, card_ref, known_medium, region or msgspec.UNSET,
                 holder, benefits, as_of,
             )  # fmt: skip
-        VERDICTS.add((verdict, reason, medium or "none", field, caller_id))
         return answer
 
     def _holder(self, card_id: bytes, sealed: bytes) -> tuple[Holder, list[str]]:
         plain = _decode_holder(self._sealer.open(HOLDER_COLUMN, card_id, sealed))
         return Holder(mask_name(plain.name), age_band(plain.birth_date, dt.datetime.now(CHINA).date())), []
 
-    def _facts(self, presentation: Presentation, caller_id: str) -> tuple[str, str, str, str]:
-        """(chip index, card id, preset reason, medium) of a presentation, empty for what does not apply."""
-        if type(presentation) is ChipCard:
-            pair = tell_apart(presentation.card_number, presentation.card_identifier)
-            if pair is None:
-                needs = "needs a card number (9 characters) and a card identifier (32 hex digits)"
-                raise Problem("validation_failed", errors=[FieldError("$.presentation", needs)])
-            proof = presentation.proof
-            failed = proof and not is_genuine(self._proof_key, pair[1], proof.challenge, proof.cryptogram)
-            return self._index.chip(*pair).hex(), "", Reason.PROOF_FAILED.value if failed else "", ""
-        if type(presentation) is CardRef:
-            if not _CARD_REF.match(presentation.card_ref):
-                return "", "", "", ""
-            return "", self._pseudonyms.card_id(caller_id, presentation.card_ref).hex(), "", ""
-        # the national platform and the transit keys are not connected: never guess
-        medium = Medium.ECARD.value if type(presentation) is EcardCode else ""
-        return "", "", Reason.PLATFORM_UNAVAILABLE.value, medium
+
+def count(answer: VerifyAnswer, field: str, caller_id: str) -> None:
+    """For the metrics, once its event is committed."""
+    medium = "none" if answer.medium is msgspec.UNSET else answer.medium
+    VERDICTS.add((answer.verdict, answer.reason, medium, field, caller_id))
+
+
+class Once:
+    """A verify with an Idempotency-Key; `answer` is there when it was carried out."""
+
+    def __init__(self, presented: Presented) -> None:
+        self.presented = presented
+        self.answer: VerifyAnswer | None = None
+
+
+class VerifyOnce:
+    """Verifies with an Idempotency-Key, as a kind of effect. The event is its record."""
+
+    name = "verify"
+
+    def __init__(
+        self,
+        verify_card: VerifyCard,
+        load_data_keys: Callable[[], Awaitable[None]],
+        status_max_age: dt.timedelta,
+        timeout_s: float,
+    ) -> None:
+        self._verify_card = verify_card
+        self._load_data_keys = load_data_keys
+        self._status_max_age = status_max_age
+        self._timeout_s = timeout_s
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done]:
+        items: list[Once] = [asked.what for asked in batch]
+        presented = [item.presented for item in items]
+        judged = await verify_batch(connection, presented, self._status_max_age, self._timeout_s)
+        try:
+            answers = list(map(self._verify_card.answer, presented, judged))
+        except UnknownDataKey:
+            await self._load_data_keys()
+            answers = list(map(self._verify_card.answer, presented, judged))
+        for item, answer in zip(items, answers, strict=True):
+            item.answer = answer
+        return [Done(Answer(200, encode(answer))) for answer in answers]

@@ -66,7 +66,11 @@ async def _load(settings: Settings, dsn: Secret[str], county: County) -> None:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("loading the synthetic county 海盐 (no real person)", total=county.cards)
         await load_county(
-            dsn.reveal(), open_folder(settings.keys_dir), county, lambda count: progress.update(task, advance=count)
+            dsn.reveal(),
+            open_folder(settings.keys_dir),
+            county,
+            lambda count: progress.update(task, advance=count),
+            algorithm=settings.gateway.sealing.algorithm,
         )
 
 

@@ -82,7 +82,7 @@ class Batcher(Generic[Item, Answer]):
         if self._ended:
             raise unavailable("the gateway is stopping")
         if len(self._queue) >= self._queue_max:
-            raise overloaded("the verify queue is full")
+            raise overloaded("the queue is full")
         self._queue.append((item, sink, time.monotonic() + self._deadline_s))
         self._start_if_due()
 

@@ -1,5 +1,6 @@
-"""Idempotency keys: claimed, kept with their answer, swept after 7 days."""
+"""Idempotency keys: claimed, kept with their answer, swept after 7 days. All in batches, in the order of the keys."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -7,38 +8,59 @@ if TYPE_CHECKING:
 
 KEPT_DAYS = 7
 
+KeyOf = tuple[str, str]
+"""(caller, key): what is unique."""
+
 
 class Stored(NamedTuple):
+    """What the first use of a key left."""
+
     fingerprint: bytes
     answer_sealed: bytes
 
 
-async def claim(connection: "AnyConnection", caller: str, key: str, fingerprint: bytes) -> Stored | None:
-    """Claim a key inside a transaction: None if it is ours now, else what its first use left.
+async def claim(connection: "AnyConnection", keys: Sequence[KeyOf], fingerprints: Sequence[bytes]) -> set[KeyOf]:
+    """Claim keys inside a transaction; returns those that are ours now. `keys` has none twice.
 
-    Waits at most 200 ms for another transaction that holds the key, then raises LockNotAvailableError.
+    Waits for another transaction that holds one of them for as long as the connection's lock_timeout, then raises
+    LockNotAvailableError. All transactions claim in the same order, so none waits in a circle.
     """
-    await connection.execute("SET LOCAL lock_timeout = '200ms'")
-    claimed = await connection.fetchval(
-        "INSERT INTO idempotency_key (caller, key, fingerprint) VALUES ($1, $2, $3)"
-        " ON CONFLICT DO NOTHING RETURNING true",
-        caller, key, fingerprint,
+    rows = await connection.fetch(
+        "INSERT INTO idempotency_key (caller, key, fingerprint)"
+        " SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) AS asked(caller, key, fingerprint)"
+        " ORDER BY caller, key ON CONFLICT DO NOTHING RETURNING caller, key",
+        [caller for caller, _ in keys], [key for _, key in keys], fingerprints,
     )  # fmt: skip
-    await connection.execute("SET LOCAL lock_timeout = 0")  # the work's own waits are not this one
-    if claimed:
-        return None
-    row = await connection.fetchrow(
-        "SELECT fingerprint, answer_sealed FROM idempotency_key WHERE caller = $1 AND key = $2", caller, key
-    )
-    assert row is not None, "a committed claim is there: sweeping leaves seven days"
-    return Stored(row["fingerprint"], row["answer_sealed"])
+    return {(row["caller"], row["key"]) for row in rows}
 
 
-async def keep(connection: "AnyConnection", caller: str, key: str, answer_sealed: bytes) -> None:
-    """Store the answer of a claimed key, in the same transaction."""
+async def stored(connection: "AnyConnection", keys: Sequence[KeyOf]) -> dict[KeyOf, Stored]:
+    """What is kept of keys that claim() did not give us: committed, so it is there."""
+    rows = await connection.fetch(
+        "SELECT caller, key, fingerprint, answer_sealed FROM idempotency_key"
+        " JOIN unnest($1::text[], $2::text[]) AS asked(caller, key) USING (caller, key)",
+        [caller for caller, _ in keys], [key for _, key in keys],
+    )  # fmt: skip
+    return {(row["caller"], row["key"]): Stored(row["fingerprint"], row["answer_sealed"]) for row in rows}
+
+
+async def keep(connection: "AnyConnection", answers: dict[KeyOf, bytes]) -> None:
+    """Store the sealed answers of claimed keys, in the same transaction."""
     await connection.execute(
-        "UPDATE idempotency_key SET answer_sealed = $3 WHERE caller = $1 AND key = $2", caller, key, answer_sealed
-    )
+        "UPDATE idempotency_key AS kept SET answer_sealed = done.answer_sealed"
+        " FROM unnest($1::text[], $2::text[], $3::bytea[]) AS done(caller, key, answer_sealed)"
+        " WHERE kept.caller = done.caller AND kept.key = done.key",
+        [caller for caller, _ in answers], [key for _, key in answers], list(answers.values()),
+    )  # fmt: skip
+
+
+async def give_back(connection: "AnyConnection", keys: Sequence[KeyOf]) -> None:
+    """Undo the claims of what did not take effect, in the same transaction: such keys may be used again."""
+    await connection.execute(
+        "DELETE FROM idempotency_key USING unnest($1::text[], $2::text[]) AS asked(caller, key)"
+        " WHERE idempotency_key.caller = asked.caller AND idempotency_key.key = asked.key",
+        [caller for caller, _ in keys], [key for _, key in keys],
+    )  # fmt: skip
 
 
 async def sweep(connection: "AnyConnection", limit: int) -> int:

@@ -14,6 +14,7 @@ from gateway.domain.errors import CannotStart
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x79696B61  # "yika"
 MONTHS_AHEAD = 3
+PARTITIONED = ("usage_event", "operation")
 
 
 class MigrationError(CannotStart):
@@ -64,19 +65,26 @@ async def migrate(dsn: str) -> list[str]:
 
 
 async def ensure_partitions(connection: "asyncpg.Connection[asyncpg.Record]", today: date) -> None:
-    """The monthly partitions of usage events, last month to MONTHS_AHEAD: without one, no event could be written."""
-    for ahead in range(-1, MONTHS_AHEAD + 1):
-        first, following = _month(today, ahead), _month(today, ahead + 1)
-        name = f"usage_event_{first:%Y%m}"
-        if await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
-            # attaching lets readers and writers of the parent go on; PARTITION OF would lock them out
-            async with connection.transaction():
-                await connection.execute("SET LOCAL lock_timeout = '2s'")
-                await connection.execute(f"CREATE TABLE {name} (LIKE usage_event INCLUDING ALL)")
-                await connection.execute(
-                    f"ALTER TABLE usage_event ATTACH PARTITION {name}"
-                    f" FOR VALUES FROM ('{first}T00:00:00Z') TO ('{following}T00:00:00Z')"
-                )
+    """The monthly partitions, last month to MONTHS_AHEAD: without one, nothing could be written."""
+    for table in PARTITIONED:
+        for ahead in range(-1, MONTHS_AHEAD + 1):
+            await _ensure_partition(connection, table, _month(today, ahead), _month(today, ahead + 1))
+
+
+async def _ensure_partition(
+    connection: "asyncpg.Connection[asyncpg.Record]", table: str, first: date, following: date
+) -> None:
+    name = f"{table}_{first:%Y%m}"
+    if not await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
+        return
+    # attaching lets readers and writers of the parent go on; PARTITION OF would lock them out
+    async with connection.transaction():
+        await connection.execute("SET LOCAL lock_timeout = '2s'")
+        await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
+        await connection.execute(
+            f"ALTER TABLE {table} ATTACH PARTITION {name}"
+            f" FOR VALUES FROM ('{first}T00:00:00Z') TO ('{following}T00:00:00Z')"
+        )
 
 
 def _month(day: date, ahead: int) -> date:

@@ -67,10 +67,10 @@ async def assert_fit(connection: "AnyConnection") -> None:
         raise UnfitDatabase(f"schema version {version}, must be {latest()}: run `python -m gateway migrate`")
 
 
-async def connect(dsn: Secret[str], settings: Database, name: str) -> "Connection":
-    """One connection as the application's role, to a durable database."""
+async def connect(dsn: Secret[str], settings: Database, name: str, lock_timeout_ms: int = 0) -> "Connection":
+    """One connection as the application's role, to a durable database. `lock_timeout_ms` 0: that of the statement."""
     connection: Connection = await asyncpg.connect(
-        dsn.reveal(), timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name)
+        dsn.reveal(), timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name, lock_timeout_ms)
     )
     try:
         await assert_durable(connection)
@@ -80,7 +80,7 @@ async def connect(dsn: Secret[str], settings: Database, name: str) -> "Connectio
     return connection
 
 
-def _options(settings: Database, name: str) -> dict[str, Any]:
+def _options(settings: Database, name: str, lock_timeout_ms: int = 0) -> dict[str, Any]:
     return {
         "command_timeout": settings.statement_timeout_ms / 1000,
         "server_settings": {
@@ -89,6 +89,7 @@ def _options(settings: Database, name: str) -> dict[str, Any]:
             "timezone": "UTC",
             "statement_timeout": str(settings.statement_timeout_ms),
             "idle_in_transaction_session_timeout": str(settings.statement_timeout_ms),
+            "lock_timeout": str(lock_timeout_ms),
             "jit": "off",
             **discretion.OF_A_SESSION,
         },

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from gateway.domain.cards import CARD_NUMBER_PATTERN, CardStatus, is_identifier
+from gateway.domain.cards import CARD_IDENTIFIER_PATTERN, CARD_NUMBER_PATTERN, CardStatus
 from gateway.domain.ids import is_id_number, uuid7_unix_ms
 from gateway.domain.masking import age_on
 from gateway.sandbox.county import CARDS, CARDS_MAX, COUNTY_REGION, ECARDS, Citizen, County
@@ -43,7 +43,7 @@ def assert_plausible(citizen: Citizen, today: dt.date) -> None:
     assert citizen.id_number[6:14] == f"{citizen.birth_date:%Y%m%d}"
     assert 2 <= len(citizen.name) <= 4
     assert re.fullmatch(CARD_NUMBER_PATTERN, citizen.card_number)
-    assert is_identifier(citizen.card_identifier) and citizen.card_identifier.isupper()
+    assert re.fullmatch(CARD_IDENTIFIER_PATTERN, citizen.card_identifier) and citizen.card_identifier.isupper()
     assert citizen.card_identifier.startswith(f"{citizen.region}D156000005")
     assert citizen.birth_date <= citizen.issued_on <= today
     assert citizen.generation == (3 if citizen.issued_on >= dt.date(2021, 1, 1) else 2)

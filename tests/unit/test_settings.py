@@ -89,7 +89,7 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
     "no pool": ("gateway.toml", replace("pool_size = 4", "pool_size = 0"), "database.pool_size"),
     "a missing value": ("gateway.toml", replace("pool_size = 4", ""), "database.pool_size"),
     "a missing table": ("gateway.toml", replace("[tokens]", "[tokenz]"), "tokens"),
-    "an unknown value": ("gateway.toml", replace("[tokens]", "quue_max = 5\n[tokens]"), "verify.quue_max"),
+    "an unknown value": ("gateway.toml", replace("[tokens]", "quue_max = 5\n[tokens]"), "effects.quue_max"),
     "an unknown table": ("gateway.toml", append("\n[more]\n"), "more"),
     "an unknown value at the top": ("gateway.toml", replace("keys_dir =", "key_dir = 1\nkeys_dir ="), "key_dir"),
     "a table that is a number": (

@@ -1,0 +1,21 @@
+"""The edge of operations with effects: carried out once, answered with the same bytes ever after."""
+
+from typing import Any
+
+from aiohttp import web
+
+from gateway.api.middleware import JSON, Call
+from gateway.flows.effects import Kind
+
+JSON_HEADERS = {"Content-Type": JSON}
+
+
+async def do_once(call: Call, kind: Kind, what: Any) -> web.Response:
+    """Raises Problem 409, 422, 503, and what the kind raises."""
+    assert call.idempotency_key is not None, "the middleware asks for it"
+    request = b"\n".join((call.request.method.encode(), call.request.raw_path.encode(), call.body))
+    answer, replayed = await call.gateway.effects.run(
+        kind, call.caller_id, call.idempotency_key, request, what, call.evidence
+    )
+    headers = JSON_HEADERS | {"Idempotency-Replayed": "true"} if replayed else JSON_HEADERS
+    return web.Response(status=answer.status, body=answer.body, headers=headers)

@@ -1,0 +1,284 @@
+"""Do something once for a caller's key, with its proof: the one way of every operation with effects.
+
+Effects that arrive while the last batch is being committed wait together and become one transaction: the keys are
+claimed (its first insert), each kind does its work for all of its effects, the operations are recorded with what proves
+that they were asked for, and the answers are kept with the keys, sealed. Only what took effect is kept: an effect that
+ends in a problem gives its key back.
+"""
+
+import asyncio
+import datetime as dt
+import hashlib
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from gateway.crypto.blind_index import BlindIndex
+from gateway.crypto.digests import sm3
+from gateway.crypto.randomness import RandomBytes
+from gateway.domain.errors import Problem, unavailable
+from gateway.domain.ids import uuid7
+from gateway.flows.data_keys import DataKeys
+from gateway.metrics import EFFECTS
+from gateway.store import idempotency, operations
+from gateway.store.batch import Batcher, BatchFigures
+from gateway.store.operations import Operation
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection, Connection
+
+log = structlog.get_logger()
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_ANSWER_COLUMN = b"idempotency_key.answer_sealed"
+PROOF_COLUMN = b"operation.proof_sealed"
+
+
+def is_key(text: str) -> bool:
+    """1 to 255 visible ASCII characters."""
+    return _KEY.fullmatch(text) is not None
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+
+
+class Evidence(NamedTuple):
+    """A checked signature under a request."""
+
+    key_id: str
+    algorithm: str
+    created: int
+    """Seconds since 1970."""
+    base: bytes
+    signature: bytes
+    jwk: str
+    body: bytes
+
+
+class Asked(NamedTuple):
+    """What one effect is to do. `what` is its kind's own."""
+
+    caller_id: str
+    reference: UUID
+    what: Any
+
+
+class Done(NamedTuple):
+    """What one effect did; `operation` is what is recorded of it, None if it keeps its record itself."""
+
+    answer: Answer
+    operation: Operation | None = None
+
+
+class Kind(Protocol):
+    """A kind of effect: its work for a batch, inside the transaction; a Problem is that of one effect alone."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Sequence[Done | Problem]: ...
+
+
+class Effect(NamedTuple):
+    """One request on its way."""
+
+    kind: Kind
+    asked: Asked
+    key: str
+    fingerprint: bytes
+    evidence: Evidence | None
+
+
+class Ended(NamedTuple):
+    answer: Answer
+    replayed: bool
+
+
+class _KeyInUse(Exception):
+    """Another process is at one of the keys of a batch."""
+
+
+class Effects:
+    """run() for one effect; serve() is the loop that carries them out."""
+
+    def __init__(
+        self,
+        connect: "Callable[[], Awaitable[Connection]]",
+        data_keys: DataKeys,
+        index: BlindIndex,
+        *,
+        batch_max: int,
+        queue_max: int,
+        deadline_s: float,
+        on_batch: Callable[[BatchFigures], None],
+    ) -> None:
+        self._data_keys = data_keys
+        self._index = index
+        self._random = RandomBytes()
+        self._running: set[idempotency.KeyOf] = set()
+        self._batcher: Batcher[Effect, Ended | Problem] = Batcher(
+            connect,
+            self._execute,
+            batch_max=batch_max,
+            queue_max=queue_max,
+            deadline_s=deadline_s,
+            on_batch=on_batch,
+        )
+        self.serve = self._batcher.run
+
+    def __len__(self) -> int:
+        return len(self._batcher)
+
+    async def run(
+        self, kind: Kind, caller_id: str, key: str, request: bytes, what: Any, evidence: Evidence | None = None
+    ) -> Ended:
+        """The effect's answer, or that of its first use. `request` is all that makes two requests the same.
+
+        Raises Problem 409 while the first use still runs, 422 for another request with the key, 503, and what the
+        kind raises for this effect.
+        """
+        claim = (caller_id, key)
+        if claim in self._running:
+            raise Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
+        reference = UUID(bytes=uuid7(time.time_ns() // 1_000_000, self._random.take(10)))
+        effect = Effect(kind, Asked(caller_id, reference, what), key, self._index.request(request), evidence)
+        self._running.add(claim)
+        try:
+            # a caller that hangs up does not take its effect back: it is in the queue
+            ended = await self._batcher.ask(effect)
+        finally:
+            self._running.discard(claim)
+        if isinstance(ended, Problem):
+            EFFECTS.labels(kind.name, ended.code, caller_id).inc()
+            raise ended
+        EFFECTS.labels(kind.name, "replayed" if ended.replayed else "done", caller_id).inc()
+        return ended
+
+    async def _execute(
+        self, connection: "Connection", batch: Sequence[Effect], timeout: float
+    ) -> Sequence[Ended | Problem]:
+        async with asyncio.timeout(timeout):  # past it the connection is given up, and with it the transaction
+            keys = await self._data_keys.current(connection, ("answers", "operations"))
+            return await self._attempt(connection, batch, keys)
+
+    async def _attempt(
+        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int]
+    ) -> Sequence[Ended | Problem]:
+        try:
+            return await self._transact(connection, batch, data_keys)
+        except _KeyInUse:
+            if len(batch) == 1:
+                return [Problem("idempotency_key_in_use", headers={"Retry-After": "1"})]
+        except asyncpg.PostgresError:
+            if len(batch) == 1:
+                raise
+        # one of them fails, or has to wait for another process: each by itself, so that it is the only one
+        ended: list[Ended | Problem] = []
+        for effect in batch:
+            try:
+                ended += await self._attempt(connection, [effect], data_keys)
+            except asyncpg.PostgresError as error:
+                log.error("effect failed", kind=effect.kind.name, sqlstate=error.sqlstate)
+                ended.append(unavailable("the effect could not be written"))
+        return ended
+
+    async def _transact(
+        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int]
+    ) -> list[Ended | Problem]:
+        effects = {(effect.asked.caller_id, effect.key): effect for effect in batch}
+        assert len(effects) == len(batch), "run() lets one use of a key in at a time"
+        ended: dict[idempotency.KeyOf, Ended | Problem] = {}
+        async with connection.transaction():
+            fingerprints = [effect.fingerprint for effect in effects.values()]
+            try:
+                claimed = await idempotency.claim(connection, list(effects), fingerprints)
+            except asyncpg.LockNotAvailableError as error:
+                raise _KeyInUse from error
+            done = await self._carry_out(connection, [effect for key, effect in effects.items() if key in claimed])
+            ended |= {
+                key: each if isinstance(each, Problem) else Ended(each.answer, False) for key, each in done.items()
+            }
+            await self._keep(connection, effects, done, data_keys)
+        if replays := [key for key in effects if key not in claimed]:
+            found = await idempotency.stored(connection, replays)
+            for key in replays:
+                ended[key] = await self._replay(key, effects[key], found.get(key))
+        return [ended[key] for key in effects]
+
+    async def _carry_out(
+        self, connection: "Connection", fresh: Sequence[Effect]
+    ) -> dict[idempotency.KeyOf, Done | Problem]:
+        """Each kind at once for all of its effects."""
+        done: dict[idempotency.KeyOf, Done | Problem] = {}
+        for _, same in groupby(sorted(fresh, key=lambda effect: effect.kind.name), lambda effect: effect.kind.name):
+            group = list(same)
+            ended = await group[0].kind.perform(connection, [effect.asked for effect in group])
+            for effect, each in zip(group, ended, strict=True):
+                done[effect.asked.caller_id, effect.key] = each
+        return done
+
+    async def _keep(
+        self,
+        connection: "Connection",
+        effects: dict[idempotency.KeyOf, Effect],
+        done: dict[idempotency.KeyOf, Done | Problem],
+        data_keys: dict[str, int],
+    ) -> None:
+        """Operations with their proof, and the answers; the keys of what did not take effect are given back."""
+        recorded = [
+            self._proved(data_keys["operations"], each.operation, effects[key].evidence)
+            for key, each in done.items()
+            if isinstance(each, Done) and each.operation is not None
+        ]
+        answers = {
+            key: self._seal(data_keys["answers"], key, each.answer)
+            for key, each in done.items()
+            if isinstance(each, Done)
+        }
+        if recorded:
+            await operations.record(connection, recorded)
+        if answers:
+            await idempotency.keep(connection, answers)
+        if unused := [key for key in done if key not in answers]:
+            await idempotency.give_back(connection, unused)
+
+    async def _replay(
+        self, key: idempotency.KeyOf, effect: Effect, stored: idempotency.Stored | None
+    ) -> Ended | Problem:
+        if stored is None:  # swept since: seven days are over
+            return Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
+        if stored.fingerprint != effect.fingerprint:
+            return Problem("idempotency_key_reused")
+        plain = await self._data_keys.open(_ANSWER_COLUMN, _row_id(key), stored.answer_sealed)
+        return Ended(Answer(int.from_bytes(plain[:2], "big"), plain[2:]), True)
+
+    def _seal(self, data_key_id: int, key: idempotency.KeyOf, answer: Answer) -> bytes:
+        plain = answer.status.to_bytes(2, "big") + answer.body
+        return self._data_keys.sealer.seal(data_key_id, _ANSWER_COLUMN, _row_id(key), plain)
+
+    def _proved(self, data_key_id: int, operation: Operation, evidence: Evidence | None) -> Operation:
+        if evidence is None:
+            return operation
+        return operation._replace(
+            key_id=evidence.key_id,
+            algorithm=evidence.algorithm,
+            signed_at=dt.datetime.fromtimestamp(evidence.created, dt.UTC),
+            base_digest=sm3(evidence.base),
+            signature=evidence.signature,
+            public_jwk=evidence.jwk,
+            proof_sealed=self._data_keys.sealer.seal(
+                data_key_id, PROOF_COLUMN, operation.reference.bytes, evidence.base + b"\0" + evidence.body
+            ),
+        )
+
+
+def _row_id(key: idempotency.KeyOf) -> bytes:
+    return hashlib.sha256(" ".join(key).encode()).digest()[:16]

@@ -1,0 +1,51 @@
+"""What operators ask on the command line of a gateway's database, while it runs."""
+
+from uuid import UUID
+
+from gateway.crypto.key_store import open_folder
+from gateway.domain.masking import Secret
+from gateway.domain.times import CHINA
+from gateway.flows.replay_evidence import replay
+from gateway.settings import Settings
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.pool import connect
+
+
+def database_of(settings: Settings) -> Secret[str]:
+    """DATABASE_URL, or the embedded server of the data folder (which a running gateway has started)."""
+    return settings.gateway.database.url or Secret(EmbeddedPostgres(settings.data_dir).dsn)
+
+
+async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tuple[list[str], bool]:
+    """(lines to print, whether every check holds). Raises KeyStoreError, SealError, OSError, asyncpg.PostgresError."""
+    keys = open_folder(settings.keys_dir)
+    connection = await connect(database_of(settings), settings.gateway.database, "yikatong operator")
+    try:
+        recorded, replayed = await replay(connection, keys, reference)
+    finally:
+        await connection.close()
+    if recorded is None:
+        return ["there is no such operation"], False
+    operation = recorded.operation
+    lines = [
+        f"operation  {operation.kind} {operation.reference}: {operation.result}"
+        + (f" ({operation.reason})" if operation.reason else ""),
+        f"caller     {operation.caller}",
+        f"recorded   {recorded.recorded_at.astimezone(CHINA).isoformat(timespec='milliseconds')}",
+    ]
+    if operation.card_status_before is not None:
+        lines.append(f"card       AAZ502 {operation.card_status_before} -> {operation.card_status_after}")
+    if operation.parent is not None:
+        lines.append(f"undoes     {operation.parent}")
+    if replayed is None:
+        return [*lines, "signed     no: this caller may leave its signature out"], True
+    assert operation.signed_at is not None
+    signed_at = operation.signed_at.astimezone(CHINA).isoformat()
+    lines += [
+        f"signed     {signed_at} with {operation.key_id} ({operation.algorithm})",
+        f"key        {operation.public_jwk}",
+    ]
+    lines += [f"{'good' if good else 'WRONG':<10} {what}" for what, good in replayed.checks.items()]
+    if with_body:
+        lines += ["body       " + replayed.body.decode(errors="backslashreplace")]
+    return lines, all(replayed.checks.values())

@@ -1,0 +1,87 @@
+"""Cards that are reported lost or released: found, locked in the order of their ids, changed."""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from gateway.store.operations import recorded_between
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+
+class Wanted(NamedTuple):
+    """How a card is found: by its chip, by its id, or by its number and its holder's id number together."""
+
+    chip_index: bytes | None = None
+    card_id: UUID | None = None
+    number_index: bytes | None = None
+    id_number_index: bytes | None = None
+
+
+class Card(NamedTuple):
+    """A card, locked until the end of the transaction."""
+
+    card_id: UUID
+    status: int
+    lost_at: dt.datetime | None
+    replacement_started: bool
+
+
+# a replaced card keeps its number: the one that is not cancelled, else the newest
+_LOCK_WANTED = """
+WITH found AS (
+    SELECT asked.item, one.card_id
+    FROM unnest($1::bytea[], $2::uuid[], $3::bytea[], $4::bytea[])
+         WITH ORDINALITY AS asked(chip_index, card_id, number_index, id_number_index, item)
+    CROSS JOIN LATERAL (
+        SELECT card_id FROM card WHERE chip_index = asked.chip_index
+        UNION ALL
+        SELECT card_id FROM card WHERE card_id = asked.card_id
+        UNION ALL
+        (SELECT card_id FROM card JOIN person USING (person_id)
+         WHERE number_index = asked.number_index AND id_number_index = asked.id_number_index
+         ORDER BY status = 9, issued_on DESC, card_id DESC LIMIT 1)
+    ) one
+)
+SELECT item, card_id, status, lost_at, replacement_started
+FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
+"""
+
+_LOCK_REPORTED = """
+WITH found AS (
+    SELECT asked.item, o.card_id, o.recorded_at
+    FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[])
+         WITH ORDINALITY AS asked(reference, caller, since, until, item)
+    JOIN operation o ON o.reference = asked.reference AND o.caller = asked.caller AND o.kind = $5
+        AND o.recorded_at BETWEEN asked.since AND asked.until AND o.result = 'accepted'
+)
+SELECT item, card_id, status, lost_at, replacement_started, recorded_at
+FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
+"""
+
+
+async def lock_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, Card]:
+    """The cards by their place in `wanted`; what was not found is absent."""
+    rows = await connection.fetch(_LOCK_WANTED, *(list(column) for column in zip(*wanted, strict=True)))
+    return {row[0] - 1: Card(*tuple(row)[1:]) for row in rows}
+
+
+async def lock_reported(
+    connection: "AnyConnection", references: Sequence[UUID], callers: Sequence[str], kind: str
+) -> dict[int, tuple[Card, dt.datetime]]:
+    """The cards of accepted reports of these callers, each with the report's time, by their place in `references`."""
+    since, until = zip(*map(recorded_between, references), strict=True)
+    rows = await connection.fetch(_LOCK_REPORTED, references, callers, list(since), list(until), kind)
+    return {row[0] - 1: (Card(*tuple(row)[1:5]), row[5]) for row in rows}
+
+
+async def change(connection: "AnyConnection", cards: Sequence[Card]) -> None:
+    """Write the status and lost_at of locked cards, none twice."""
+    await connection.execute(
+        "UPDATE card SET status = new.status, lost_at = new.lost_at, status_as_of = now()"
+        " FROM unnest($1::uuid[], $2::smallint[], $3::timestamptz[]) AS new(card_id, status, lost_at)"
+        " WHERE card.card_id = new.card_id",
+        [card.card_id for card in cards], [card.status for card in cards], [card.lost_at for card in cards],
+    )  # fmt: skip
