@@ -23,7 +23,7 @@ from gateway.api.routes import ROUTES
 from tests.faults.canaries import Canary, Found, canary, flock, forms, search
 from tests.faults.home import Figure, Home, locked
 from tests.faults.operations import OPERATIONS, REPORT, SPOILT, VERIFY, Sent, proper
-from tests.faults.waiting import send, until
+from tests.faults.waiting import send, tree, until
 from tests.registry import add_cards
 from tests.running import Client, Raw, read_answer
 
@@ -33,6 +33,7 @@ FEED = b"GET /v1/usage-events"
 AT_A_TIME = 16
 GROUP = 12
 EACH_FAILURE = 24
+PASSWORD = "C4n4ry-Passw0rd"
 
 
 class Flight:
@@ -296,6 +297,28 @@ async def test_nothing_leaks(home: Home, tmp_path: Path, figure: Figure) -> None
     assert logs.hits == [], logs.hits[:20]
     assert at_rest.hits == [], at_rest.hits[:20]
     assert control.hits, "a value in clear in a table is found in the files"
+
+
+async def test_the_databases_password_is_in_no_command_line_and_no_log(
+    tenant: Home, tmp_path: Path, figure: Figure
+) -> None:
+    """Also when the database sends us away. The control: the workers do have it, in their environment."""
+    running = tenant.running
+    running.environment["DATABASE_URL"] += f"&password={PASSWORD}"
+    await tenant.start()
+    processes = tree(running.pid)
+    assert sum(PASSWORD in process.environ().get("DATABASE_URL", "") for process in processes) >= 2
+    assert not [process for process in processes if PASSWORD in " ".join(process.cmdline())]
+    made = Flight(tenant, tmp_path)
+    await made.keep_metrics()
+    await running.stop()
+    running.environment["DATABASE_URL"] = running.environment["DATABASE_URL"].replace("///test_", "///gone_")
+    process = await running.launch()
+    assert await process.wait() == 1
+    assert "cannot start: the database: InvalidCatalogNameError, SQLSTATE 3D000" in running.log
+    found = await made.search([PASSWORD], tenant.data_dir, made.answers)
+    figure(processes=len(processes), searched=found.size, hits=len(found.hits))
+    assert found.hits == []
 
 
 @pytest.mark.parametrize("bug", ["errors_in_words", "talkative_database"])
