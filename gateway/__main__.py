@@ -1,6 +1,7 @@
 """The command line: `python -m gateway --help`."""
 
 import asyncio
+import datetime as dt
 import os
 import sys
 from collections.abc import Coroutine, Iterator
@@ -16,6 +17,9 @@ cli = typer.Typer(
     help="The 一卡通 gateway: social security cards linked to banks, transit, merchants and the 人才码.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+
+keys = typer.Typer(help="The gateway's own keys: look at them, rotate them while it runs.", no_args_is_help=True)
+cli.add_typer(keys, name="keys")
 
 
 def _settings() -> Settings:
@@ -40,8 +44,8 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """What keeps a process from starting, as one clear line instead of a traceback."""
+def _refusals(what: str = "cannot start") -> Iterator[None]:
+    """What keeps a process from its work, as one clear line instead of a traceback."""
     import asyncpg
 
     from gateway.domain.errors import CannotStart
@@ -49,9 +53,9 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except CannotStart as error:
-        _give_up(f"cannot start: {error}")
+        _give_up(f"{what}: {error}")
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        _give_up(f"cannot start: the database: {_in_our_words(error)}")
+        _give_up(f"{what}: the database: {_in_our_words(error)}")
 
 
 def _in_our_words(error: Exception) -> str:
@@ -166,6 +170,55 @@ def init_keys() -> None:
 
     made = create_missing(settings.keys_dir)
     typer.echo(f"made {', '.join(made)} in {settings.keys_dir}" if made else "nothing is missing")
+
+
+@keys.command("status")
+def keys_status() -> None:
+    """Every key: next, current, accepted or retired, since and until when."""
+    settings = _settings()
+    import asyncpg
+
+    from gateway.crypto.key_store import open_folder
+    from gateway.domain.times import CHINA
+    from gateway.flows.rotate_own_keys import status, wrapped_by
+    from gateway.operators import database_of
+
+    def shown(time: dt.datetime | None) -> str:
+        return "-" if time is None else time.astimezone(CHINA).isoformat(" ", "seconds")
+
+    with _refusals():
+        store = open_folder(settings.keys_dir)
+        try:
+            wrapped = asyncio.run(wrapped_by(database_of(settings).reveal()))
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            wrapped = None
+        typer.echo(f"{'use':<11}{'kid':<14}{'state':<10}{'since':<27}{'until':<27}note")
+        for line in status(store, dt.datetime.now(dt.UTC), settings.gateway.tokens.lifetime_s, wrapped):
+            since, until = shown(line.since), shown(line.until)
+            text = f"{line.use:<11}{line.kid:<14}{line.state:<10}{since:<27}{until:<27}{line.note}"
+            typer.echo(text.rstrip())
+
+
+@keys.command("rotate")
+def keys_rotate(
+    use: Annotated[str, typer.Argument(help="sign: access tokens; kek: what wraps the data keys.")] = "sign",
+) -> None:
+    """Make a new key; the running gateway takes it up without a failed request."""
+    settings = _settings()
+    from gateway.crypto.key_store import KeyUse, create_next
+    from gateway.flows.rotate_own_keys import STAY, rotate_kek
+    from gateway.operators import database_of
+
+    now = dt.datetime.now(dt.UTC)
+    with _refusals("not rotated"):
+        if use == KeyUse.SIGN:
+            kid, takes_over = create_next(settings.keys_dir, KeyUse.SIGN, now, settings.gateway.tokens.key_overlap_s)
+            typer.echo(f"made {kid}: published now, signs from {takes_over.isoformat()}")
+        elif use == KeyUse.KEK:
+            kid, count = asyncio.run(rotate_kek(settings.keys_dir, database_of(settings).reveal(), now))
+            typer.echo(f"made {kid}: it wraps all {count} data keys now; keep the old file as long as its backups")
+        else:
+            _give_up(f"not rotated: {STAY.get(use, f'no such use {use!r}: sign or kek')}")
 
 
 @cli.command()

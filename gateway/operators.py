@@ -13,7 +13,8 @@ from gateway.store.pool import connect
 
 def database_of(settings: Settings) -> Secret[str]:
     """DATABASE_URL, or the embedded server of the data folder (which a running gateway has started)."""
-    return settings.gateway.database.url or Secret(EmbeddedPostgres(settings.data_dir).dsn)
+    url = settings.gateway.database.url
+    return url or Secret(EmbeddedPostgres(settings.data_dir).dsn)
 
 
 async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tuple[list[str], bool]:

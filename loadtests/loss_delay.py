@@ -1,7 +1,7 @@
 """How long after its report may a lost card still be called valid? Against a running sandbox (make run).
 
 Terminals verify a card without a pause while the kiosk reports it lost. A verify that began after the report's answer
-must not say valid: that is an error. One that was on its way may; how long after the report that still arrives is printed.
+must not say valid: that is an error. One that was on its way may; how late it may still arrive is printed.
 """
 
 import argparse

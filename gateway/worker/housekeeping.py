@@ -1,4 +1,5 @@
-"""The background loops of a gateway: partitions ahead, sweeping, the feed's lag. Each turn is bounded."""
+"""The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys. Each turn is
+bounded."""
 
 import asyncio
 import datetime as dt
@@ -15,6 +16,7 @@ from gateway.settings import Settings
 from gateway.store import assertions, idempotency, usage_events
 from gateway.store.migrate import ensure_partitions
 from gateway.store.pool import GONE, Pool
+from gateway.worker.published_keys import PublishedKeys
 
 log = structlog.get_logger()
 
@@ -27,6 +29,8 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -
     """Until SIGTERM."""
     pool = Pool(dsn, settings.gateway.database, "yikatong worker")
     await pool.open()
+    published = PublishedKeys(settings, pool)
+    await published.open()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -34,12 +38,14 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -
         asyncio.create_task(_every(3600, "partitions", lambda: _partitions(dsn))),
         asyncio.create_task(_every(60, "sweep", lambda: _sweep(pool))),
         asyncio.create_task(_every(5, "feed lag", lambda: _feed_lag(pool))),
+        asyncio.create_task(_every(settings.gateway.callers_keys.period_s, "published keys", published.turn)),
     ]
     ready()
     await stop.wait()
     for loop in loops:
         loop.cancel()
     await asyncio.gather(*loops, return_exceptions=True)
+    await published.close()
     await pool.close()
 
 

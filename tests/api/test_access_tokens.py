@@ -34,6 +34,7 @@ class Door:
         claims = {
             "iss": issuer, "aud": issuer, "sub": "demo-merchant", "client_id": "demo-merchant",
             "iat": now, "exp": now + 600, "jti": "j", "scope": "cards:verify",
+            "client_kid": "demo-merchant-1",
         } | changes  # fmt: skip
         return {name: value for name, value in claims.items() if value is not None}
 
@@ -98,6 +99,10 @@ FORGED: dict[str, Forge] = {
     "subject unknown": lambda d: d.signed(sub="nobody"),
     "no scope": lambda d: d.signed(scope=None),
     "scope that is a list": lambda d: d.signed(scope=["cards:verify"]),
+    "no key of the caller": lambda d: d.signed(client_kid=None),
+    "another key of the caller": lambda d: d.signed(client_kid="demo-merchant-2", iat=now() - 60, exp=now() + 60),
+    "another caller's key": lambda d: d.signed(client_kid="demo-kiosk-1", iat=now() - 60, exp=now() + 60),
+    "key of the caller that is a list": lambda d: d.signed(client_kid=["demo-merchant-1"]),
     "extra long": lambda d: d.signed(more="x" * 5000),
     "not ASCII": lambda d: "令牌",
 }  # fmt: skip
