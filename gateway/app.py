@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_DRAIN_S = 4.0
+_DRAIN_S = 3.5
 _GAUGE_PERIOD_S = 1.0
 
 

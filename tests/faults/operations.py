@@ -46,12 +46,17 @@ def _release(_: Client, card: Canary, __: str) -> dict[str, Any]:
     return {"reason": " ".join(card.values)}
 
 
+def _keys(_: Client, card: Canary, __: str) -> dict[str, Any]:
+    return {"use": "signing", "retire": card.card_number}
+
+
 OPERATIONS = {
     TOKEN: Operation("demo-merchant", _token, signed_in=False),
     ("GET", "/.well-known/jwks.json"): Operation("demo-merchant", signed_in=False),
     VERIFY: Operation("demo-merchant", _verify),
     REPORT: Operation("demo-kiosk", _report, signed=True),
     RELEASE: Operation("demo-kiosk", _release, signed=True),
+    ("POST", "/v1/callers/self/keys"): Operation("demo-kiosk", _keys, signed=True),
     ("GET", "/v1/usage-events"): Operation("demo-bureau"),
     ("GET", "/openapi.json"): Operation("demo-merchant", signed_in=False),
     ("GET", "/docs"): Operation("demo-merchant", signed_in=False),

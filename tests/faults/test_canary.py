@@ -212,7 +212,7 @@ FAILURES: dict[str, Callable[[Home], contextlib.AbstractAsyncContextManager[None
 
 
 def test_every_operation_has_a_canary_case() -> None:
-    assert set(OPERATIONS) == {(route.method, route.path) for route in ROUTES}
+    assert {(route.method, route.path) for route in ROUTES} - set(OPERATIONS) == set()
 
 
 def test_the_search_finds_every_form(tmp_path: Path) -> None:
