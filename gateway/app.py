@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_DRAIN_S = 4.0
+_DRAIN_S = 3.5
 _GAUGE_PERIOD_S = 1.0
 
 
@@ -134,10 +134,11 @@ class Gateway:
     ) -> Sequence[Judged]:
         return await verify_batch(connection, batch, self._status_max_age, timeout)
 
-    def start_loading_data_keys(self) -> None:
-        """Load the data keys in the background, once at a time."""
+    def start_loading_data_keys(self) -> "asyncio.Task[None]":
+        """Load the data keys in the background, once at a time; the task does not raise."""
         if self._loading is None or self._loading.done():
             self._loading = asyncio.create_task(self._try_loading_data_keys())
+        return self._loading
 
     async def _try_loading_data_keys(self) -> None:
         try:

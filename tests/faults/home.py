@@ -62,7 +62,7 @@ class Home:
             self._has_cards = True
 
     async def _know_the_data_key(self) -> None:
-        """A worker learns of the cards' data key when it meets it, and answers 503 until then."""
+        """A worker learns of the cards' data key when it first meets it: before a fault, not during one."""
         body, in_a_row = verify_body(CARDS[0].number, CARDS[0].identifier, terminal_id="first"), 0
         async with (
             Client(self.running, "demo-merchant") as client,

