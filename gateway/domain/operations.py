@@ -1,0 +1,135 @@
+"""What the gateway asks of partners. Money is integer fen; times are aware; a reference is ours and stable over retries.
+
+Account numbers and the like are Secret: an adapter reveals them into the bytes that it builds; nothing else does.
+"""
+
+import datetime as dt
+from enum import StrEnum
+from uuid import UUID
+
+import msgspec
+
+from gateway.domain.cards import LossKind
+from gateway.domain.masking import Secret
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """Every operation carries our reference, by which the partner can be asked what became of it."""
+
+    reference: UUID
+    at: dt.datetime
+    """When the operation was first made; the same in every retry."""
+
+
+class Purchase(Operation, frozen=True, kw_only=True):
+    account: Secret[str]
+    amount_fen: int
+    merchant_id: str
+    terminal_id: str
+    order_id: str
+    trace: int
+    """A number of six digits that is unique per link and day (ISO 8583 F11)."""
+
+
+class Reverse(Operation, frozen=True, kw_only=True):
+    """Undo a purchase of which we do not know, or no longer want, the outcome. It may be sent any number of times."""
+
+    original: Purchase
+
+
+class Refund(Operation, frozen=True, kw_only=True):
+    """Give back a part of an approved purchase. Never reversed."""
+
+    original: Purchase
+    amount_fen: int
+    trace: int
+
+
+class Balance(Operation, frozen=True, kw_only=True):
+    account: Secret[str]
+    trace: int
+
+
+class AccountCheck(Operation, frozen=True, kw_only=True):
+    """Does the account exist, and is it this person's?"""
+
+    account: Secret[str]
+    name: Secret[str]
+    id_number: Secret[str]
+
+
+class Transfer(Operation, frozen=True, kw_only=True):
+    from_account: Secret[str]
+    to_account: Secret[str]
+    to_name: Secret[str]
+    amount_fen: int
+    purpose: str
+
+
+class BatchLine(msgspec.Struct, frozen=True):
+    line: int
+    to_account: Secret[str]
+    to_name: Secret[str]
+    amount_fen: int
+
+
+class BatchTransfer(Operation, frozen=True, kw_only=True):
+    """Payroll: the lines sum to total_fen."""
+
+    from_account: Secret[str]
+    batch_no: str
+    lines: tuple[BatchLine, ...]
+    total_fen: int
+
+
+class NotifyLoss(Operation, frozen=True, kw_only=True):
+    """Tell the bank that a card is lost, or found again."""
+
+    account: Secret[str]
+    id_number: Secret[str]
+    kind: LossKind
+    release: bool
+
+
+class CheckFile(Operation, frozen=True, kw_only=True):
+    """Fetch the partner's list of a settlement day."""
+
+    day: dt.date
+
+
+class VerifyEcardCode(Operation, frozen=True, kw_only=True):
+    """Ask the national platform whose code this is; a code is good once."""
+
+    code: Secret[str]
+
+
+class EcardSignLevel(Operation, frozen=True, kw_only=True):
+    """`sign_info`: has this person signed an e-card, and at what level?"""
+
+    name: Secret[str]
+    id_number: Secret[str]
+    region: str
+
+
+class ScanLogin(Operation, frozen=True, kw_only=True):
+    """`qrcode_channel`: a code to show for scanning with the e-card app."""
+
+
+class ScanLoginState(Operation, frozen=True, kw_only=True):
+    """`qrcode_channel_query`: who has scanned and confirmed the shown code?"""
+
+    shown: str
+
+
+class QueryStatus(Operation, frozen=True, kw_only=True):
+    """What became of an earlier operation, asked by our reference."""
+
+    original: Operation
+
+
+class LinkMessage(StrEnum):
+    """What keeps a long-lived link alive."""
+
+    SIGN_ON = "sign_on"
+    ECHO = "echo"
+    SIGN_OFF = "sign_off"

@@ -1,0 +1,1 @@
+"""The partner engine: the one place that sends. Adapters translate, this calls."""

@@ -1,0 +1,118 @@
+"""The control port of a simulated partner (api.md, The sandbox): its faults and its book.
+
+The book is the partner's own record of what it did; a line is on disk before the partner answers, so that it outlives
+the process, however that ends.
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from aiohttp import web
+
+FaultKind = Literal[
+    "delay", "drop_before", "drop_after", "half_close", "garbage", "duplicate", "late", "bad_signature", "decline"
+]
+
+
+class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`drop_before`: the request is lost before the partner acts on it; `drop_after`: it acts, and its answer is lost.
+
+    `ms` is of delay and late (the answer comes after the caller has given up); `code` is of decline, in the dialect's
+    own words.
+    """
+
+    kind: FaultKind
+    probability: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    ms: Annotated[int, msgspec.Meta(ge=0, le=600_000)] = 0
+    code: str = ""
+
+
+class BookLine(msgspec.Struct, frozen=True):
+    """What the partner did for one reference; a later line of the same reference and kind replaces an earlier one."""
+
+    reference: str
+    kind: str
+    amount_fen: int
+    state: str
+    facts: dict[str, Any] = {}
+
+
+class Faults:
+    """What is set to go wrong; seeded, so that a run can be repeated."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._set: list[Fault] = []
+        self._chance = random.Random(seed)  # noqa: S311 - faults of a simulation
+
+    def replace(self, faults: list[Fault]) -> None:
+        self._set = faults
+
+    def drawn(self) -> Mapping[str, Fault]:
+        """The faults that this request meets, by kind."""
+        return {fault.kind: fault for fault in self._set if self._chance.random() < fault.probability}
+
+
+class Book:
+    """Append-only NDJSON, read whole at start."""
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lines: dict[tuple[str, str], BookLine] = {}
+        if file.exists():
+            for text in file.read_bytes().splitlines(keepends=True):
+                if text.endswith(b"\n"):  # else the process ended in the middle of it, and never answered
+                    self._keep(msgspec.json.decode(text, type=BookLine))
+        self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def write(self, line: BookLine) -> None:
+        """On return the line survives the process (not the machine: it is a simulation)."""
+        os.write(self._descriptor, msgspec.json.encode(line) + b"\n")
+        self._keep(line)
+
+    def find(self, reference: str, kind: str) -> BookLine | None:
+        return self._lines.get((reference, kind))
+
+    def lines(self) -> list[BookLine]:
+        return list(self._lines.values())
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _keep(self, line: BookLine) -> None:
+        self._lines[line.reference, line.kind] = line
+
+
+def control_application(
+    faults: Faults, book: Book, extra: Mapping[str, Callable[[web.Request], Any]] | None = None
+) -> web.Application:
+    """`POST /faults`, `DELETE /faults`, `GET /book`, and what a partner adds (`GET` routes by path)."""
+
+    async def post_faults(request: web.Request) -> web.Response:
+        try:
+            sent = json.loads(await request.read())
+            faults.replace(msgspec.convert(sent if isinstance(sent, list) else [sent], list[Fault]))
+        except (ValueError, msgspec.ValidationError) as error:
+            return web.json_response({"detail": str(error)}, status=422)
+        return web.json_response({"faults": len(sent) if isinstance(sent, list) else 1})
+
+    async def delete_faults(_: web.Request) -> web.Response:
+        faults.replace([])
+        return web.json_response({"faults": 0})
+
+    async def get_book(_: web.Request) -> web.Response:
+        return web.Response(
+            body=msgspec.json.encode({"items": book.lines()}), headers={"Content-Type": "application/json"}
+        )
+
+    app = web.Application()
+    app.router.add_post("/faults", post_faults)
+    app.router.add_delete("/faults", delete_faults)
+    app.router.add_get("/book", get_book)
+    for path, handler in (extra or {}).items():
+        app.router.add_get(path, handler)
+    return app
