@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import structlog
 from aiohttp import web
@@ -24,7 +24,7 @@ from gateway.api.auth import Unauthorised
 from gateway.api.problems import SERVER, problem_response
 from gateway.crypto.signatures import is_slow, verify
 from gateway.directory import KnownCaller
-from gateway.domain.callers import Scope
+from gateway.domain.callers import ANY_SCOPE, Scope
 from gateway.domain.errors import Problem
 from gateway.flows.effects import Evidence, is_key
 from gateway.log import describe
@@ -83,7 +83,7 @@ def endpoint(
     gateway: "Gateway",
     route: str,
     handler: Handler,
-    scope: Scope | None,
+    scope: Scope | Literal["any"] | None,
     content_type: str | None,
     effect: bool = False,
 ) -> AiohttpHandler:
@@ -128,12 +128,12 @@ def endpoint(
     return handle
 
 
-def _admit(gateway: "Gateway", headers: Mapping[str, str], scope: Scope) -> tuple[str, KnownCaller]:
+def _admit(gateway: "Gateway", headers: Mapping[str, str], scope: Scope | Literal["any"]) -> tuple[str, KnownCaller]:
     """Who calls. Raises Problem 401, 403, 429."""
     known, access = gateway.authenticate(headers.get("Authorization"))
     if known.caller.quota_per_second:
         _take_quota(gateway, known, access.caller_id)
-    if scope not in access.scopes or scope not in known.scopes:
+    if scope != ANY_SCOPE and (scope not in access.scopes or scope not in known.scopes):
         REFUSED_ENTRY.labels("scope").inc()
         raise Problem("insufficient_scope")
     return access.caller_id, known

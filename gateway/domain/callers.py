@@ -1,7 +1,7 @@
 """Callers: the systems that call us, with their kinds, scopes and quota (design.md §1)."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -39,6 +39,9 @@ class KeyPurpose(StrEnum):
     TOKEN = "token"  # noqa: S105 - its client assertions
     SIGNING = "signing"  # its signatures under effects
 
+
+ANY_SCOPE: Final = "any"
+"""Of an operation that every caller may use, whatever its token is for."""
 
 CALLER_ID_PATTERN = r"^[a-z][a-z0-9-]{1,39}$"
 

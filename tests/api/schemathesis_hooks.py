@@ -21,6 +21,7 @@ import requests
 import requests.auth
 import schemathesis
 
+from tests.jwks import public
 from tests.registry import LOSABLE
 from tests.signing import Signing, signed_headers
 
@@ -28,11 +29,14 @@ Case = schemathesis.Case[Any]
 CALLERS = Path(os.environ["CALLERS_DIR"])
 STATUSES_FILE = Path(os.environ["STATUSES_FILE"])
 REPORT = "/v1/cards/loss-reports"
+KEYS = "/v1/callers/self/keys"
 RELEASE = "/v1/cards/loss-reports/{reference}/release"
 CALLER_OF = {
     "/v1/cards/verify": "demo-merchant", "/v1/usage-events": "demo-bureau", REPORT: "demo-kiosk", RELEASE: "demo-kiosk",
+    KEYS: "demo-kiosk",
 }  # fmt: skip
-EFFECTS = {REPORT, RELEASE}
+EFFECTS = {REPORT, RELEASE, KEYS}
+NEW_KEY = public(f"fuzz-{secrets.token_hex(4)}")
 SCENES = ("parking.exit", "library.loan", "transit.bus")
 
 CARD: dict[str, Any] = {
@@ -135,6 +139,10 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str,
         make_sense(case.body)
     elif case.path == REPORT:
         case.body.update({"presentation": CARD, "card_number": None, "id_number": None})
+    elif case.path == KEYS:
+        # once it is added, then it is there already (409); no other key of the caller is touched
+        case.body.clear()
+        case.body.update({"use": "token", "jwk": NEW_KEY})
 
 
 def make_sense(body: dict[str, Any]) -> None:
