@@ -36,7 +36,10 @@ def _give_up(*lines: str) -> NoReturn:
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
+    from gateway.log import watch_loop
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        watch_loop(runner.get_loop())
         runner.run(main)
 
 
@@ -52,14 +55,24 @@ def _refusals(what: str = "cannot start") -> Iterator[None]:
     except CannotStart as error:
         _give_up(f"{what}: {error}")
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        _give_up(f"{what}: the database: {type(error).__name__}: {error}")
+        _give_up(f"{what}: the database: {_in_our_words(error)}")
+
+
+def _in_our_words(error: Exception) -> str:
+    """A refusal of the database without the driver's text, which quotes values and pieces of the DSN."""
+    if isinstance(error, OSError):
+        return f"{type(error).__name__}: {error.strerror or 'not reached'}"
+    state = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__}, SQLSTATE {state}" if state else f"{type(error).__name__}: is DATABASE_URL right?"
 
 
 def _supervise(settings: Settings, prepare: Any) -> None:
     from gateway.log import configure
+    from gateway.processes import leave_no_core
     from gateway.supervisor import Supervisor
 
     configure(settings.gateway.log_level, "supervisor")
+    leave_no_core()
     with _refusals():
         _run(Supervisor(settings, prepare, lambda line: print(line, flush=True)).run())  # noqa: T201
 
@@ -130,7 +143,7 @@ def migrate() -> None:
     if not settings.gateway.database.url:
         _give_up("set DATABASE_URL=postgresql://…: the embedded database is migrated by serve itself")
     with _refusals():
-        applied = asyncio.run(run_migrations(settings.gateway.database.url))
+        applied = asyncio.run(run_migrations(settings.gateway.database.url.reveal()))
     for name in applied:
         typer.echo(f"applied {name}")
     typer.echo("the schema is up to date")

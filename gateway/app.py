@@ -30,6 +30,7 @@ from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.errors import Problem
+from gateway.domain.masking import Secret
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
@@ -47,14 +48,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_DRAIN_S = 4.0
+_DRAIN_S = 3.5
 _GAUGE_PERIOD_S = 1.0
 
 
 class Gateway:
     """The parts of one worker. Build it, open() it, serve() it, close() it."""
 
-    def __init__(self, settings: Settings, dsn: str) -> None:
+    def __init__(self, settings: Settings, dsn: Secret[str]) -> None:
         self.settings = settings
         self._dsn = dsn
         config = settings.gateway
@@ -133,10 +134,11 @@ class Gateway:
     ) -> Sequence[Judged]:
         return await verify_batch(connection, batch, self._status_max_age, timeout)
 
-    def start_loading_data_keys(self) -> None:
-        """Load the data keys in the background, once at a time."""
+    def start_loading_data_keys(self) -> "asyncio.Task[None]":
+        """Load the data keys in the background, once at a time; the task does not raise."""
         if self._loading is None or self._loading.done():
             self._loading = asyncio.create_task(self._try_loading_data_keys())
+        return self._loading
 
     async def _try_loading_data_keys(self) -> None:
         try:
@@ -178,12 +180,12 @@ def web_application(gateway: Gateway) -> web.Application:
     return app
 
 
-async def serve(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
+async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -> None:
     """One worker: serve until SIGTERM, then stop accepting, finish what has begun, and close."""
     assert_c_parser()
     http = settings.gateway.http
     metrics.set_build_info()
-    log.info("SM2", backend=str(sm2.chosen()))
+    (log.warning if sm2.chosen().reason else log.info)("SM2", backend=str(sm2.chosen()))
     gateway = Gateway(settings, dsn)
     await gateway.open()
     runner = HardenedRunner(

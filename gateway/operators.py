@@ -6,6 +6,7 @@ from uuid import UUID
 import asyncpg
 
 from gateway.crypto.key_store import open_folder
+from gateway.domain.masking import Secret
 from gateway.domain.times import CHINA
 from gateway.flows.replay_evidence import replay
 from gateway.flows.rotate_own_keys import status, wrapped_by
@@ -14,9 +15,10 @@ from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.pool import connect
 
 
-def database_of(settings: Settings) -> str:
+def database_of(settings: Settings) -> Secret[str]:
     """DATABASE_URL, or the embedded server of the data folder (which a running gateway has started)."""
-    return settings.gateway.database.url or EmbeddedPostgres(settings.data_dir).dsn
+    url = settings.gateway.database.url
+    return url or Secret(EmbeddedPostgres(settings.data_dir).dsn)
 
 
 async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tuple[list[str], bool]:

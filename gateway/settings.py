@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller, mistakes_of
 from gateway.domain.errors import CannotStart
+from gateway.domain.masking import Secret
 from gateway.domain.scenes import SCENE_PATTERN, Scene
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -43,8 +44,8 @@ class Ops(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    url: str
-    """A PostgreSQL (>= 15) DSN; empty: an embedded PostgreSQL in the data folder."""
+    url: Secret[str]
+    """A PostgreSQL (>= 15) DSN, which may hold a password; empty: an embedded PostgreSQL in the data folder."""
     pool_size: Annotated[int, msgspec.Meta(ge=1, le=200)]
     """Connections of one worker beside the one that the verify batches use."""
     acquire_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=250)]
@@ -76,17 +77,6 @@ class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_max: Positive
 
 
-class CallersKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How callers' keys are fetched from where they publish them (keys_url, signing_keys_url)."""
-
-    jwks_hosts: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9.:\[\]-]{1,260}$")], ...]
-    """The only hosts that are ever asked: `host` (port 443) or `host:port`."""
-    ca_file: str
-    """Certificates that vouch for these hosts; empty: the system's. A relative path starts at the data folder."""
-    period_s: Annotated[int, msgspec.Meta(ge=1, le=30)]
-    """A key that was taken out there is out here within this and 5 s (reliability.md §2.1.6: 60 s)."""
-
-
 class Sealing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     algorithm: Literal["SM4-GCM", "AES-256-GCM"]
     """Of the data keys that are made from now on; older ones keep theirs and stay readable."""
@@ -102,6 +92,17 @@ class Sm2(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From the handing in of a check to its result; past it: 503."""
 
 
+class CallersKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How callers' keys are fetched from where they publish them (keys_url, signing_keys_url)."""
+
+    jwks_hosts: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9.:\[\]-]{1,260}$")], ...]
+    """The only hosts that are ever asked: `host` (port 443) or `host:port`."""
+    ca_file: str
+    """Certificates that vouch for these hosts; empty: the system's. A relative path starts at the data folder."""
+    period_s: Annotated[int, msgspec.Meta(ge=1, le=30)]
+    """A key that was taken out there is out here within this and 5 s (reliability.md §2.1.6: 60 s)."""
+
+
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """gateway.toml."""
 
@@ -111,9 +112,9 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verify: Verify
     effects: Effects
     tokens: Tokens
-    callers_keys: CallersKeys
     sealing: Sealing
     sm2: Sm2
+    callers_keys: CallersKeys
     data_dir: str
     keys_dir: str
     """Where the key files are; relative to data_dir."""
@@ -272,7 +273,16 @@ def _convert(raw: Any, kind: type[Any], file: str, path: str, mistakes: list[str
         else:
             try:
                 # strict=False lets the environment give numbers as text
-                values[name] = msgspec.convert(raw[name], field.type, strict=not isinstance(raw[name], str))
+                values[name] = msgspec.convert(
+                    raw[name], field.type, strict=not isinstance(raw[name], str), dec_hook=_secret
+                )
             except msgspec.ValidationError as error:
                 mistakes.append(f"{file}: {prefix}{name}: {error}")
     return kind(**values) if len(mistakes) == before else None
+
+
+def _secret(kind: Any, raw: Any) -> Any:
+    """A Secret of a text; the refusal of anything else does not repeat it."""
+    if kind != Secret[str] or not isinstance(raw, str):
+        raise ValueError("Expected `str`")
+    return Secret(raw)

@@ -26,8 +26,9 @@ from gateway.crypto.key_store import KeyStoreError, open_folder
 from gateway.crypto.sealing import Sealer
 from gateway.directory import Directory
 from gateway.domain.errors import CannotStart
+from gateway.domain.masking import Secret
 from gateway.settings import Settings
-from gateway.store import data_keys
+from gateway.store import data_keys, discretion
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.migrate import migrate
 from gateway.store.pool import assert_fit
@@ -41,7 +42,7 @@ _CRASHES_WITHIN_S = 30.0
 _POSTGRES_LOOK_S = 0.2
 _RETRY_S = 0.5
 
-Preparation = Callable[[Settings, str], Awaitable[None]]
+Preparation = Callable[[Settings, Secret[str]], Awaitable[None]]
 
 
 class Supervisor:
@@ -157,19 +158,21 @@ class Supervisor:
         if not self._dsn:
             self._postgres = EmbeddedPostgres(self._settings.data_dir)
             self._postgres.start()
-            self._dsn = self._postgres.dsn
-        for name in await migrate(self._dsn):
+            self._dsn = Secret(self._postgres.dsn)
+        for name in await migrate(self._dsn.reveal()):
             log.info("migration applied", migration=name)
-        connection = await asyncpg.connect(self._dsn, timeout=10)
+        connection = await asyncpg.connect(self._dsn.reveal(), timeout=10)
         try:
             await assert_fit(connection)
+            for advice in await discretion.advice(connection):
+                log.warning("the database's log may tell more than it should", advice=advice)
         finally:
             await connection.close()
 
     async def _refuse_foreign_keys(self) -> None:
         """Every data key must open with our keys, or a worker would fail later. Raises KeyStoreError, SealError."""
         store = open_folder(self._settings.keys_dir)
-        connection = await asyncpg.connect(self._dsn, timeout=10)
+        connection = await asyncpg.connect(self._dsn.reveal(), timeout=10)
         try:
             Sealer().add(await data_keys.load(connection), store)
         finally:
@@ -188,7 +191,7 @@ class Supervisor:
     async def _keep(self, name: str, command: str, ready: asyncio.Event) -> None:
         """Keep one child running; give up when it crashes too often."""
         environment = os.environ | {
-            "DATABASE_URL": self._dsn,
+            "DATABASE_URL": self._dsn.reveal(),
             "PARENT_PID": str(os.getpid()),
             "PROMETHEUS_MULTIPROC_DIR": str(self._settings.metrics_dir),
         }
@@ -257,7 +260,7 @@ class Supervisor:
         return "" if running else "no worker is running"
 
     async def _check_database(self) -> str:
-        connection = await asyncpg.connect(self._dsn, timeout=1)
+        connection = await asyncpg.connect(self._dsn.reveal(), timeout=1)
         try:
             await assert_fit(connection)
         finally:

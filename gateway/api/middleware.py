@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from aiohttp import web
@@ -24,7 +24,7 @@ from gateway.api.auth import Unauthorised
 from gateway.api.problems import SERVER, problem_response
 from gateway.crypto.signatures import is_slow, verify
 from gateway.directory import KnownCaller
-from gateway.domain.callers import ANY_SCOPE, Scope
+from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.domain.errors import Problem
 from gateway.flows.effects import Evidence, is_key
 from gateway.log import describe
@@ -83,12 +83,15 @@ def endpoint(
     gateway: "Gateway",
     route: str,
     handler: Handler,
-    scope: Scope | Literal["any"] | None,
+    scope: Scope | AnyScope | None,
     content_type: str | None,
     effect: bool = False,
 ) -> AiohttpHandler:
-    """The aiohttp handler of one route. `scope` None is open to everyone; `content_type` None takes no body; an
-    `effect` needs an Idempotency-Key and the caller's signature."""
+    """The aiohttp handler of one route.
+
+    `scope` None is open to everyone, ANY_SCOPE to every caller; `content_type` None takes no body; an `effect` needs an
+    Idempotency-Key and the caller's signature.
+    """
     seconds = request_seconds(route)
     body_timeout = gateway.settings.gateway.http.body_timeout_s
 
@@ -128,7 +131,7 @@ def endpoint(
     return handle
 
 
-def _admit(gateway: "Gateway", headers: Mapping[str, str], scope: Scope | Literal["any"]) -> tuple[str, KnownCaller]:
+def _admit(gateway: "Gateway", headers: Mapping[str, str], scope: Scope | AnyScope) -> tuple[str, KnownCaller]:
     """Who calls. Raises Problem 401, 403, 429."""
     known, access = gateway.authenticate(headers.get("Authorization"))
     if known.caller.quota_per_second:

@@ -70,13 +70,13 @@ EXAMPLES: dict[str, Any] = {
     "LossRelease": {},
     "KeyChange": {
         "use": "signing",
+        "retire": "hotel-2026",
         "jwk": {
             "kty": "OKP",
             "crv": "Ed25519",
-            "kid": "till-2027",
+            "kid": "hotel-2027",
             "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
         },
-        "retire": "till-2026",
     },
 }
 
@@ -168,7 +168,7 @@ def _operation(route: Route) -> dict[str, Any]:
     if parameters:
         operation["parameters"] = parameters
     if route.scope is not None:
-        operation["security"] = [{"callers": [] if route.scope == ANY_SCOPE else [route.scope.value]}]
+        operation["security"] = [{"callers": [] if route.scope == ANY_SCOPE else [route.scope]}]
     if route.takes == FORM:
         operation["requestBody"] = {"required": True, "content": {FORM: {"schema": _TOKEN_FORM}}}
     elif route.takes is not None:

@@ -1,6 +1,6 @@
 """The whole URL table on one screen: what is served, to whom, and what goes in and out."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.api import caller_keys, docs, getting_in, loss_reports, usage_events, verify
 from gateway.api.middleware import JSON, Handler
@@ -14,9 +14,9 @@ from gateway.api.payloads import (
     UsagePage,
     VerifyRequest,
 )
-from gateway.domain.callers import ANY_SCOPE, Scope
+from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.flows.report_loss import LossAnswer
-from gateway.flows.rotate_caller_key import CallerKeysAnswer
+from gateway.flows.rotate_caller_key import CallerKeys
 from gateway.flows.verify_card import VerifyAnswer
 
 FORM = "application/x-www-form-urlencoded"
@@ -34,8 +34,7 @@ class Route(NamedTuple):
     path: str
     handler: Handler
     summary: str
-    scope: Scope | Literal["any"] | None = None
-    """None: everybody, also without a token."""
+    scope: Scope | AnyScope | None = None
     takes: str | None = None
     body: Any = None
     answer: Any = None
@@ -61,10 +60,10 @@ ROUTES = (
     Route("POST", "/v1/cards/loss-reports/{reference}/release", loss_reports.release_loss, "Release a found card",
           scope=Scope.CARDS_LOSS, takes=JSON, body=LossRelease, answer=LossAnswer, effect=True,
           problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found")),
-    Route("POST", "/v1/callers/self/keys", caller_keys.change_keys, "Add a key of the caller, take one out, or both",
-          scope=ANY_SCOPE, takes=JSON, body=KeyChange, answer=CallerKeysAnswer, effect=True,
-          problems=("unauthorised", "quota_exceeded", "unavailable", *_JSON_BODY, *_IDEMPOTENT, *_EFFECT,
-                    "too_many_keys", "key_exists", "last_key", "keys_by_url", "unknown_key")),
+    Route("POST", "/v1/callers/self/keys", caller_keys.change_keys, "Give the gateway a new key, take one out",
+          scope=ANY_SCOPE, takes=JSON, body=KeyChange, answer=CallerKeys, effect=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "too_many_keys", "unknown_key", "key_exists",
+                    "last_key", "keys_by_url")),
     Route("GET", "/v1/usage-events", usage_events.feed, "The feed of usage events, in commit order, without gaps",
           scope=Scope.USAGE_READ, answer=UsagePage,
           problems=(*_SIGNED_IN, "malformed_query", "malformed_cursor", "validation_failed")),

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from gateway.crypto import sm2
-from gateway.crypto.sm2_forms import Forms, SignatureForm
+from gateway.crypto.sm2_forms import STANDARD, Forms, SignatureForm
 
 ED25519 = "ed25519"
 ES256 = "ecdsa-p256-sha256"
@@ -74,7 +74,7 @@ def ecdsa_p256_signer(kid: str, secret: bytes, form: SignatureForm = SignatureFo
     return Signer(kid, ES256, sign)
 
 
-def sm2_signer(kid: str, secret: bytes, public: bytes, forms: Forms = Forms()) -> Signer:  # noqa: B008
+def sm2_signer(kid: str, secret: bytes, public: bytes, forms: Forms = STANDARD) -> Signer:
     """`secret` is 32 bytes, `public` its point; forms are what the other side expects. Raises ValueError."""
     return Signer(kid, SM2_SM3, sm2.PrivateKey(secret, public, forms).sign)
 

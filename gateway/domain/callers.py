@@ -1,7 +1,7 @@
 """Callers: the systems that call us, with their kinds, scopes and quota (design.md §1)."""
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -40,8 +40,9 @@ class KeyPurpose(StrEnum):
     SIGNING = "signing"  # its signatures under effects
 
 
-ANY_SCOPE: Final = "any"
-"""Of an operation that every caller may use, whatever its token is for."""
+AnyScope = Literal["any"]
+ANY_SCOPE: AnyScope = "any"
+"""What every caller may do, whatever its token is for."""
 
 CALLER_ID_PATTERN = r"^[a-z][a-z0-9-]{1,39}$"
 

@@ -28,6 +28,14 @@ NEW_KEYS_A_DAY_MAX = 200
 _encode = msgspec.json.Encoder().encode
 
 
+class CallerKeys(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The caller's keys for this use after the change: `kid` is the new one, `keys` are those in force."""
+
+    use: KeyPurpose
+    keys: list[str]
+    kid: str | msgspec.UnsetType = msgspec.UNSET
+
+
 class Rotated(NamedTuple):
     """What has become of the caller's keys for one use."""
 
@@ -89,14 +97,6 @@ class Change(NamedTuple):
     retire: str | None
 
 
-class CallerKeysAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The caller's keys for this use after the change: `kid` is the new one, `keys` are those in force."""
-
-    use: KeyPurpose
-    keys: list[str]
-    kid: str | msgspec.UnsetType = msgspec.UNSET
-
-
 class RotateCallerKey:
     """Kind of effect; `what` is a Change."""
 
@@ -116,7 +116,7 @@ class RotateCallerKey:
             except Problem as problem:  # before anything was written
                 done.append(problem)
                 continue
-            answer = CallerKeysAnswer(rotated.use, rotated.keys, rotated.kid or msgspec.UNSET)
+            answer = CallerKeys(rotated.use, rotated.keys, rotated.kid or msgspec.UNSET)
             operation = Operation(asked.reference, self.name, asked.caller_id, result="changed")
             done.append(Done(Answer(200, _encode(answer)), operation))
         return done

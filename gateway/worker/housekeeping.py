@@ -10,6 +10,7 @@ import asyncpg
 import structlog
 
 from gateway.domain.errors import Problem
+from gateway.domain.masking import Secret
 from gateway.metrics import FEED_LAG_SECONDS
 from gateway.settings import Settings
 from gateway.store import assertions, idempotency, usage_events
@@ -24,7 +25,7 @@ _SWEEP_TURNS_MAX = 200
 _TURN_MAX_S = 30.0
 
 
-async def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
+async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -> None:
     """Until SIGTERM."""
     pool = Pool(dsn, settings.gateway.database, "yikatong worker")
     await pool.open()
@@ -58,9 +59,9 @@ async def _every(seconds: float, name: str, turn: Callable[[], Awaitable[None]])
         await asyncio.sleep(seconds)
 
 
-async def _partitions(dsn: str) -> None:
+async def _partitions(dsn: Secret[str]) -> None:
     # creating a table needs the owner, which the pool is not
-    connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await asyncpg.connect(dsn.reveal(), timeout=10)
     try:
         await ensure_partitions(connection, dt.datetime.now(dt.UTC).date())
     finally:

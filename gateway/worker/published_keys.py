@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
+import asyncpg
 import msgspec
 import structlog
 
@@ -107,6 +108,8 @@ class PublishedKeys:
         except Unreachable as error:
             line.warning("published keys not fetched; the last ones stay", error=str(error))
             return Result.UNREACHABLE
+        except asyncpg.InterfaceError:  # some are ValueErrors, and quote a parameter
+            raise
         except ValueError as error:  # its texts hold nothing that was received
             line.warning("published keys refused; the last ones stay", error=str(error))
             return Result.REFUSED

@@ -152,6 +152,12 @@ async def test_the_gateways_own_claims_in_the_same_hands_do_open(merchant: Clien
     assert (await ask(merchant, f"Bearer {token}".encode(), "/v1/cards/verify")).status == 200
 
 
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR"])
+async def test_the_scheme_may_be_written_in_any_case(merchant: Client, scheme: str) -> None:
+    """RFC 9110 §11.1."""
+    assert (await ask(merchant, f"{scheme} {await merchant.token()}".encode(), "/v1/cards/verify")).status == 200
+
+
 async def test_a_token_that_was_accepted_is_refused_once_it_has_expired(merchant: Client, refusal: bytes) -> None:
     """It is remembered when it is first seen, but not beyond its time."""
     token = Door(merchant, "").signed(iat=now() - 598, exp=now() + 2).encode()

@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from gateway.api.openapi import build
 from gateway.api.routes import ROUTES
-from gateway.domain.callers import Scope
+from gateway.domain.callers import ANY_SCOPE, Scope
 from gateway.domain.errors import PROBLEMS
 from tests.running import ROOT, Client, Running, request, send_raw
 
@@ -94,10 +94,10 @@ def test_routes_and_contract_are_the_same_both_ways(document: dict[str, Any]) ->
 def test_every_operation_says_whom_it_is_for(document: dict[str, Any]) -> None:
     for route in ROUTES:
         operation = operations(document)[route.method, route.path]
-        expected = [{"callers": [] if route.scope == "any" else [route.scope.value]}] if route.scope else None
+        scopes = [] if route.scope == ANY_SCOPE else [route.scope]
+        expected = [{"callers": scopes}] if route.scope else None
         assert operation.get("security") == expected
-        refusals = {"401", "429"} if route.scope == "any" else {"401", "403", "429"}
-        assert refusals <= operation["responses"].keys() or not route.scope
+        assert {"401", "403", "429"} <= operation["responses"].keys() or not route.scope
     flows = document["components"]["securitySchemes"]["callers"]["flows"]
     assert flows["clientCredentials"]["scopes"].keys() == {scope.value for scope in Scope}
 

@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from gateway.domain.errors import CannotStart
+from gateway.domain.masking import Secret
 from gateway.settings import Settings, SettingsError, load
 from gateway.store import caller_keys
 from gateway.store.pool import Pool
@@ -128,7 +129,7 @@ async def make_bench(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = load()
-    pool = Pool(database.dsn, settings.gateway.database, "test")
+    pool = Pool(Secret(database.dsn), settings.gateway.database, "test")
     await pool.open()
     bench = Bench(partner, settings, pool)
     await bench.fetcher.open()
@@ -264,6 +265,6 @@ def test_a_host_that_is_not_on_the_list_is_named(tmp_path: Path, hosts: str) -> 
 async def test_certificates_that_cannot_be_read_stop_the_start(tmp_path: Path) -> None:
     for name in ("missing.pem", "config/gateway.toml"):
         settings = load(configure(tmp_path, 1, '"127.0.0.1:1"', str(tmp_path / name)))
-        pool = Pool("", settings.gateway.database, "test")
+        pool = Pool(Secret(""), settings.gateway.database, "test")
         with pytest.raises(CannotStart, match="ca_file"):
             await PublishedKeys(settings, pool).open()

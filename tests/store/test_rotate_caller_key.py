@@ -19,6 +19,7 @@ from gateway.crypto.signatures import ED25519, ES256, VerifyKey, read_signing_jw
 from gateway.directory import KnownCaller
 from gateway.domain.callers import Caller, CallerKind, KeyPurpose
 from gateway.domain.errors import Problem
+from gateway.domain.masking import Secret
 from gateway.flows import rotate_caller_key
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
@@ -48,7 +49,7 @@ def shop(*signing: dict[str, Any], **changes: Any) -> KnownCaller:
 
 @pytest.fixture
 async def connection(database: Database) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    made = await connect(database.dsn, load({}).gateway.database, "test")
+    made = await connect(Secret(database.dsn), load({}).gateway.database, "test")
     yield made
     await made.close()
 
@@ -141,7 +142,7 @@ async def test_new_keys_a_day_are_limited(connection: Any, monkeypatch: pytest.M
 async def storm(database: Database, count: int) -> tuple[int, list[str]]:
     """(rotations done, kids in force) after so many at once, each adding a key, on connections of their own."""
     known = shop(public("s-1"))
-    connections = [await connect(database.dsn, load({}).gateway.database, "test") for _ in range(count)]
+    connections = [await connect(Secret(database.dsn), load({}).gateway.database, "test") for _ in range(count)]
     try:
         shops = [Shop(connection, known) for connection in connections]
         asks = (caller.rotate(public(f"s-{number + 2}")) for number, caller in enumerate(shops))
@@ -184,11 +185,11 @@ async def test_as_an_effect_it_is_done_once_and_a_refused_one_gives_its_key_back
     """POST /v1/callers/self/keys is this kind, run by flows/effects.py."""
     create_missing(tmp_path / "keys")
     settings = load({}).gateway
-    pool = Pool(database.dsn, settings.database, "test")
+    pool = Pool(Secret(database.dsn), settings.database, "test")
     await pool.open()
     watch = KeyWatch(tmp_path / "keys", lambda store: None)
     effects = Effects(
-        partial(connect, database.dsn, settings.database, "test", 200),
+        partial(connect, Secret(database.dsn), settings.database, "test", 200),
         DataKeys(pool, watch, settings.sealing.algorithm), BlindIndex(watch.store.current(KeyUse.INDEX)),
         batch_max=16, queue_max=64, deadline_s=5, on_batch=lambda figures: None,
     )  # fmt: skip

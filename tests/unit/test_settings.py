@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from gateway.domain.masking import Secret
 from gateway.settings import ENVIRONMENT, SettingsError, load
 from tests.running import ROOT
 
@@ -175,7 +177,7 @@ def test_the_environment_goes_before_the_file(config: Path, name: str) -> None:
     found = load({"CONFIG_DIR": str(config), name: text}).gateway
     for key in ENVIRONMENT[name]:
         found = getattr(found, key)
-    assert found == value
+    assert (found.reveal() if isinstance(found, Secret) else found) == value
 
 
 @pytest.mark.parametrize(
@@ -203,3 +205,10 @@ def test_what_follows_from_the_settings(config: Path, tmp_path: Path) -> None:
     assert plain.metrics_dir.is_relative_to(plain.run_dir) and plain.run_dir.is_relative_to(tmp_path)
     elsewhere = load({"CONFIG_DIR": str(config), "ISSUER": "https://g.example", "KEYS_DIR": "/keys"})
     assert (elsewhere.issuer, elsewhere.keys_dir) == ("https://g.example", Path("/keys"))
+
+
+def test_the_password_of_the_database_does_not_show(config: Path) -> None:
+    settings = load({"CONFIG_DIR": str(config), "DATABASE_URL": "postgresql://u:s3cr3t@h/x"})
+    assert "s3cr3t" not in f"{settings!r} {settings} {settings.gateway.database}"
+    with pytest.raises(TypeError):
+        msgspec.json.encode(settings.gateway.database)
