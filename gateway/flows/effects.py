@@ -202,6 +202,7 @@ class Effects:
                 claimed = await idempotency.claim(connection, list(effects), fingerprints)
             except asyncpg.LockNotAvailableError as error:
                 raise _KeyInUse from error
+            await idempotency.wait_longer(connection)
             done = await self._carry_out(connection, [effect for key, effect in effects.items() if key in claimed])
             ended |= {
                 key: each if isinstance(each, Problem) else Ended(each.answer, False) for key, each in done.items()
