@@ -25,10 +25,12 @@ from gateway.crypto.randomness import RandomBytes
 from gateway.domain.errors import Problem, unavailable
 from gateway.domain.ids import uuid7
 from gateway.flows.data_keys import DataKeys
+from gateway.log import describe
 from gateway.metrics import EFFECTS
 from gateway.store import idempotency, operations
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.operations import Operation
+from gateway.store.pool import GONE
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection, Connection
@@ -38,6 +40,8 @@ log = structlog.get_logger()
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _ANSWER_COLUMN = b"idempotency_key.answer_sealed"
 PROOF_COLUMN = b"operation.proof_sealed"
+_AGAIN_MS = 10
+"""How long an effect may wait for a lock when its batch has waited already: all of them within the deadline."""
 
 
 def is_key(text: str) -> bool:
@@ -95,6 +99,10 @@ class Effect(NamedTuple):
     key: str
     fingerprint: bytes
     evidence: Evidence | None
+
+    @property
+    def claim(self) -> idempotency.KeyOf:
+        return self.asked.caller_id, self.key
 
 
 class Ended(NamedTuple):
@@ -161,57 +169,79 @@ class Effects:
     async def _execute(
         self, connection: "Connection", batch: Sequence[Effect], timeout: float
     ) -> Sequence[Ended | Problem]:
-        async with asyncio.timeout(timeout):  # past it the connection is given up, and with it the transaction
+        # past it the connection is given up, and with it the transaction: to cancel a statement, or to roll back,
+        # would need a database that answers
+        cut_off = asyncio.get_running_loop().call_later(timeout, connection.terminate)
+        try:
             keys = await self._data_keys.current(connection, ("answers", "operations"))
-            return await self._attempt(connection, batch, keys)
+            ended: dict[idempotency.KeyOf, Ended | Problem] = {}
+            # one kind a transaction: each locks in an order of its own, and two orders in one could cross
+            for _, group in groupby(sorted(batch, key=_kind_of), key=_kind_of):
+                effects = list(group)
+                for effect, end in zip(effects, await self._attempt(connection, effects, keys), strict=True):
+                    ended[effect.claim] = end
+            return [ended[effect.claim] for effect in batch]
+        finally:
+            cut_off.cancel()
 
     async def _attempt(
-        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int]
+        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
     ) -> Sequence[Ended | Problem]:
+        alone = len(batch) == 1
         try:
-            return await self._transact(connection, batch, data_keys)
+            return await self._transact(connection, batch, data_keys, waited)
         except asyncpg.LockNotAvailableError:
-            if len(batch) == 1:  # another process is at it
+            if alone:  # another process is at it
                 return [Problem("idempotency_key_in_use", headers={"Retry-After": "1"})]
+            waited = True
         except asyncpg.PostgresError:
-            if len(batch) == 1:
+            if alone:
                 raise
+        except GONE:
+            raise
+        except Problem as problem:
+            if alone:
+                return [problem]
+        except Exception as error:  # noqa: BLE001 - a mistake of ours is that of one effect, not of all who wait
+            if alone:
+                where = describe(type(error), error.__traceback__)
+                log.error("effect failed", kind=batch[0].kind.name, exception=where)
+                return [Problem("internal")]
         # one of them fails, or has to wait for another process: each by itself, so that it is the only one
         ended: list[Ended | Problem] = []
         for effect in batch:
             try:
-                ended += await self._attempt(connection, [effect], data_keys)
+                ended += await self._attempt(connection, [effect], data_keys, waited)
             except asyncpg.PostgresError as error:
                 log.error("effect failed", kind=effect.kind.name, sqlstate=error.sqlstate)
                 ended.append(unavailable("the effect could not be written"))
         return ended
 
     async def _transact(
-        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int]
+        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
     ) -> list[Ended | Problem]:
-        effects = {(effect.asked.caller_id, effect.key): effect for effect in batch}
+        """One transaction for effects of one kind. `waited`: they have waited for locks before, and hardly do again."""
+        effects = {effect.claim: effect for effect in batch}
         assert len(effects) == len(batch), "run() lets one use of a key in at a time"
         ended: dict[idempotency.KeyOf, Ended | Problem] = {}
         async with connection.transaction():
+            if waited:
+                await connection.execute(f"SET LOCAL lock_timeout = {_AGAIN_MS}")
             claimed = await idempotency.claim(
                 connection, list(effects), [effect.fingerprint for effect in effects.values()]
             )
-            fresh = sorted((key for key in effects if key in claimed), key=lambda key: effects[key].kind.name)
+            fresh = [key for key in effects if key in claimed]
             recorded: list[Operation] = []
             answers: dict[idempotency.KeyOf, bytes] = {}
-            for _, group in groupby(fresh, key=lambda key: effects[key].kind.name):
-                keys = list(group)
-                kind = effects[keys[0]].kind
-                for key, done in zip(
-                    keys, await kind.perform(connection, [effects[key].asked for key in keys]), strict=True
-                ):
-                    if isinstance(done, Problem):
-                        ended[key] = done
-                        continue
-                    ended[key] = Ended(done.answer, False)
-                    answers[key] = self._seal(data_keys["answers"], key, done.answer)
-                    if done.operation is not None:
-                        recorded.append(self._proved(data_keys["operations"], done.operation, effects[key].evidence))
+            asked = [effects[key].asked for key in fresh]
+            for key, done in zip(fresh, await batch[0].kind.perform(connection, asked) if asked else (), strict=True):
+                if isinstance(done, Problem):
+                    ended[key] = done
+                    continue
+                ended[key] = Ended(done.answer, False)
+                answers[key] = self._seal(data_keys["answers"], key, done.answer)
+                if done.operation is not None:
+                    recorded.append(self._proved(data_keys["operations"], done.operation, effects[key].evidence))
             if recorded:
                 await operations.record(connection, recorded)
             if answers:
@@ -252,6 +282,10 @@ class Effects:
                 data_key_id, PROOF_COLUMN, operation.reference.bytes, evidence.base + b"\0" + evidence.body
             ),
         )
+
+
+def _kind_of(effect: Effect) -> str:
+    return effect.kind.name
 
 
 def _row_id(key: idempotency.KeyOf) -> bytes:

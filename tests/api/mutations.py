@@ -17,6 +17,8 @@ from tests.signing import COMPONENTS, Signing
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 Headers = tuple[tuple[str, bytes], ...]
 
+_COVERED = "(" + " ".join(f'"{name}"' for name in COMPONENTS) + ")"
+
 
 class Sent(NamedTuple):
     """A request as it goes over the wire."""
@@ -59,7 +61,7 @@ class Parts(NamedTuple):
     created: str
     alg: str
     tag: str = '"yikatong-v1"'
-    components: str = "(" + " ".join(f'"{name}"' for name in COMPONENTS) + ")"
+    components: str = _COVERED
     digest: str = ""
     params: str = ""
     label: str = "sig1"
