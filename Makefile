@@ -3,19 +3,22 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# the JavaScript client is tested where node is; its SM2 takes one npm package
+NODE_MODULES := $(if $(and $(shell command -v node),$(shell command -v npm)),tests/clients/node_modules/.installed)
 
 .PHONY: run test lint bench load faults clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python -m gateway sandbox
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(NODE_MODULES)
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy config/clients/yikatong.py
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.bench
@@ -30,7 +33,7 @@ faults: $(VENV)/.dev
 	FAULT_CYCLES=$${FAULT_CYCLES:-100} $(BIN)/python -m pytest tests/faults --timeout=7200 -s
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,4 +57,10 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.dev
 	@echo "installing the packages of requirements-bench.txt (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
+	@touch $@
+
+# npm checks the hashes of the lock; no package's own script is run
+tests/clients/node_modules/.installed: tests/clients/package-lock.json
+	@echo "installing the packages of tests/clients/package-lock.json (once)"
+	@npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
 	@touch $@

@@ -16,7 +16,7 @@ from gateway.sandbox.callers import write_callers
 from gateway.settings import load
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.migrate import migrate
-from tests.registry import TestCard, add_cards, new_card
+from tests.registry import CARDS, LOSABLE, TestCard, add_cards, new_card
 from tests.running import Client, Running
 
 _numbers = itertools.count()
@@ -86,7 +86,7 @@ def prepare_data_dir(data_dir: Path, port: int) -> KeyStore:
 async def start_gateway(data_dir: Path, database: Database, **environment: str) -> Running:
     """A gateway on a database that holds the test cards."""
     running = Running(data_dir, "serve", DATABASE_URL=database.dsn, **environment)
-    await add_cards(database.dsn, prepare_data_dir(data_dir, running.port))
+    await add_cards(database.dsn, prepare_data_dir(data_dir, running.port), (*CARDS, LOSABLE))
     return await running.start()
 
 

@@ -91,6 +91,12 @@ def test_lock_files_have_hashes_and_no_addresses() -> None:
         assert not re.search(r"https?://|--(extra-)?index-url|--find-links|file:", text)
 
 
+def test_the_npm_lock_has_hashes_and_no_addresses() -> None:
+    text = (ROOT / "tests/clients/package-lock.json").read_text()
+    assert text.count('"integrity": "sha512-') == text.count('"node_modules/') > 0
+    assert not re.search(r'https?://|"resolved"', text)
+
+
 def test_migrations_are_numbered_without_gaps() -> None:
     numbers = sorted(int(path.name[:4]) for path in (ROOT / "gateway/store/migrations").glob("*.sql"))
     assert numbers == list(range(1, len(numbers) + 1))

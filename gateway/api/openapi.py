@@ -7,8 +7,9 @@ import msgspec
 from gateway import __version__
 from gateway.api.payloads import ProblemAnswer
 from gateway.api.routes import FORM, ROUTES, Route
+from gateway.api.signatures import COMPONENTS, TAG
 from gateway.api.usage_events import CURSOR_PATTERN, LIMIT_DEFAULT, LIMIT_MAX
-from gateway.domain.callers import Scope
+from gateway.domain.callers import ANY_SCOPE, Scope
 from gateway.domain.errors import PROBLEMS
 from gateway.flows.issue_token import ASSERTION_TYPE
 
@@ -24,6 +25,19 @@ EXAMPLE_VERIFY = {
     "terminal_id": "P-0001",
 }
 
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+
+
+def _idempotency_key(required: bool) -> dict[str, Any]:
+    return {
+        "name": "Idempotency-Key", "in": "header", "required": required,
+        "description": "Kept 7 days; the same request is answered with the same bytes",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]*$"},
+    }  # fmt: skip
+
+
 _PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "/v1/usage-events": [
         {
@@ -36,14 +50,35 @@ _PARAMETERS: dict[str, list[dict[str, Any]]] = {
             "schema": {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
         },
     ],
-    "/v1/cards/verify": [
-        {
-            "name": "Idempotency-Key", "in": "header", "required": False,
-            "description": "Kept 7 days; the same request is answered with the same bytes",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]*$"},
-        },
-    ],
+    "/v1/cards/verify": [_idempotency_key(required=False)],
 }  # fmt: skip
+
+_EFFECT_PARAMETERS = [
+    _idempotency_key(required=True),
+    _header("Content-Digest", "RFC 9530, `sha-256` or `sm3`, of the body as it is sent"),
+    _header("Signature-Input", f'RFC 9421: `sig1={COMPONENTS};created=…;keyid="…";alg="…";tag="{TAG}"`'),
+    _header("Signature", "`sig1=:…:`; may be left out by a caller whose configuration says so"),
+]
+_REFERENCE = {
+    "name": "reference", "in": "path", "required": True, "description": "Of the answer to the report",
+    "schema": {"type": "string", "format": "uuid"},
+}  # fmt: skip
+
+EXAMPLES: dict[str, Any] = {
+    "VerifyRequest": EXAMPLE_VERIFY,
+    "LossReport": {"card_number": "AB1234567", "id_number": "330499196001010014", "kind": "temporary"},
+    "LossRelease": {},
+    "KeyChange": {
+        "use": "signing",
+        "retire": "hotel-2026",
+        "jwk": {
+            "kty": "OKP",
+            "crv": "Ed25519",
+            "kid": "hotel-2027",
+            "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        },
+    },
+}
 
 _TOKEN_FORM = {
     "type": "object",
@@ -81,7 +116,8 @@ def build() -> dict[str, Any]:
             "description": (
                 "Errors are RFC 9457 problems and never hold a submitted value. Every answer carries X-Request-Id. "
                 "Unknown request fields are refused; answers may grow. An integer is written without a fraction "
-                "(`1`, not `1.0`)."
+                "(`1`, not `1.0`). An operation with effects is signed (RFC 9421) and carried out once for its "
+                "Idempotency-Key."
             ),
         },
         "paths": paths,
@@ -124,14 +160,19 @@ def _operation(route: Route) -> dict[str, Any]:
         "operationId": route.handler.__name__,
         "responses": _answers(route),
     }
-    if route.path in _PARAMETERS:
-        operation["parameters"] = _PARAMETERS[route.path]
+    parameters = list(_PARAMETERS.get(route.path, ()))
+    if "{reference}" in route.path:
+        parameters.append(_REFERENCE)
+    if route.effect:
+        parameters += _EFFECT_PARAMETERS
+    if parameters:
+        operation["parameters"] = parameters
     if route.scope is not None:
-        operation["security"] = [{"callers": [route.scope.value]}]
+        operation["security"] = [{"callers": [] if route.scope == ANY_SCOPE else [route.scope]}]
     if route.takes == FORM:
         operation["requestBody"] = {"required": True, "content": {FORM: {"schema": _TOKEN_FORM}}}
     elif route.takes is not None:
-        content = {route.takes: {"schema": _schema(route.body), "example": EXAMPLE_VERIFY}}
+        content = {route.takes: {"schema": _schema(route.body), "example": EXAMPLES[route.body.__name__]}}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 

@@ -12,7 +12,7 @@ from gateway.crypto.sealing import UnknownDataKey
 from gateway.directory import KnownScene
 from gateway.domain.callers import Caller
 from gateway.domain.errors import FieldError, Problem
-from gateway.flows import verify_card
+from gateway.flows.verify_card import Once, count, encode
 from gateway.store.verify import Presented
 
 if TYPE_CHECKING:
@@ -39,15 +39,15 @@ def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyReq
     )  # fmt: skip
 
 
-async def verify(call: Call) -> web.Response:
+async def verify_card(call: Call) -> web.Response:
     gateway = call.gateway
     asked, scene = decode(call.body, gateway.directory.scenes)
     presented = present(gateway, call.caller_id, call.caller.caller, asked, scene)
     if call.idempotency_key is not None:
-        once = verify_card.Once(presented)
+        once = Once(presented)
         response = await do_once(call, gateway.verify_once, once)
         if once.answer is not None:
-            verify_card.count(once.answer, scene.field, call.caller_id)
+            count(once.answer, scene.field, call.caller_id)
         return response
     judged = await gateway.batcher.ask(presented)
     try:
@@ -55,5 +55,5 @@ async def verify(call: Call) -> web.Response:
     except UnknownDataKey:
         await gateway.data_keys.load()
         answer = gateway.verify_card.answer(presented, judged)
-    verify_card.count(answer, scene.field, call.caller_id)
-    return web.Response(body=verify_card.encode(answer), headers=JSON_HEADERS)
+    count(answer, scene.field, call.caller_id)
+    return web.Response(body=encode(answer), headers=JSON_HEADERS)

@@ -1,26 +1,41 @@
-"""Sealing of personal data at rest: KEK -> data key (per table group and month) -> AES-256-GCM.
+"""Sealing of personal data at rest: KEK -> data key (per table group and month) -> SM4-GCM or AES-256-GCM.
 
 A sealed value is `algorithm (1) ‖ data key id (4) ‖ nonce (12) ‖ ciphertext ‖ tag (16)`. The additional data binds
-table, column, row and data key, so that a ciphertext moved to another place does not open (reliability.md §3).
+table, column, row and data key, so that a ciphertext moved to another place does not open (reliability.md §3). The
+algorithm is the data key's, for life: `[sealing] algorithm` is that of the data keys still to be made.
 """
 
 import os
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap_with_padding, aes_key_wrap_with_padding
 
+from gateway.crypto.ciphers import NONCE_BYTES, TAG_BYTES, Aead, Aes256Gcm, DoesNotOpen, Sm4Gcm
 from gateway.crypto.key_store import Key, KeyStore, KeyUse
 from gateway.domain.errors import CannotStart
 
-AES_256_GCM = "AES-256-GCM"
-_AES_256_GCM_BYTE = 1
+SealingAlgorithm = Literal["SM4-GCM", "AES-256-GCM"]
 _HEAD = struct.Struct(">BI")
-_NONCE = 12
-_TAG = 16
+
+
+class _Kind(NamedTuple):
+    byte: int
+    key_bytes: int
+    cipher: type[Sm4Gcm] | type[Aes256Gcm]
+
+
+_KINDS: dict[str, _Kind] = {"AES-256-GCM": _Kind(1, 32, Aes256Gcm), "SM4-GCM": _Kind(2, 16, Sm4Gcm)}
+assert _KINDS.keys() == set(get_args(SealingAlgorithm))
+
+
+class NewDataKey(NamedTuple):
+    """A data key to be stored, if its table group and month have none."""
+
+    kek_id: str
+    algorithm: SealingAlgorithm
+    wrapped: bytes
 
 
 class WrappedDataKey(NamedTuple):
@@ -40,50 +55,66 @@ class UnknownDataKey(Exception):
     """A sealed value names a data key that is not loaded (another process made it): load and try again."""
 
 
-def new_data_key(kek: Key) -> bytes:
+def new_data_key(kek: Key, algorithm: SealingAlgorithm = "SM4-GCM") -> NewDataKey:
     """A fresh data key, wrapped by the KEK (RFC 5649)."""
-    return aes_key_wrap_with_padding(kek.key, os.urandom(32))
+    secret = os.urandom(_KINDS[algorithm].key_bytes)
+    return NewDataKey(kek.kid, algorithm, aes_key_wrap_with_padding(kek.key, secret))
+
+
+def rewrap(row: WrappedDataKey, old: Key, new: Key) -> WrappedDataKey:
+    """The same data key, wrapped by another KEK. Raises SealError."""
+    try:
+        plain = aes_key_unwrap_with_padding(old.key, row.wrapped)
+    except InvalidUnwrap:
+        raise SealError(f"data key {row.data_key_id} was wrapped by another {row.kek_id}") from None
+    return row._replace(kek_id=new.kid, wrapped=aes_key_wrap_with_padding(new.key, plain))
 
 
 class Sealer:
     """Seals and opens values with the data keys it has been given."""
 
     def __init__(self) -> None:
-        self._ciphers: dict[int, AESGCM] = {}
+        self._heads: dict[int, bytes] = {}
+        self._ciphers: dict[bytes, Aead] = {}
+        """By the first five bytes of what they seal: opening is on the path of every verify."""
 
     def add(self, rows: Iterable[WrappedDataKey], store: KeyStore) -> None:
         """Unwrap data keys. Raises KeyStoreError for a KEK that the store lacks, SealError for one that is another."""
         for row in rows:
-            if row.data_key_id in self._ciphers:
+            if row.data_key_id in self._heads:
                 continue
-            if row.algorithm != AES_256_GCM:
+            kind = _KINDS.get(row.algorithm)
+            if kind is None:
                 raise SealError(f"data key {row.data_key_id}: algorithm {row.algorithm!r} is not supported")
             kek = store.get(KeyUse.KEK, row.kek_id)
             try:
-                self._ciphers[row.data_key_id] = AESGCM(aes_key_unwrap_with_padding(kek.key, row.wrapped))
+                secret = aes_key_unwrap_with_padding(kek.key, row.wrapped)
             except InvalidUnwrap:
                 raise SealError(f"data key {row.data_key_id} was wrapped by another {row.kek_id}") from None
+            if len(secret) != kind.key_bytes:
+                raise SealError(f"data key {row.data_key_id} is not one for {row.algorithm}")
+            head = self._heads[row.data_key_id] = _HEAD.pack(kind.byte, row.data_key_id)
+            self._ciphers[head] = kind.cipher(secret)
 
     def seal(self, data_key_id: int, column: bytes, row_id: bytes, plaintext: bytes) -> bytes:
         """`column` is `table.column`, `row_id` the 16 bytes of the row's primary key."""
-        head = _HEAD.pack(_AES_256_GCM_BYTE, data_key_id)
-        nonce = os.urandom(_NONCE)
-        return head + nonce + self._ciphers[data_key_id].encrypt(nonce, plaintext, head + column + row_id)
+        head = self._heads[data_key_id]
+        nonce = os.urandom(NONCE_BYTES)
+        return head + nonce + self._ciphers[head].encrypt(nonce, plaintext, head + column + row_id)
 
     def knows(self, sealed: bytes) -> bool:
         """Whether the data key of a sealed value is loaded."""
-        return int.from_bytes(sealed[1:5], "big") in self._ciphers
+        return sealed[:5] in self._ciphers
 
     def open(self, column: bytes, row_id: bytes, sealed: bytes) -> bytes:
         """Raises UnknownDataKey, SealError."""
-        if len(sealed) < _HEAD.size + _NONCE + _TAG:
-            raise SealError("a sealed value is cut short")
         head = sealed[:5]
-        algorithm, data_key_id = _HEAD.unpack(head)
-        cipher = self._ciphers.get(data_key_id)
-        if cipher is None or algorithm != _AES_256_GCM_BYTE:
-            raise UnknownDataKey(data_key_id)
+        cipher = self._ciphers.get(head)
+        if cipher is None:
+            if len(sealed) < _HEAD.size + NONCE_BYTES + TAG_BYTES:
+                raise SealError("a sealed value is cut short")
+            raise UnknownDataKey(int.from_bytes(sealed[1:5], "big"))
         try:
             return cipher.decrypt(sealed[5:17], sealed[17:], head + column + row_id)
-        except InvalidTag:
+        except DoesNotOpen:
             raise SealError("a sealed value does not open") from None

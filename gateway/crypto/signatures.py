@@ -1,4 +1,4 @@
-"""Signatures of callers under their effects: one key, one algorithm, never the message's choice.
+"""Signatures: callers' under their effects, and ours. One key, one algorithm, never the message's choice.
 
 Which algorithm a key has is known here alone (names of RFC 9421's registry; `sm2-sm3` is ours: GB/T 32918 with SM3).
 """
@@ -6,13 +6,17 @@ Which algorithm a key has is known here alone (names of RFC 9421's registry; `sm
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
+
+from gateway.crypto import sm2
+from gateway.crypto.sm2_forms import STANDARD, Forms, SignatureForm
 
 ED25519 = "ed25519"
 ES256 = "ecdsa-p256-sha256"
@@ -33,7 +37,58 @@ class VerifyKey(NamedTuple):
 
     @property
     def thumbprint(self) -> str:
-        return base64.urlsafe_b64encode(hashlib.sha256(self.jwk.encode()).digest()).rstrip(b"=").decode()
+        return _base64url(hashlib.sha256(self.jwk.encode()).digest())
+
+
+class Signer(NamedTuple):
+    """A private key of ours, ready to sign.
+
+    This is the seam for a hardware module (SDF of GM/T 0018, PKCS #11): the KeyStore would give out signers whose
+    `sign` asks the module, and nothing that signs would notice.
+    """
+
+    kid: str
+    algorithm: str
+    sign: Callable[[bytes], bytes]
+    """Of a message, not of its digest."""
+
+
+def ed25519_signer(kid: str, secret: bytes) -> Signer:
+    """`secret` is 32 bytes. Raises ValueError."""
+    return Signer(kid, ED25519, Ed25519PrivateKey.from_private_bytes(secret).sign)
+
+
+def ecdsa_p256_signer(kid: str, secret: bytes, form: SignatureForm = SignatureForm.RAW) -> Signer:
+    """`secret` is 32 bytes; RFC 9421 wants r‖s, other protocols DER. Raises ValueError."""
+    if len(secret) != 32:
+        raise ValueError("a private key is 32 bytes")
+    key = ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256R1())
+
+    def sign(message: bytes) -> bytes:
+        der = key.sign(message, ec.ECDSA(SHA256()))
+        if form is SignatureForm.DER:
+            return der
+        r, s = decode_dss_signature(der)
+        return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+    return Signer(kid, ES256, sign)
+
+
+def sm2_signer(kid: str, secret: bytes, public: bytes, forms: Forms = STANDARD) -> Signer:
+    """`secret` is 32 bytes, `public` its point; forms are what the other side expects. Raises ValueError."""
+    return Signer(kid, SM2_SM3, sm2.PrivateKey(secret, public, forms).sign)
+
+
+def sm2_public_jwk(kid: str, point: bytes) -> dict[str, str]:
+    """Of 04‖X‖Y. No registry has a name for this curve: `SM2` is ours (api.md, Getting in)."""
+    return {
+        "kty": "EC",
+        "crv": "SM2",
+        "kid": kid,
+        "use": "sig",
+        "x": _base64url(point[1:33]),
+        "y": _base64url(point[33:]),
+    }
 
 
 def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
@@ -42,7 +97,7 @@ def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
         raise ValueError("every key needs a kid")
     if "d" in jwk:
         raise ValueError("this is a private key: give the public part only")
-    if (jwk.get("kty"), jwk.get("crv")) != _KINDS[algorithm]:
+    if not is_of(jwk, algorithm):
         raise ValueError(f"not a key for {algorithm}")
     names = ("crv", "kty", "x") if algorithm == ED25519 else ("crv", "kty", "x", "y")
     canonical = json.dumps({name: jwk.get(name) for name in names}, separators=(",", ":"))
@@ -51,6 +106,11 @@ def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
         return VerifyKey(kid, algorithm, _parse(algorithm, points), canonical)
     except ValueError:
         raise ValueError("the key is malformed") from None
+
+
+def is_of(jwk: dict[str, Any], algorithm: str) -> bool:
+    """Whether it says that it is a key for the algorithm."""
+    return (jwk.get("kty"), jwk.get("crv")) == _KINDS[algorithm]
 
 
 def read_signing_jwks(document: Any, algorithm: str) -> list[VerifyKey]:
@@ -64,8 +124,8 @@ def read_signing_jwks(document: Any, algorithm: str) -> list[VerifyKey]:
     return found
 
 
-def is_slow(key: VerifyKey) -> bool:
-    """Whether verify() is too slow for the event loop."""
+def is_slow(key: VerifyKey | Signer) -> bool:
+    """Whether it is too slow for the event loop: lane.py is for it."""
     return key.algorithm == SM2_SM3
 
 
@@ -80,7 +140,8 @@ def verify(key: VerifyKey, message: bytes, signature: bytes) -> bool:
             r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
             key.public.verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256()))
         else:
-            return False
+            public: sm2.PublicKey = key.public
+            return public.verify(message, signature)
     except InvalidSignature:
         return False
     return True
@@ -91,9 +152,13 @@ def _coordinate(text: Any) -> bytes:
     if not isinstance(text, str):
         raise ValueError
     raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    if len(raw) != 32 or base64.urlsafe_b64encode(raw).rstrip(b"=").decode() != text:
+    if len(raw) != 32 or _base64url(raw) != text:
         raise ValueError
     return raw
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def _parse(algorithm: str, points: list[bytes]) -> Any:
@@ -102,4 +167,4 @@ def _parse(algorithm: str, points: list[bytes]) -> Any:
     if algorithm == ES256:
         x, y = (int.from_bytes(point, "big") for point in points)
         return ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
-    raise ValueError
+    return sm2.PublicKey(b"\x04" + points[0] + points[1])

@@ -110,6 +110,10 @@ class Ended(NamedTuple):
     replayed: bool
 
 
+class _KeyInUse(Exception):
+    """Another process is at one of the keys of a batch."""
+
+
 class Effects:
     """run() for one effect; serve() is the loop that carries them out."""
 
@@ -187,26 +191,14 @@ class Effects:
     async def _attempt(
         self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
     ) -> Sequence[Ended | Problem]:
-        alone = len(batch) == 1
         try:
             return await self._transact(connection, batch, data_keys, waited)
-        except asyncpg.LockNotAvailableError:
-            if alone:  # another process is at it
-                return [Problem("idempotency_key_in_use", headers={"Retry-After": "1"})]
-            waited = True
-        except asyncpg.PostgresError:
-            if alone:
+        except Exception as error:
+            if len(batch) == 1:
+                return [_failure(error, batch[0])]
+            if isinstance(error, GONE) and not isinstance(error, asyncpg.PostgresError):
                 raise
-        except GONE:
-            raise
-        except Problem as problem:
-            if alone:
-                return [problem]
-        except Exception as error:  # noqa: BLE001 - a mistake of ours is that of one effect, not of all who wait
-            if alone:
-                where = describe(type(error), error.__traceback__)
-                log.error("effect failed", kind=batch[0].kind.name, exception=where)
-                return [Problem("internal")]
+            waited = waited or isinstance(error, (_KeyInUse, asyncpg.LockNotAvailableError))
         # one of them fails, or has to wait for another process: each by itself, so that it is the only one
         ended: list[Ended | Problem] = []
         for effect in batch:
@@ -220,39 +212,57 @@ class Effects:
     async def _transact(
         self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
     ) -> list[Ended | Problem]:
-        """One transaction for effects of one kind. `waited`: they have waited for locks before, and hardly do again."""
+        """One transaction for effects of one kind. `waited`: for locks, as a batch; now each hardly waits again."""
         effects = {effect.claim: effect for effect in batch}
         assert len(effects) == len(batch), "run() lets one use of a key in at a time"
         ended: dict[idempotency.KeyOf, Ended | Problem] = {}
         async with connection.transaction():
             if waited:
                 await connection.execute(f"SET LOCAL lock_timeout = {_AGAIN_MS}")
-            claimed = await idempotency.claim(
-                connection, list(effects), [effect.fingerprint for effect in effects.values()]
-            )
-            fresh = [key for key in effects if key in claimed]
-            recorded: list[Operation] = []
-            answers: dict[idempotency.KeyOf, bytes] = {}
-            asked = [effects[key].asked for key in fresh]
-            for key, done in zip(fresh, await batch[0].kind.perform(connection, asked) if asked else (), strict=True):
-                if isinstance(done, Problem):
-                    ended[key] = done
-                    continue
-                ended[key] = Ended(done.answer, False)
-                answers[key] = self._seal(data_keys["answers"], key, done.answer)
-                if done.operation is not None:
-                    recorded.append(self._proved(data_keys["operations"], done.operation, effects[key].evidence))
-            if recorded:
-                await operations.record(connection, recorded)
-            if answers:
-                await idempotency.keep(connection, answers)
-            if gone := [key for key in fresh if key not in answers]:
-                await idempotency.give_back(connection, gone)
+            fingerprints = [effect.fingerprint for effect in effects.values()]
+            try:
+                claimed = await idempotency.claim(connection, list(effects), fingerprints)
+            except asyncpg.LockNotAvailableError as error:
+                raise _KeyInUse from error
+            fresh = [effect for key, effect in effects.items() if key in claimed]
+            done: dict[idempotency.KeyOf, Done | Problem] = {}
+            if fresh:
+                results = await fresh[0].kind.perform(connection, [effect.asked for effect in fresh])
+                done = {effect.claim: each for effect, each in zip(fresh, results, strict=True)}
+            ended |= {
+                key: each if isinstance(each, Problem) else Ended(each.answer, False) for key, each in done.items()
+            }
+            await self._keep(connection, effects, done, data_keys)
         if replays := [key for key in effects if key not in claimed]:
             found = await idempotency.stored(connection, replays)
             for key in replays:
                 ended[key] = await self._replay(key, effects[key], found.get(key))
         return [ended[key] for key in effects]
+
+    async def _keep(
+        self,
+        connection: "Connection",
+        effects: dict[idempotency.KeyOf, Effect],
+        done: dict[idempotency.KeyOf, Done | Problem],
+        data_keys: dict[str, int],
+    ) -> None:
+        """Operations with their proof, and the answers; the keys of what did not take effect are given back."""
+        recorded = [
+            self._proved(data_keys["operations"], each.operation, effects[key].evidence)
+            for key, each in done.items()
+            if isinstance(each, Done) and each.operation is not None
+        ]
+        answers = {
+            key: self._seal(data_keys["answers"], key, each.answer)
+            for key, each in done.items()
+            if isinstance(each, Done)
+        }
+        if recorded:
+            await operations.record(connection, recorded)
+        if answers:
+            await idempotency.keep(connection, answers)
+        if unused := [key for key in done if key not in answers]:
+            await idempotency.give_back(connection, unused)
 
     async def _replay(
         self, key: idempotency.KeyOf, effect: Effect, stored: idempotency.Stored | None
@@ -282,6 +292,21 @@ class Effects:
                 data_key_id, PROOF_COLUMN, operation.reference.bytes, evidence.base + b"\0" + evidence.body
             ),
         )
+
+
+def _failure(error: Exception, effect: Effect) -> Problem:
+    """What went wrong with one effect alone. Raises what is wrong with the database."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, _KeyInUse):
+        return Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return unavailable("another operation is at it")
+    if isinstance(error, (asyncpg.PostgresError, *GONE)):
+        raise error
+    # a mistake of ours, perhaps called forth by what this effect asks for: it must not end the loop for all others
+    log.error("effect failed", kind=effect.kind.name, exception=describe(type(error), error.__traceback__))
+    return Problem("internal")
 
 
 def _kind_of(effect: Effect) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from gateway.crypto import sm2
 from gateway.crypto.key_store import write_private
+from gateway.crypto.signatures import SM2_SM3, sm2_public_jwk
 from gateway.settings import Settings
 
 PUBLIC = "sandbox/callers/public/"
@@ -36,9 +38,11 @@ def write_callers(settings: Settings) -> list[str]:
         }
         _write_public(settings, caller.keys_file, private)
         if caller.signing_algorithm is not None and caller.signing_keys_file is not None:
-            signing = old.get("signing") or _new_signing(caller.signing_algorithm, f"{client_id}-signing-1")
+            signing = old.get("signing") or {}
+            if signing.get("alg") != caller.signing_algorithm:  # none yet, or of another algorithm
+                signing = _new_signing(caller.signing_algorithm, f"{client_id}-signing-1")
             document["signing"] = signing
-            _write_public(settings, caller.signing_keys_file, signing["private_jwk"])
+            _write_public(settings, caller.signing_keys_file, _public_signing_jwk(signing))
         write_private(file, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         written.append(client_id)
     return written
@@ -50,8 +54,18 @@ def _write_public(settings: Settings, file: str, jwk: dict[str, Any]) -> None:
 
 
 def _new_signing(algorithm: str, kid: str) -> dict[str, Any]:
+    if algorithm == SM2_SM3:
+        secret, point = sm2.generate()
+        return {"alg": algorithm, "kid": kid, "private_key_hex": secret.hex(), "public_key_hex": point.hex()}
     jwk = _new_private_jwk({"ed25519": "EdDSA", "ecdsa-p256-sha256": "ES256"}[algorithm])
     return {"alg": algorithm, "kid": kid, "private_jwk": jwk | {"kid": kid, "use": "sig"}}
+
+
+def _public_signing_jwk(signing: dict[str, Any]) -> dict[str, Any]:
+    if signing["alg"] == SM2_SM3:
+        return sm2_public_jwk(signing["kid"], bytes.fromhex(signing["public_key_hex"]))
+    jwk: dict[str, Any] = signing["private_jwk"]
+    return jwk
 
 
 def _new_private_jwk(algorithm: str) -> dict[str, Any]:

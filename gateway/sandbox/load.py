@@ -22,7 +22,7 @@ from asyncpg.pgproto.pgproto import UUID
 
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.key_store import KeyStore, KeyUse
-from gateway.crypto.sealing import Sealer, WrappedDataKey, new_data_key
+from gateway.crypto.sealing import Sealer, SealingAlgorithm, WrappedDataKey, new_data_key
 from gateway.domain.errors import CannotStart
 from gateway.domain.times import CHINA
 from gateway.flows.verify_card import HOLDER_COLUMN, SealedHolder
@@ -81,7 +81,12 @@ async def refresh_sources(dsn: str) -> None:
 
 
 async def load_county(
-    dsn: str, keys: KeyStore, county: County, on_progress: Callable[[int], None], processes: int = 2
+    dsn: str,
+    keys: KeyStore,
+    county: County,
+    on_progress: Callable[[int], None],
+    processes: int = 2,
+    algorithm: SealingAlgorithm = "SM4-GCM",
 ) -> None:
     """Load a county unless one is there; `on_progress` gets the number of cards of each step.
 
@@ -93,7 +98,7 @@ async def load_county(
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             if not await _empty_registry(connection):
                 return
-            data_key = await _data_key(connection, keys, county.today)
+            data_key = await _data_key(connection, keys, county.today, algorithm)
             async with _indexed_at_the_end(connection):
                 await _fill(connection, keys, data_key, county, on_progress, processes)
             await connection.execute(
@@ -159,9 +164,11 @@ async def _indexed_at_the_end(connection: "Connection") -> AsyncIterator[None]:
         await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
 
 
-async def _data_key(connection: "Connection", keys: KeyStore, today: dt.date) -> WrappedDataKey:
-    kek = keys.current(KeyUse.KEK)
-    data_key_id = await data_keys.for_month(connection, "registry", today, kek.kid, new_data_key(kek))
+async def _data_key(
+    connection: "Connection", keys: KeyStore, today: dt.date, algorithm: SealingAlgorithm
+) -> WrappedDataKey:
+    new = new_data_key(keys.current(KeyUse.KEK), algorithm)
+    data_key_id = await data_keys.for_month(connection, "registry", today, new)
     data_key = next(key for key in await data_keys.load(connection) if key.data_key_id == data_key_id)
     Sealer().add([data_key], keys)  # a key that does not open says so here, not in a worker
     return data_key

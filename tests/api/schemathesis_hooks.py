@@ -5,7 +5,9 @@ environment variables where the callers' key files are and where to leave the st
 """
 
 import atexit
+import base64
 import datetime as dt
+import functools
 import json
 import os
 import secrets
@@ -13,16 +15,34 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jwt
 import requests
+import requests.auth
 import schemathesis
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.registry import LOSABLE
+from tests.signing import Signing, signed_headers
 
 Case = schemathesis.Case[Any]
 CALLERS = Path(os.environ["CALLERS_DIR"])
 STATUSES_FILE = Path(os.environ["STATUSES_FILE"])
-CALLER_OF = {"/v1/cards/verify": "demo-merchant", "/v1/usage-events": "demo-bureau"}
+REPORT = "/v1/cards/loss-reports"
+RELEASE = "/v1/cards/loss-reports/{reference}/release"
+KEYS = "/v1/callers/self/keys"
+CALLER_OF = {
+    "/v1/cards/verify": "demo-merchant", "/v1/usage-events": "demo-bureau", REPORT: "demo-kiosk", RELEASE: "demo-kiosk",
+    KEYS: "demo-merchant",
+}  # fmt: skip
+EFFECTS = {REPORT, RELEASE, KEYS}
 SCENES = ("parking.exit", "library.loan", "transit.bus")
+
+CARD: dict[str, Any] = {
+    "type": "chip_card", "card_number": LOSABLE.number, "card_identifier": LOSABLE.identifier,
+}  # fmt: skip
+SIGNATURE_HEADERS = ("Content-Digest", "Signature-Input", "Signature")
 
 _statuses: Counter[tuple[str, int]] = Counter()
 
@@ -41,6 +61,41 @@ def assertion(name: str) -> dict[str, str]:
         "client_assertion": signed,
         "url": caller["token_url"],
     }
+
+
+class Signed(requests.auth.AuthBase):
+    """Signs an effect when its bytes are known; what schemathesis made of the signature's headers is replaced."""
+
+    def __init__(self, name: str) -> None:
+        self.file = json.loads((CALLERS / f"{name}.json").read_text())
+
+    def __call__(self, prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+        body = prepared.body or b""
+        raw = body.encode() if isinstance(body, str) else body
+        assert isinstance(raw, bytes)
+        authorization, key = prepared.headers.get("Authorization"), prepared.headers.get("Idempotency-Key")
+        if authorization is not None and key is not None:
+            host = urlsplit(prepared.url or "").netloc
+            signed = signed_headers(
+                Signing.of(self.file), prepared.method or "", str(host), prepared.path_url, raw, str(authorization),
+                key=str(key),
+            )  # fmt: skip
+            prepared.headers.update({name: signed[name] for name in SIGNATURE_HEADERS})
+        return prepared
+
+
+@functools.cache
+def _reference() -> str:
+    """Of a report, to release."""
+    form = assertion("demo-kiosk")
+    url = form.pop("url")
+    token = requests.post(url, form, timeout=5).json()["access_token"]
+    headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": secrets.token_hex(8)}
+    body: dict[str, Any] = {"kind": "temporary", "presentation": CARD}
+    answer = requests.post(
+        url.replace("/oauth2/token", REPORT), json=body, headers=headers, auth=Signed("demo-kiosk"), timeout=5
+    )
+    return str(answer.json()["reference"])
 
 
 @schemathesis.auth(cache_by_key=lambda case, ctx: ctx.operation.path)
@@ -71,6 +126,10 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str,
     """
     if is_positive(case) and case.headers and "Idempotency-Key" in case.headers:
         case.headers["Idempotency-Key"] = secrets.token_hex(8)
+    if is_positive(case) and case.operation.path in EFFECTS:
+        kwargs["auth"] = Signed(CALLER_OF[case.operation.path])
+        if case.operation.path == RELEASE:
+            case.path_parameters["reference"] = _reference()
     if not isinstance(case.body, dict) or not is_positive(case):
         return
     if case.path == "/oauth2/token":
@@ -78,6 +137,12 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str,
         case.body.pop("scope", None)
     elif case.path == "/v1/cards/verify":
         make_sense(case.body)
+    elif case.path == KEYS:  # the first is taken; of the others there are too many
+        x = base64.urlsafe_b64encode(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).rstrip(b"=")
+        jwk = {"kty": "OKP", "crv": "Ed25519", "kid": secrets.token_hex(8), "x": x.decode()}
+        case.body.update({"use": "signing", "jwk": jwk, "retire": None})
+    elif case.path == REPORT:
+        case.body.update({"presentation": CARD, "card_number": None, "id_number": None})
 
 
 def make_sense(body: dict[str, Any]) -> None:

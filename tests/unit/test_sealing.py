@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.key_store import Key, KeyStore, KeyStoreError, KeyUse, create_missing, open_folder
 from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
-from gateway.crypto.sealing import AES_256_GCM, Sealer, SealError, UnknownDataKey, WrappedDataKey, new_data_key
+from gateway.crypto.sealing import Sealer, SealError, SealingAlgorithm, UnknownDataKey, WrappedDataKey, new_data_key
 
 COLUMN, OTHER_COLUMN = b"card.holder_sealed", b"card.number_sealed"
 ROW, OTHER_ROW = uuid4().bytes, uuid4().bytes
@@ -29,25 +29,55 @@ def key(use: KeyUse, number: int = 1) -> Key:
 KEK, OTHER_KEK = key(KeyUse.KEK), key(KeyUse.KEK)
 
 
+ALGORITHMS: tuple[SealingAlgorithm, ...] = ("SM4-GCM", "AES-256-GCM")
+SM4, AES = 1, 3  # data keys of SEALER
+
+
 def sealer_of(*ids: int, kek: Key = KEK) -> Sealer:
+    """Odd and even ids are two keys of one algorithm: 1 and 2 of SM4-GCM, 3 and 4 of AES-256-GCM."""
     sealer = Sealer()
-    sealer.add([WrappedDataKey(number, kek.kid, AES_256_GCM, new_data_key(kek)) for number in ids], KeyStore([kek]))
+    rows = [WrappedDataKey(number, *new_data_key(kek, ALGORITHMS[(number - 1) // 2 % 2])) for number in ids]
+    sealer.add(rows, KeyStore([kek]))
     return sealer
 
 
-SEALER = sealer_of(1, 2)
+SEALER = sealer_of(1, 2, 3, 4)
+each_algorithm = pytest.mark.parametrize("data_key", [SM4, AES], ids=ALGORITHMS)
 
 
-@given(st.binary(max_size=500))
-def test_what_is_sealed_opens_again_and_shows_nothing(plaintext: bytes) -> None:
-    sealed = SEALER.seal(1, COLUMN, ROW, plaintext)
+@each_algorithm
+@given(plaintext=st.binary(max_size=500))
+def test_what_is_sealed_opens_again_and_shows_nothing(data_key: int, plaintext: bytes) -> None:
+    sealed = SEALER.seal(data_key, COLUMN, ROW, plaintext)
     assert SEALER.open(COLUMN, ROW, sealed) == plaintext
     assert len(sealed) == 1 + 4 + 12 + len(plaintext) + 16
     assert len(plaintext) < 4 or plaintext not in sealed
 
 
-def test_the_same_text_is_sealed_differently_each_time() -> None:
-    assert len({SEALER.seal(1, COLUMN, ROW, TEXT) for _ in range(100)}) == 100
+@each_algorithm
+def test_a_sealed_value_names_its_algorithm_and_data_key(data_key: int) -> None:
+    sealed = SEALER.seal(data_key, COLUMN, ROW, TEXT)
+    assert sealed[:5] == {SM4: b"\x02", AES: b"\x01"}[data_key] + data_key.to_bytes(4, "big")
+    assert SEALER.knows(sealed) and not SEALER.knows(b"\x03" + sealed[1:]) and not sealer_of(2).knows(sealed)
+
+
+@each_algorithm
+def test_the_same_text_is_sealed_differently_each_time(data_key: int) -> None:
+    assert len({SEALER.seal(data_key, COLUMN, ROW, TEXT) for _ in range(100)}) == 100
+
+
+OLD_DATA_KEY = "1d424a927b4767236227daab7dfe278edaeb52e8558551f527131161bd7ff45e4524ed443c9536b7"
+OLD_SEALED = (
+    "010000000795afb38b990d39539237ff136258a1d161d9a3f12b2e8e4103c7ebc0e36a68bc48e69d96610bb3e4f5488209e02848c466cd49"
+)
+
+
+def test_what_aes_sealed_before_sm4_was_the_default_stays_readable() -> None:
+    """A value of the first release, byte for byte: AES-256-GCM, data key 7 under a KEK of zeros."""
+    sealer, kek = Sealer(), Key("kek-1", KeyUse.KEK, bytes(32))
+    wrapped = bytes.fromhex(OLD_DATA_KEY)
+    sealer.add([WrappedDataKey(7, "kek-1", "AES-256-GCM", wrapped)], KeyStore([kek]))
+    assert sealer.open(COLUMN, bytes(16), bytes.fromhex(OLD_SEALED)) == TEXT
 
 
 def with_data_key(sealed: bytes, number: int) -> bytes:
@@ -58,30 +88,39 @@ MOVED: dict[str, Callable[[bytes], tuple[bytes, bytes, bytes]]] = {
     "to another row": lambda sealed: (COLUMN, OTHER_ROW, sealed),
     "to another column": lambda sealed: (OTHER_COLUMN, ROW, sealed),
     "to a column whose name ends where the row begins": lambda sealed: (COLUMN + ROW[:1], ROW[1:] + b"x", sealed),
-    "to another data key": lambda sealed: (COLUMN, ROW, with_data_key(sealed, 2)),
+    "to another data key": lambda sealed: (COLUMN, ROW, with_data_key(sealed, sealed[4] + 1)),
 }
 
 
+@each_algorithm
 @pytest.mark.parametrize("how", MOVED)
-def test_a_sealed_value_that_was_moved_does_not_open(how: str) -> None:
+def test_a_sealed_value_that_was_moved_does_not_open(how: str, data_key: int) -> None:
     with pytest.raises(SealError):
-        SEALER.open(*MOVED[how](SEALER.seal(1, COLUMN, ROW, TEXT)))
+        SEALER.open(*MOVED[how](SEALER.seal(data_key, COLUMN, ROW, TEXT)))
 
 
-@given(st.data())
-def test_a_sealed_value_with_any_byte_changed_does_not_open(data: st.DataObject) -> None:
-    sealed = bytearray(SEALER.seal(1, COLUMN, ROW, TEXT))
+@each_algorithm
+@given(data=st.data())
+def test_a_sealed_value_with_any_byte_changed_does_not_open(data_key: int, data: st.DataObject) -> None:
+    sealed = bytearray(SEALER.seal(data_key, COLUMN, ROW, TEXT))
     place = data.draw(st.integers(0, len(sealed) - 1))
     sealed[place] ^= data.draw(st.integers(1, 255))
     with pytest.raises((SealError, UnknownDataKey)):
         SEALER.open(COLUMN, ROW, bytes(sealed))
 
 
+@each_algorithm
 @pytest.mark.parametrize("length", [0, 1, 4, 5, 16, 17, 32, 33])
-def test_a_sealed_value_that_was_cut_does_not_open(length: int) -> None:
-    sealed = SEALER.seal(1, COLUMN, ROW, TEXT)
+def test_a_sealed_value_that_was_cut_does_not_open(length: int, data_key: int) -> None:
+    sealed = SEALER.seal(data_key, COLUMN, ROW, TEXT)
     with pytest.raises(SealError):
         SEALER.open(COLUMN, ROW, sealed[:length])
+
+
+@given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda rest: b"\x02\0\0\0\x01" + rest))
+def test_garbage_is_refused_in_words_we_know(sealed: bytes) -> None:
+    with pytest.raises((SealError, UnknownDataKey)):
+        SEALER.open(COLUMN, ROW, sealed)
 
 
 def test_a_data_key_that_is_not_loaded_is_told_apart_from_tampering() -> None:
@@ -98,13 +137,23 @@ def test_a_data_key_of_the_same_number_and_another_secret_does_not_open() -> Non
 @pytest.mark.parametrize(
     ("row", "error"),
     [
-        (WrappedDataKey(1, "kek-1", AES_256_GCM, new_data_key(OTHER_KEK)), SealError),
-        (WrappedDataKey(1, "kek-1", AES_256_GCM, new_data_key(KEK)[:-1]), SealError),
-        (WrappedDataKey(1, "kek-1", AES_256_GCM, b""), SealError),
-        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(KEK)), SealError),
-        (WrappedDataKey(1, "kek-2", AES_256_GCM, new_data_key(KEK)), KeyStoreError),
+        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(OTHER_KEK).wrapped), SealError),
+        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(KEK).wrapped[:-1]), SealError),
+        (WrappedDataKey(1, "kek-1", "SM4-GCM", b""), SealError),
+        (WrappedDataKey(1, "kek-1", "SM4-CBC", new_data_key(KEK).wrapped), SealError),
+        (WrappedDataKey(1, "kek-1", "AES-256-GCM", new_data_key(KEK, "SM4-GCM").wrapped), SealError),
+        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(KEK, "AES-256-GCM").wrapped), SealError),
+        (WrappedDataKey(1, "kek-2", "SM4-GCM", new_data_key(KEK).wrapped), KeyStoreError),
     ],
-    ids=["wrapped by another KEK", "cut", "empty", "another algorithm", "an unknown KEK"],
+    ids=[
+        "wrapped by another KEK",
+        "cut",
+        "empty",
+        "another algorithm",
+        "16 bytes for AES",
+        "32 for SM4",
+        "an unknown KEK",
+    ],
 )
 def test_a_data_key_that_does_not_unwrap_is_refused(row: WrappedDataKey, error: type[Exception]) -> None:
     with pytest.raises(error):
@@ -112,7 +161,7 @@ def test_a_data_key_that_does_not_unwrap_is_refused(row: WrappedDataKey, error: 
 
 
 def test_data_keys_are_all_different() -> None:
-    assert len({new_data_key(KEK) for _ in range(50)}) == 50
+    assert len({new_data_key(KEK).wrapped for _ in range(50)}) == 50
 
 
 @pytest.fixture

@@ -1,0 +1,165 @@
+// A client of the 一卡通 gateway to copy into your own program: tokens, verify, signed effects that are safe to retry.
+//
+// Node 18 or later, no packages; a caller that signs with SM2 also needs `sm-crypto` (0.5.8 or later: old ones guess
+// their random numbers).
+import { createHash, createPrivateKey, randomUUID, sign as nodeSign } from "node:crypto";
+import { existsSync, readFileSync, realpathSync } from "node:fs";
+import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
+
+const COVERED = ["@method", "@authority", "@path", "@query", "content-digest", "authorization", "idempotency-key"];
+const ATTEMPTS = 4;
+const USAGE = `yikatong.mjs CALLER_FILE token
+yikatong.mjs CALLER_FILE verify CARD_NUMBER CARD_IDENTIFIER SCENE
+yikatong.mjs CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
+yikatong.mjs CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]`;
+
+export class Client {
+  #token = "";
+  #tokenUntil = 0;
+
+  /** `caller` is the content of a caller's file. */
+  constructor(caller) {
+    this.caller = caller;
+    const url = new URL(caller.token_url);
+    this.origin = url.origin;
+    this.authority = url.host; // as fetch sends it: lower case, and a port only if it is not the scheme's own
+  }
+
+  /** An access token, kept until it nears its end. */
+  async token() {
+    const now = Math.floor(Date.now() / 1000);
+    if (now > this.#tokenUntil - 60) {
+      const { client_id: me, issuer, alg, kid } = this.caller;
+      const claims = { iss: me, sub: me, aud: issuer, iat: now, exp: now + 60, jti: randomUUID() };
+      const signed = [{ alg, kid, typ: "JWT" }, claims]
+        .map((part) => Buffer.from(JSON.stringify(part)).toString("base64url"))
+        .join(".");
+      const form = new URLSearchParams({
+        grant_type: "client_credentials",
+        client_assertion_type: "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+        client_assertion: `${signed}.${sign(this.caller, signed).toString("base64url")}`,
+      });
+      const headers = { "content-type": "application/x-www-form-urlencoded" };
+      const answer = await this.#post("/oauth2/token", form.toString(), headers);
+      if (answer.status !== 200) throw new Error(`no token: ${answer.status} ${answer.body}`);
+      const granted = JSON.parse(answer.body);
+      this.#token = granted.access_token;
+      this.#tokenUntil = now + granted.expires_in;
+    }
+    return this.#token;
+  }
+
+  async verify(presentation, scene, terminalId) {
+    const body = JSON.stringify({ presentation, scene, terminal_id: terminalId });
+    const headers = { "content-type": "application/json", authorization: `Bearer ${await this.token()}` };
+    return this.#post("/v1/cards/verify", body, headers);
+  }
+
+  reportLoss(presentation, key, kind = "temporary") {
+    return this.effect("/v1/cards/loss-reports", { presentation, kind }, key);
+  }
+
+  release(reference, key) {
+    return this.effect(`/v1/cards/loss-reports/${reference}/release`, {}, key);
+  }
+
+  /** Put a new signing key in the place of the present one, which signs this request. */
+  rotate(publicJwk, key) {
+    return this.effect("/v1/callers/self/keys", { use: "signing", jwk: publicJwk, retire: this.caller.signing.kid }, key);
+  }
+
+  /**
+   * A signed POST. Store `key` before you call, and call again with it until there is an answer: it happens once.
+   * Asks again by itself after a broken connection, and where the gateway says when (Retry-After).
+   */
+  async effect(target, body, key) {
+    const raw = JSON.stringify(body);
+    for (let attempt = 1; ; attempt++) {
+      let wait = attempt;
+      const headers = await this.#effectHeaders(target, raw, key);
+      try {
+        const answer = await this.#post(target, raw, headers);
+        const later = answer.headers.get("retry-after");
+        if (attempt === ATTEMPTS || answer.status < 400 || later === null) return answer;
+        wait = Number(later);
+      } catch (error) {
+        if (attempt === ATTEMPTS) throw error;
+      }
+      await new Promise((resume) => setTimeout(resume, wait * 1000));
+    }
+  }
+
+  /** RFC 9421, with a new `created`: an old signature is refused after five minutes. */
+  async #effectHeaders(target, raw, key) {
+    const authorization = `Bearer ${await this.token()}`;
+    const headers = { "content-type": "application/json", authorization, "idempotency-key": key };
+    const signing = this.caller.signing;
+    if (signing === undefined) return headers; // the gateway lets this caller send effects unsigned
+    headers["content-digest"] = digest(signing.alg, raw);
+    const [path, query = ""] = target.split(/\?(.*)/s);
+    const values = { "@method": "POST", "@authority": this.authority, "@path": path, "@query": `?${query}`, ...headers };
+    const created = Math.floor(Date.now() / 1000);
+    const names = COVERED.map((name) => `"${name}"`).join(" ");
+    const parameters = `(${names});created=${created};keyid="${signing.kid}";alg="${signing.alg}";tag="yikatong-v1"`;
+    const lines = [...COVERED.map((name) => `"${name}": ${values[name]}`), `"@signature-params": ${parameters}`];
+    const signature = sign(signing, lines.join("\n")).toString("base64");
+    return { ...headers, "signature-input": `sig1=${parameters}`, signature: `sig1=:${signature}:` };
+  }
+
+  async #post(target, body, headers) {
+    const options = { method: "POST", body, headers, redirect: "error", signal: AbortSignal.timeout(10_000) };
+    const answer = await fetch(this.origin + target, options);
+    return { status: answer.status, headers: answer.headers, body: await answer.text() };
+  }
+}
+
+/** `key`: a caller's file (for its tokens) or the `signing` block in it (for its effects). */
+export function sign(key, message) {
+  const bytes = Buffer.from(message);
+  if (key.alg === "sm2-sm3") {
+    const options = { der: true, hash: true, publicKey: key.public_key_hex, userId: "1234567812345678" };
+    return Buffer.from(smCrypto().sm2.doSignature(bytes, key.private_key_hex, options), "hex");
+  }
+  const secret = createPrivateKey({ key: key.private_jwk, format: "jwk" });
+  if (key.alg === "EdDSA" || key.alg === "ed25519") return nodeSign(null, bytes, secret);
+  return nodeSign("sha256", bytes, { key: secret, dsaEncoding: "ieee-p1363" }); // r‖s, 64 bytes
+}
+
+/** Content-Digest: a caller that signs with SM2 stays with the national algorithms. */
+export function digest(algorithm, raw) {
+  if (algorithm === "sm2-sm3") return `sm3=:${Buffer.from(smCrypto().sm3(Buffer.from(raw)), "hex").toString("base64")}:`;
+  return `sha-256=:${createHash("sha256").update(raw).digest("base64")}:`;
+}
+
+function smCrypto() {
+  return createRequire(import.meta.url)("sm-crypto"); // only those who need it install it
+}
+
+async function main(file, command, ...given) {
+  const client = new Client(JSON.parse(readFileSync(file, "utf8")));
+  if (command === "token") return console.log(await client.token());
+  const key = given[{ lose: 2, release: 1 }[command]] ?? randomUUID();
+  if (command !== "verify") console.error(`Idempotency-Key: ${key}`); // before it is used: with it you may ask again
+  const card = { type: "chip_card", card_number: given[0], card_identifier: given[1] };
+  const answer = await {
+    verify: () => client.verify(card, given[2], "T-0001"),
+    lose: () => client.reportLoss(card, key),
+    release: () => client.release(given[0], key),
+  }[command]();
+  console.error(`${answer.status}${answer.headers.has("idempotency-replayed") ? " (replayed)" : ""}`);
+  console.log(answer.body);
+  process.exitCode = answer.status >= 400 ? 1 : 0;
+}
+
+if (existsSync(process.argv[1] ?? "") && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  const given = process.argv.slice(2);
+  const counts = { token: [0], verify: [3], lose: [2, 3], release: [1, 2] };
+  try {
+    if (!Object.hasOwn(counts, given[1] ?? "") || !counts[given[1]].includes(given.length - 2)) throw new Error(USAGE);
+    await main(...given);
+  } catch (error) {
+    console.error((error.cause ?? error).message);
+    process.exitCode = 1;
+  }
+}

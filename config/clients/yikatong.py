@@ -1,0 +1,195 @@
+"""A client of the 一卡通 gateway to copy into your own program: tokens, verify, signed effects that are safe to retry.
+
+Python 3.9 or later and `cryptography`; a caller that signs with SM2 also needs `gmssl-fast`.
+"""
+
+import base64
+import hashlib
+import http.client
+import json
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode, urlsplit
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+
+COVERED = ("@method", "@authority", "@path", "@query", "content-digest", "authorization", "idempotency-key")
+ATTEMPTS = 4
+USAGE = """yikatong.py CALLER_FILE token
+yikatong.py CALLER_FILE verify CARD_NUMBER CARD_IDENTIFIER SCENE
+yikatong.py CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
+yikatong.py CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]"""
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Any
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """`caller` is the content of a caller's file."""
+
+    def __init__(self, caller: dict[str, Any]) -> None:
+        self.caller = caller
+        url = urlsplit(caller["token_url"])
+        self.secure = url.scheme == "https"
+        # what the signature calls @authority: lower case, and a port only if it is not the scheme's own
+        self.authority = url.netloc.lower().removesuffix(":443" if self.secure else ":80")
+        self._token, self._token_until = "", 0.0
+
+    def token(self) -> str:
+        """An access token, kept until it nears its end."""
+        now = time.time()
+        if now > self._token_until - 60:
+            me = self.caller["client_id"]
+            head = {"alg": self.caller["alg"], "kid": self.caller["kid"], "typ": "JWT"}
+            claims = {"iss": me, "sub": me, "aud": self.caller["issuer"], "jti": str(uuid.uuid4())}
+            claims |= {"iat": int(now), "exp": int(now) + 60}
+            signed = ".".join(_b64url(json.dumps(part).encode()) for part in (head, claims))
+            form = {
+                "grant_type": "client_credentials",
+                "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+                "client_assertion": signed + "." + _b64url(sign(self.caller, signed.encode())),
+            }
+            answer = self._post("/oauth2/token", urlencode(form), {"Content-Type": "application/x-www-form-urlencoded"})
+            if answer.status != 200:
+                raise RuntimeError(f"no token: {answer.status} {answer.body.decode()}")
+            self._token, self._token_until = answer.json()["access_token"], now + answer.json()["expires_in"]
+        return self._token
+
+    def verify(self, presentation: dict[str, Any], scene: str, terminal_id: str) -> Answer:
+        body = json.dumps({"presentation": presentation, "scene": scene, "terminal_id": terminal_id})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token()}"}
+        return self._post("/v1/cards/verify", body, headers)
+
+    def report_loss(self, presentation: dict[str, Any], key: str, kind: str = "temporary") -> Answer:
+        return self.effect("/v1/cards/loss-reports", {"presentation": presentation, "kind": kind}, key)
+
+    def release(self, reference: str, key: str) -> Answer:
+        return self.effect(f"/v1/cards/loss-reports/{reference}/release", {}, key)
+
+    def rotate(self, public_jwk: dict[str, str], key: str) -> Answer:
+        """Put a new signing key in the place of the present one, which signs this request."""
+        body = {"use": "signing", "jwk": public_jwk, "retire": self.caller["signing"]["kid"]}
+        return self.effect("/v1/callers/self/keys", body, key)
+
+    def effect(self, target: str, body: Any, key: str) -> Answer:
+        """A signed POST. Store `key` before you call, and call again with it until there is an answer: it happens once.
+
+        Asks again by itself after a broken connection, and where the gateway says when (Retry-After).
+        """
+        raw = json.dumps(body)
+        for attempt in range(1, ATTEMPTS + 1):
+            wait = float(attempt)
+            headers = self._effect_headers(target, raw.encode(), key)
+            try:
+                answer = self._post(target, raw, headers)
+                if attempt == ATTEMPTS or answer.status < 400 or "Retry-After" not in answer.headers:
+                    return answer
+                wait = float(answer.headers["Retry-After"])
+            except (OSError, http.client.HTTPException):
+                if attempt == ATTEMPTS:
+                    raise
+            time.sleep(wait)
+        raise AssertionError
+
+    def _effect_headers(self, target: str, raw: bytes, key: str) -> dict[str, str]:
+        """RFC 9421, with a new `created`: an old signature is refused after five minutes."""
+        headers = {
+            "content-type": "application/json",
+            "authorization": f"Bearer {self.token()}",
+            "idempotency-key": key,
+        }
+        signing = self.caller.get("signing")
+        if signing is None:  # the gateway lets this caller send effects unsigned
+            return headers
+        headers["content-digest"] = digest(signing["alg"], raw)
+        path, _, query = target.partition("?")
+        values = {"@method": "POST", "@authority": self.authority, "@path": path, "@query": f"?{query}", **headers}
+        names = " ".join(f'"{name}"' for name in COVERED)
+        parameters = f'({names});created={int(time.time())};keyid="{signing["kid"]}"'
+        parameters += f';alg="{signing["alg"]}";tag="yikatong-v1"'
+        lines = [f'"{name}": {values[name]}' for name in COVERED] + [f'"@signature-params": {parameters}']
+        signature = base64.b64encode(sign(signing, "\n".join(lines).encode())).decode()
+        return headers | {"signature-input": f"sig1={parameters}", "signature": f"sig1=:{signature}:"}
+
+    def _post(self, target: str, body: str, headers: dict[str, str]) -> Answer:
+        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+        connection = kind(self.authority, timeout=10)
+        try:
+            connection.request("POST", target, body.encode(), headers | {"Host": self.authority})
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.headers, answer.read())
+        finally:
+            connection.close()
+
+
+def sign(key: dict[str, Any], message: bytes) -> bytes:
+    """`key`: a caller's file (for its tokens) or the `signing` block in it (for its effects)."""
+    if key["alg"] == "sm2-sm3":  # DER, user id 1234567812345678 (the default of gmssl-fast)
+        from gmssl_fast import SM2
+
+        pair = SM2(key["private_key_hex"], key["public_key_hex"]).sign(message)
+        return encode_dss_signature(int.from_bytes(pair[:32], "big"), int.from_bytes(pair[32:], "big"))
+    secret = _unb64url(key["private_jwk"]["d"])
+    if key["alg"] in ("EdDSA", "ed25519"):
+        return Ed25519PrivateKey.from_private_bytes(secret).sign(message)
+    private = ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256R1())
+    r, s = decode_dss_signature(private.sign(message, ec.ECDSA(SHA256())))
+    return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def digest(algorithm: str, raw: bytes) -> str:
+    """Content-Digest: a caller that signs with SM2 stays with the national algorithms."""
+    if algorithm == "sm2-sm3":
+        from gmssl_fast import sm3
+
+        return f"sm3=:{base64.b64encode(sm3(raw)).decode()}:"
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(raw).digest()).decode()}:"
+
+
+def _b64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _unb64url(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def main(file: str, command: str, *arguments: str) -> int:
+    client = Client(json.loads(Path(file).read_text()))
+    if command == "token":
+        print(client.token())
+        return 0
+    key = arguments[-1] if len(arguments) == {"lose": 3, "release": 2}.get(command) else str(uuid.uuid4())
+    if command != "verify":
+        print(f"Idempotency-Key: {key}", file=sys.stderr)  # before it is used: with it you may ask again
+    if command == "release":
+        answer = client.release(arguments[0], key)
+    else:
+        card = {"type": "chip_card", "card_number": arguments[0], "card_identifier": arguments[1]}
+        answer = client.verify(card, arguments[2], "T-0001") if command == "verify" else client.report_loss(card, key)
+    replayed = " (replayed)" if answer.headers["Idempotency-Replayed"] else ""
+    print(f"{answer.status}{replayed}", file=sys.stderr)
+    print(answer.body.decode())
+    return int(answer.status >= 400)
+
+
+if __name__ == "__main__":
+    counts = {"token": (0,), "verify": (3,), "lose": (2, 3), "release": (1, 2)}
+    if len(sys.argv) - 3 not in counts.get(sys.argv[2] if len(sys.argv) > 2 else "", ()):
+        sys.exit(USAGE)
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"yikatong.py: {error}")

@@ -1,0 +1,75 @@
+"""What operators ask on the command line of a gateway's database, while it runs."""
+
+import datetime as dt
+from uuid import UUID
+
+import asyncpg
+
+from gateway.crypto.key_store import open_folder
+from gateway.domain.masking import Secret
+from gateway.domain.times import CHINA
+from gateway.flows.replay_evidence import replay
+from gateway.flows.rotate_own_keys import status, wrapped_by
+from gateway.settings import Settings
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.pool import connect
+
+
+def database_of(settings: Settings) -> Secret[str]:
+    """DATABASE_URL, or the embedded server of the data folder (which a running gateway has started)."""
+    url = settings.gateway.database.url
+    return url or Secret(EmbeddedPostgres(settings.data_dir).dsn)
+
+
+async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tuple[list[str], bool]:
+    """(lines to print, whether every check holds). Raises KeyStoreError, SealError, OSError, asyncpg.PostgresError."""
+    keys = open_folder(settings.keys_dir)
+    connection = await connect(database_of(settings), settings.gateway.database, "yikatong operator")
+    try:
+        recorded, replayed = await replay(connection, keys, reference)
+    finally:
+        await connection.close()
+    if recorded is None:
+        return ["there is no such operation"], False
+    operation = recorded.operation
+    lines = [
+        f"operation  {operation.kind} {operation.reference}: {operation.result}"
+        + (f" ({operation.reason})" if operation.reason else ""),
+        f"caller     {operation.caller}",
+        f"recorded   {recorded.recorded_at.astimezone(CHINA).isoformat(timespec='milliseconds')}",
+    ]
+    if operation.card_status_before is not None:
+        lines.append(f"card       AAZ502 {operation.card_status_before} -> {operation.card_status_after}")
+    if operation.parent is not None:
+        lines.append(f"undoes     {operation.parent}")
+    if replayed is None:
+        return [*lines, "signed     no: this caller may leave its signature out"], True
+    assert operation.signed_at is not None
+    signed_at = operation.signed_at.astimezone(CHINA).isoformat()
+    lines += [
+        f"signed     {signed_at} with {operation.key_id} ({operation.algorithm})",
+        f"key        {operation.public_jwk}",
+    ]
+    lines += [f"{'good' if good else 'WRONG':<10} {what}" for what, good in replayed.checks.items()]
+    if with_body:
+        lines += ["body       " + replayed.body.decode(errors="backslashreplace")]
+    return lines, all(replayed.checks.values())
+
+
+async def keys_table(settings: Settings, now: dt.datetime) -> list[str]:
+    """The lines of `keys status`; without a database it is unknown which KEKs are needed. Raises KeyStoreError."""
+    keys = open_folder(settings.keys_dir)
+    try:
+        wrapped = await wrapped_by(database_of(settings))
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        wrapped = None
+    lines = [f"{'use':<11}{'kid':<14}{'state':<10}{'since':<27}{'until':<27}note"]
+    for line in status(keys, now, settings.gateway.tokens.lifetime_s, wrapped):
+        since, until = _shown(line.since), _shown(line.until)
+        text = f"{line.use:<11}{line.kid:<14}{line.state:<10}{since:<27}{until:<27}{line.note}"
+        lines.append(text.rstrip())
+    return lines
+
+
+def _shown(time: dt.datetime | None) -> str:
+    return "-" if time is None else time.astimezone(CHINA).isoformat(" ", "seconds")
