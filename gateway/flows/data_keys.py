@@ -54,11 +54,3 @@ class DataKeys:
         if not self.sealer.knows(sealed):
             await self.load()
         return self.sealer.open(column, row_id, sealed)
-
-    def _add(self, rows: Sequence[WrappedDataKey]) -> None:
-        try:
-            self.sealer.add(rows, self._keys.store)
-        except KeyStoreError:  # wrapped anew by a key that was made since the last look
-            if not self._keys.reload_if_changed():
-                raise
-            self.sealer.add(rows, self._keys.store)

@@ -7,7 +7,6 @@ first use and of one that is out within 5 s (directory.py).
 import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
 
 import msgspec
 
@@ -144,36 +143,3 @@ def _refuse_used(known: KnownCaller, use: KeyPurpose, rows: list[CallerKey], new
 
 def _invalid(field: str, message: str) -> Problem:
     return Problem("validation_failed", errors=[FieldError(field, message)])
-
-
-class KeyAsk(NamedTuple):
-    """What a caller wants of its keys."""
-
-    known: KnownCaller
-    use: KeyPurpose
-    jwk: dict[str, Any] | None
-    retire: str | None
-
-
-class RotateCallerKey:
-    """Kind of effect; `what` is a KeyAsk."""
-
-    name = "key_rotation"
-
-    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done | Problem]:
-        done: dict[UUID, Done | Problem] = {}
-        now = dt.datetime.now(dt.UTC)
-        # by caller: callers are locked one after the other, in one order everywhere
-        for asked in sorted(batch, key=lambda asked: asked.caller_id):
-            ask: KeyAsk = asked.what
-            try:
-                async with connection.transaction():  # a savepoint: what it did is undone if it is refused
-                    rotated = await rotate(connection, asked.caller_id, *ask, now)
-            except Problem as problem:
-                done[asked.reference] = problem
-            else:
-                body = _encode(CallerKeys(rotated.use, rotated.keys, rotated.kid or msgspec.UNSET))
-                done[asked.reference] = Done(
-                    Answer(200, body), Operation(asked.reference, self.name, asked.caller_id, result="accepted")
-                )
-        return [done[asked.reference] for asked in batch]

@@ -10,6 +10,7 @@ import asyncpg
 from gateway.crypto.key_store import KeyStore, KeyUse, create_next, open_folder
 from gateway.crypto.rotation import State, schedule
 from gateway.crypto.sealing import WrappedDataKey, rewrap
+from gateway.domain.masking import Secret
 from gateway.store import data_keys
 
 STAY: Mapping[str, str] = {
@@ -31,11 +32,11 @@ class KeyLine(NamedTuple):
     note: str
 
 
-async def rotate_kek(folder: Path, dsn: str, now: dt.datetime) -> tuple[str, int]:
+async def rotate_kek(folder: Path, dsn: Secret[str], now: dt.datetime) -> tuple[str, int]:
     """(new kid, data keys that it wraps now). Running workers go on: they hold the data keys, and look for the new file
     when they meet its name. Raises KeyStoreError, SealError, OSError, asyncpg.PostgresError.
     """
-    connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await asyncpg.connect(dsn.reveal(), timeout=10)
     try:
         store = open_folder(folder)
         for row in await data_keys.load(connection):  # before a file is made for nothing
@@ -51,9 +52,9 @@ async def rotate_kek(folder: Path, dsn: str, now: dt.datetime) -> tuple[str, int
         await connection.close()
 
 
-async def wrapped_by(dsn: str) -> dict[str, int]:
+async def wrapped_by(dsn: Secret[str]) -> dict[str, int]:
     """How many data keys each KEK wraps."""
-    connection = await asyncpg.connect(dsn, timeout=5)
+    connection = await asyncpg.connect(dsn.reveal(), timeout=5)
     try:
         counts: dict[str, int] = {}
         for row in await data_keys.load(connection):

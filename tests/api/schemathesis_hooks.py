@@ -139,7 +139,7 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str,
         make_sense(case.body)
     elif case.path == KEYS:  # the first is taken; of the others there are too many
         x = base64.urlsafe_b64encode(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).rstrip(b"=")
-        jwk = {"kty": "OKP", "crv": "Ed25519", "kid": secrets.token_hex(8), "x": x.decode()}
+        jwk: dict[str, Any] = {"kty": "OKP", "crv": "Ed25519", "kid": secrets.token_hex(8), "x": x.decode()}
         case.body.update({"use": "signing", "jwk": jwk, "retire": None})
     elif case.path == REPORT:
         case.body.update({"presentation": CARD, "card_number": None, "id_number": None})
