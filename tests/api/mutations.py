@@ -351,7 +351,7 @@ def signed_otherwise(parts: Parts, other: Signing) -> Iterator[tuple[str, Sent]]
         "-1",
         str(-now),
         str(now - 310),
-        str(now + 310),
+        str(now + 1000),
         str(now - 86_400),
         str(now + 86_400),
         str(now * 1000),

@@ -272,7 +272,7 @@ CREATE TRIGGER poison BEFORE INSERT ON operation FOR EACH ROW EXECUTE FUNCTION r
 """
 
 
-@pytest.mark.parametrize("sqlstate", ["23514", "22012", "P0001", "40001"])
+@pytest.mark.parametrize("sqlstate", ["23514", "40001"])
 async def test_an_effect_that_the_database_refuses_fails_alone(alone: Client, sqlstate: str) -> None:
     """63 others are on their way with it; its key is free, and works once the database takes it."""
     gateway = alone.gateway
@@ -385,6 +385,7 @@ async def cross(gateway: Running, kiosk: Client, bureau: Client) -> None:
     print(f"\n{sum(statuses.values())} effects: {dict(statuses)}, {deadlocks} deadlocks, {undone} undone")
     assert not {status for status in statuses if status.startswith("5")}, statuses
     assert deadlocks == 0 and done == kept
+    assert undone <= 3, "who waits in a circle gives up after claim_timeout, is undone and tries again"
     assert "effect failed" not in gateway.log and "batch failed" not in gateway.log
     assert statuses["200"] >= CROSSED * 3 // 4, "keys that are in use or were used otherwise are the few"
     assert statuses["409 idempotency_key_in_use"] <= CROSSED // 20, "nobody waits for a card so long that it gives up"
