@@ -150,6 +150,7 @@ async def test_64_at_once_over_two_workers_are_one_effect(gateway: Running, kios
     assert len(await operations_of(gateway, [await card_id_of(gateway, done[0].body)])) == 1
 
 
+@pytest.mark.timeout(1800)
 async def test_replays_leave_nothing_behind(gateway: Running, kiosk: Client) -> None:
     """16 effects, repeated for ever by 16 callers: the same bytes, no row and no memory more."""
     wanted = [(report_of(await add_card(gateway)), fresh_key()) for _ in range(16)]
@@ -342,6 +343,7 @@ async def test_who_waits_for_another_process_gets_its_answer(gateway: Running, k
 # --- in opposite orders -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(900)
 async def test_crossed_keys_and_cards_never_wait_in_a_circle(
     postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
