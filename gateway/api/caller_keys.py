@@ -5,10 +5,10 @@ from aiohttp import web
 
 from gateway.api.effects import do_once
 from gateway.api.middleware import Call
-from gateway.api.payloads import KeyChange, decoder
+from gateway.api.payloads import KeyChange, effect_decoder
 from gateway.flows.rotate_caller_key import Change
 
-_decode = decoder(KeyChange)
+_decode = effect_decoder(KeyChange)
 
 
 async def change_keys(call: Call) -> web.Response:

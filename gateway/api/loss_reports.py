@@ -7,15 +7,15 @@ from aiohttp import web
 
 from gateway.api.effects import do_once
 from gateway.api.middleware import Call
-from gateway.api.payloads import LossRelease, LossReport, decoder
+from gateway.api.payloads import LossRelease, LossReport, effect_decoder
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.ids import is_id_number
 from gateway.domain.times import CHINA
 from gateway.flows.report_loss import Report
 from gateway.store.losses import Wanted
 
-_decode_report = decoder(LossReport)
-_decode_release = decoder(LossRelease)
+_decode_report = effect_decoder(LossReport)
+_decode_release = effect_decoder(LossRelease)
 
 
 async def report_loss(call: Call) -> web.Response:

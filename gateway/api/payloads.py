@@ -1,6 +1,7 @@
 """What requests and answers look like: the types that decode them also make the published contract."""
 
 import datetime as dt
+import json
 import re
 from typing import Annotated, Any
 
@@ -193,3 +194,20 @@ def decoder(kind: Any) -> Any:
             raise Problem("malformed_json") from None
 
     return checked
+
+
+def effect_decoder(kind: Any) -> Any:
+    """decoder() for what is signed: a field given twice is refused, as two readers could read two things from it."""
+    decode = decoder(kind)
+
+    def checked(body: bytes) -> Any:
+        asked = decode(body)  # first: it knows no deep nesting
+        json.loads(body, object_pairs_hook=_each_once, parse_int=str)
+        return asked
+
+    return checked
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise Problem("validation_failed", errors=[FieldError("$", "has a field twice")])

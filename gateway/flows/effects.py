@@ -25,10 +25,12 @@ from gateway.crypto.randomness import RandomBytes
 from gateway.domain.errors import Problem, unavailable
 from gateway.domain.ids import uuid7
 from gateway.flows.data_keys import DataKeys
+from gateway.log import describe
 from gateway.metrics import EFFECTS
 from gateway.store import idempotency, operations
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.operations import Operation
+from gateway.store.pool import GONE
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection, Connection
@@ -38,6 +40,8 @@ log = structlog.get_logger()
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _ANSWER_COLUMN = b"idempotency_key.answer_sealed"
 PROOF_COLUMN = b"operation.proof_sealed"
+_AGAIN_MS = 10
+"""How long an effect may wait for a lock when its batch has waited already: all of them within the deadline."""
 
 
 def is_key(text: str) -> bool:
@@ -95,6 +99,10 @@ class Effect(NamedTuple):
     key: str
     fingerprint: bytes
     evidence: Evidence | None
+
+    @property
+    def claim(self) -> idempotency.KeyOf:
+        return self.asked.caller_id, self.key
 
 
 class Ended(NamedTuple):
@@ -165,45 +173,63 @@ class Effects:
     async def _execute(
         self, connection: "Connection", batch: Sequence[Effect], timeout: float
     ) -> Sequence[Ended | Problem]:
-        async with asyncio.timeout(timeout):  # past it the connection is given up, and with it the transaction
+        # past it the connection is given up, and with it the transaction: to cancel a statement, or to roll back,
+        # would need a database that answers
+        cut_off = asyncio.get_running_loop().call_later(timeout, connection.terminate)
+        try:
             keys = await self._data_keys.current(connection, ("answers", "operations"))
-            return await self._attempt(connection, batch, keys)
+            ended: dict[idempotency.KeyOf, Ended | Problem] = {}
+            # one kind a transaction: each locks in an order of its own, and two orders in one could cross
+            for _, group in groupby(sorted(batch, key=_kind_of), key=_kind_of):
+                effects = list(group)
+                for effect, end in zip(effects, await self._attempt(connection, effects, keys), strict=True):
+                    ended[effect.claim] = end
+            return [ended[effect.claim] for effect in batch]
+        finally:
+            cut_off.cancel()
 
     async def _attempt(
-        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int]
+        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
     ) -> Sequence[Ended | Problem]:
         try:
-            return await self._transact(connection, batch, data_keys)
-        except _KeyInUse:
+            return await self._transact(connection, batch, data_keys, waited)
+        except Exception as error:
             if len(batch) == 1:
-                return [Problem("idempotency_key_in_use", headers={"Retry-After": "1"})]
-        except asyncpg.PostgresError:
-            if len(batch) == 1:
+                return [_failure(error, batch[0])]
+            if isinstance(error, GONE) and not isinstance(error, asyncpg.PostgresError):
                 raise
+            waited = waited or isinstance(error, (_KeyInUse, asyncpg.LockNotAvailableError))
         # one of them fails, or has to wait for another process: each by itself, so that it is the only one
         ended: list[Ended | Problem] = []
         for effect in batch:
             try:
-                ended += await self._attempt(connection, [effect], data_keys)
+                ended += await self._attempt(connection, [effect], data_keys, waited)
             except asyncpg.PostgresError as error:
                 log.error("effect failed", kind=effect.kind.name, sqlstate=error.sqlstate)
                 ended.append(unavailable("the effect could not be written"))
         return ended
 
     async def _transact(
-        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int]
+        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
     ) -> list[Ended | Problem]:
-        effects = {(effect.asked.caller_id, effect.key): effect for effect in batch}
+        """One transaction for effects of one kind. `waited`: for locks, as a batch; now each hardly waits again."""
+        effects = {effect.claim: effect for effect in batch}
         assert len(effects) == len(batch), "run() lets one use of a key in at a time"
         ended: dict[idempotency.KeyOf, Ended | Problem] = {}
         async with connection.transaction():
+            if waited:
+                await connection.execute(f"SET LOCAL lock_timeout = {_AGAIN_MS}")
             fingerprints = [effect.fingerprint for effect in effects.values()]
             try:
                 claimed = await idempotency.claim(connection, list(effects), fingerprints)
             except asyncpg.LockNotAvailableError as error:
                 raise _KeyInUse from error
             await idempotency.wait_longer(connection)
-            done = await self._carry_out(connection, [effect for key, effect in effects.items() if key in claimed])
+            fresh = [effect for key, effect in effects.items() if key in claimed]
+            done: dict[idempotency.KeyOf, Done | Problem] = {}
+            if fresh:
+                results = await fresh[0].kind.perform(connection, [effect.asked for effect in fresh])
+                done = {effect.claim: each for effect, each in zip(fresh, results, strict=True)}
             ended |= {
                 key: each if isinstance(each, Problem) else Ended(each.answer, False) for key, each in done.items()
             }
@@ -213,18 +239,6 @@ class Effects:
             for key in replays:
                 ended[key] = await self._replay(key, effects[key], found.get(key))
         return [ended[key] for key in effects]
-
-    async def _carry_out(
-        self, connection: "Connection", fresh: Sequence[Effect]
-    ) -> dict[idempotency.KeyOf, Done | Problem]:
-        """Each kind at once for all of its effects."""
-        done: dict[idempotency.KeyOf, Done | Problem] = {}
-        for _, same in groupby(sorted(fresh, key=lambda effect: effect.kind.name), lambda effect: effect.kind.name):
-            group = list(same)
-            ended = await group[0].kind.perform(connection, [effect.asked for effect in group])
-            for effect, each in zip(group, ended, strict=True):
-                done[effect.asked.caller_id, effect.key] = each
-        return done
 
     async def _keep(
         self,
@@ -279,6 +293,25 @@ class Effects:
                 data_key_id, PROOF_COLUMN, operation.reference.bytes, evidence.base + b"\0" + evidence.body
             ),
         )
+
+
+def _failure(error: Exception, effect: Effect) -> Problem:
+    """What went wrong with one effect alone. Raises what is wrong with the database."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, _KeyInUse):
+        return Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return unavailable("another operation is at it")
+    if isinstance(error, (asyncpg.PostgresError, *GONE)):
+        raise error
+    # a mistake of ours, perhaps called forth by what this effect asks for: it must not end the loop for all others
+    log.error("effect failed", kind=effect.kind.name, exception=describe(type(error), error.__traceback__))
+    return Problem("internal")
+
+
+def _kind_of(effect: Effect) -> str:
+    return effect.kind.name
 
 
 def _row_id(key: idempotency.KeyOf) -> bytes:

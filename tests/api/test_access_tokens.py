@@ -17,6 +17,7 @@ from tests.running import Client, Raw, read_answer, request, send_raw, verify_bo
 
 SIGN_KID = "sign-1"
 VERDICT = b'{"presentation":{"type":"ecard_code","code":"12345678"},"scene":"parking.exit","terminal_id":"P-door"}'
+EFFECT = "/v1/cards/loss-reports"
 Forge = Callable[["Door"], str]
 
 
@@ -112,6 +113,8 @@ async def ask(client: Client, authorization: bytes | None, path: str, used: bool
     """Send exactly this Authorization header. The request id is fixed, so that bodies can be compared."""
     if path == "/v1/cards/verify":
         sent = request("POST", path, VERDICT, authorization=authorization, x_request_id="x")
+    elif path == EFFECT:
+        sent = request("POST", path, b"{}", authorization=authorization, x_request_id="x", idempotency_key="forged")
     else:
         sent = request("GET", path, authorization=authorization, x_request_id="x")
     return await send_raw(client.gateway.port, sent, used=used)
@@ -125,7 +128,7 @@ async def refusal(merchant: Client) -> bytes:
     return answer.body
 
 
-@pytest.mark.parametrize("path", ["/v1/cards/verify", "/v1/usage-events"])
+@pytest.mark.parametrize("path", ["/v1/cards/verify", "/v1/usage-events", EFFECT])
 @pytest.mark.parametrize("how", FORGED)
 async def test_a_forged_token_opens_nothing(merchant: Client, refusal: bytes, how: str, path: str) -> None:
     token = FORGED[how](Door(merchant, await merchant.token()))
