@@ -271,6 +271,8 @@ def main() -> None:
 
 def measure(bench: Bench, given: argparse.Namespace) -> None:
     only: set[str] = given.only
+    if any(bench.work.glob("lost-*.ndjson")):  # a bench that was broken off has left cards lost
+        bench.measure_effects(set(), given.beside_rate)
     if only & {"bare", "verify", "open", "ordinary"}:
         bench.measure_one_process(only)
     if "verify2" in only:

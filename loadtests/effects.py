@@ -36,6 +36,8 @@ AHEAD = 1.3
 RELEASE_SECONDS_MAX = 240.0
 RELEASE_TRIES = 3
 BESIDE_SLACK_S = 6.0
+"""The second driver is at work for so much longer than verify is measured."""
+DRAIN_S = 20.0
 BESIDE_CONNECTIONS = 192  # more than the lane of one worker takes ([sm2] threads + waiting_max)
 BESIDE_OPEN_CONNECTIONS = 256
 _REFERENCE = re.compile(rb'"reference":"([0-9a-f-]{36})"')
@@ -112,7 +114,7 @@ class Effects:
         self._reports: list[bytes] = []
         self._next = 0
         self._sample(environment)
-        for kind in KINDS[1:]:  # what a bench that was broken off has left lost
+        for kind in KINDS[1:]:  # what a bench that was broken off has left
             self._release(kind)
 
     def _sample(self, environment: dict[str, str]) -> None:
@@ -163,8 +165,8 @@ class Effects:
                 seconds = load.warmup + load.seconds + WARMUP_S + BESIDE_SLACK_S
                 self._rates[SM2.key] = max(SM2.expected, self._rates.get(SM2.key, 0.0))  # they must not run out
                 sm2 = replace(
-                    self._load(SM2, seconds), seconds=seconds, warmup=WARMUP_S, connections=BESIDE_CONNECTIONS,
-                    patient=True,
+                    self._load(SM2, seconds), seconds=seconds + DRAIN_S, warmup=WARMUP_S, patient=True,
+                    connections=BESIDE_CONNECTIONS,
                 )  # fmt: skip
                 with driving_beside(self._gateway, sm2) as beside:
                     bench.run(f"beside-{mode}", f"verify beside sm2, {words}", self._gateway, load, beside)
