@@ -190,8 +190,8 @@ class Load:
                 if self.plan.expect and self.plan.expect not in data:
                     result.errors["unexpected"] += 1
                     result.sample = result.sample or data.decode(errors="replace")
-            else:
-                result.sample = result.sample or data.decode(errors="replace")
+            elif not result.sample or (status != 503 and result.sample.startswith("HTTP/1.1 503")):
+                result.sample = data.decode(errors="replace")
             if self._next_mark and result.answers >= self._next_mark:
                 print(f"mark {result.answers}", flush=True)
                 self._next_mark += self.plan.count // self.plan.marks

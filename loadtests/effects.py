@@ -176,6 +176,10 @@ class Effects:
                     f"    sm2: {run.accepted_per_second:,.0f}/s accepted, {run.refused_per_second:,.0f}/s answered 503"
                     f", p99 {run.p99_ms:.1f} ms, failed {run.failed}"
                 )
+                if run.failed:
+                    bench.say(
+                        f"    {beside.found['by_status']} {beside.found['errors']} {beside.found['sample'][:300]}"
+                    )
                 self._release(SM2)
 
     def _verify_load(self) -> Load:
