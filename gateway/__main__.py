@@ -1,6 +1,7 @@
 """The command line: `python -m gateway --help`."""
 
 import asyncio
+import datetime as dt
 import os
 import sys
 from collections.abc import Coroutine, Iterator
@@ -17,6 +18,9 @@ cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
+keys = typer.Typer(help="The gateway's own keys: look at them, rotate them while it runs.", no_args_is_help=True)
+cli.add_typer(keys, name="keys")
+
 
 def _settings() -> Settings:
     try:
@@ -32,13 +36,16 @@ def _give_up(*lines: str) -> NoReturn:
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
+    from gateway.log import watch_loop
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        watch_loop(runner.get_loop())
         runner.run(main)
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """What keeps a process from starting, as one clear line instead of a traceback."""
+def _refusals(what: str = "cannot start") -> Iterator[None]:
+    """What keeps a process from its work, as one clear line instead of a traceback."""
     import asyncpg
 
     from gateway.domain.errors import CannotStart
@@ -46,16 +53,26 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except CannotStart as error:
-        _give_up(f"cannot start: {error}")
+        _give_up(f"{what}: {error}")
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        _give_up(f"cannot start: the database: {type(error).__name__}: {error}")
+        _give_up(f"{what}: the database: {_in_our_words(error)}")
+
+
+def _in_our_words(error: Exception) -> str:
+    """A refusal of the database without the driver's text, which quotes values and pieces of the DSN."""
+    if isinstance(error, OSError):
+        return f"{type(error).__name__}: {error.strerror or 'not reached'}"
+    state = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__}, SQLSTATE {state}" if state else f"{type(error).__name__}: is DATABASE_URL right?"
 
 
 def _supervise(settings: Settings, prepare: Any) -> None:
     from gateway.log import configure
+    from gateway.processes import leave_no_core
     from gateway.supervisor import Supervisor
 
     configure(settings.gateway.log_level, "supervisor")
+    leave_no_core()
     with _refusals():
         _run(Supervisor(settings, prepare, lambda line: print(line, flush=True)).run())  # noqa: T201
 
@@ -126,7 +143,7 @@ def migrate() -> None:
     if not settings.gateway.database.url:
         _give_up("set DATABASE_URL=postgresql://…: the embedded database is migrated by serve itself")
     with _refusals():
-        applied = asyncio.run(run_migrations(settings.gateway.database.url))
+        applied = asyncio.run(run_migrations(settings.gateway.database.url.reveal()))
     for name in applied:
         typer.echo(f"applied {name}")
     typer.echo("the schema is up to date")
@@ -153,6 +170,40 @@ def init_keys() -> None:
 
     made = create_missing(settings.keys_dir)
     typer.echo(f"made {', '.join(made)} in {settings.keys_dir}" if made else "nothing is missing")
+
+
+@keys.command("status")
+def keys_status() -> None:
+    """Every key: next, current, accepted or retired, since and until when."""
+    settings = _settings()
+    from gateway.operators import keys_table
+
+    with _refusals():
+        for line in asyncio.run(keys_table(settings, dt.datetime.now(dt.UTC))):
+            typer.echo(line)
+
+
+@keys.command("rotate")
+def keys_rotate(
+    use: Annotated[str, typer.Argument(help="sign: access tokens; kek: what wraps the data keys.")] = "sign",
+) -> None:
+    """Make a new key; the running gateway takes it up without a failed request."""
+    settings = _settings()
+    from gateway.crypto.key_store import KeyUse, create_next
+    from gateway.domain.times import CHINA
+    from gateway.flows.rotate_own_keys import STAY, rotate_kek
+    from gateway.operators import database_of
+
+    now = dt.datetime.now(dt.UTC)
+    with _refusals("not rotated"):
+        if use == KeyUse.SIGN:
+            kid, takes_over = create_next(settings.keys_dir, KeyUse.SIGN, now, settings.gateway.tokens.key_overlap_s)
+            typer.echo(f"made {kid}: published now, signs from {takes_over.astimezone(CHINA).isoformat(' ')}")
+        elif use == KeyUse.KEK:
+            kid, count = asyncio.run(rotate_kek(settings.keys_dir, database_of(settings), now))
+            typer.echo(f"made {kid}: it wraps all {count} data keys now; keep the old file as long as its backups")
+        else:
+            _give_up(f"not rotated: {STAY.get(use, f'no such use {use!r}: sign or kek')}")
 
 
 @cli.command()

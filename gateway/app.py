@@ -5,7 +5,7 @@ import datetime as dt
 import gc
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,19 +21,24 @@ from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
 from gateway.crypto import sm2
 from gateway.crypto.blind_index import BlindIndex
-from gateway.crypto.key_store import KeyStoreError, KeyUse, open_folder
+from gateway.crypto.key_store import KeyStoreError, KeyUse
+from gateway.crypto.key_watch import KeyWatch
 from gateway.crypto.lane import SlowLane
 from gateway.crypto.pseudonym import Pseudonyms
 from gateway.crypto.sealing import SealError
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
+from gateway.domain.caller_keys import CallerKey
 from gateway.domain.errors import Problem
+from gateway.domain.masking import Secret
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
+from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.settings import Settings
+from gateway.store import caller_keys
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.pool import Pool, connect
 from gateway.store.verify import Judged, Presented, verify_batch
@@ -43,26 +48,27 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_DRAIN_S = 4.0
+_DRAIN_S = 3.0
 _GAUGE_PERIOD_S = 1.0
 
 
 class Gateway:
     """The parts of one worker. Build it, open() it, serve() it, close() it."""
 
-    def __init__(self, settings: Settings, dsn: str) -> None:
+    def __init__(self, settings: Settings, dsn: Secret[str]) -> None:
         self.settings = settings
         self._dsn = dsn
         config = settings.gateway
-        self._keys = keys = open_folder(settings.keys_dir)
-        self.directory = Directory(settings)
+        self._keys = KeyWatch(settings.keys_dir, lambda store: self.tokens.replace(store.all(KeyUse.SIGN)))
+        keys = self._keys.store
+        self.directory = Directory(settings, self._caller_keys)
         self.tokens = AccessTokens(keys.all(KeyUse.SIGN), settings.issuer, config.tokens.lifetime_s)
         self.authenticate = Authenticator(self.tokens, self.directory, config.tokens.cache_max)
         self.quota = Quota(settings.run_dir)
         self.pool = Pool(dsn, config.database, "yikatong serve")
         self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
-        self.data_keys = DataKeys(self.pool, keys, config.sealing.algorithm)
-        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.deadline_ms / 1000)
+        self.data_keys = DataKeys(self.pool, self._keys, config.sealing.algorithm)
+        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.timeout_ms / 1000)
         self.index = BlindIndex(keys.current(KeyUse.INDEX))
         self.find_card = FindCard(self.index, self.pseudonyms, keys.current(KeyUse.CARD_PROOF))
         self.verify_card = VerifyCard(self.find_card, self.pseudonyms, self.data_keys.sealer)
@@ -91,6 +97,7 @@ class Gateway:
         )
         self.report_loss = ReportLoss()
         self.release_loss = ReleaseLoss()
+        self.rotate_caller_key = RotateCallerKey()
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -102,7 +109,9 @@ class Gateway:
         """Connect and start the loops. Raises UnfitDatabase, KeyStoreError, SealError, OSError."""
         await self.pool.open()
         await self.data_keys.load()
-        for loop in (self.batcher.run, self.effects.serve, self.directory.watch, self._watch_gauges):
+        await self.directory.look()
+        loops = (self.batcher.run, self.effects.serve, self.directory.watch, self._keys.watch, self._watch_gauges)
+        for loop in loops:
             self._tasks.append(asyncio.create_task(loop(), name=loop.__qualname__))
 
     async def close(self) -> None:
@@ -125,16 +134,21 @@ class Gateway:
     ) -> Sequence[Judged]:
         return await verify_batch(connection, batch, self._status_max_age, timeout)
 
-    def start_loading_data_keys(self) -> None:
-        """Load the data keys in the background, once at a time."""
+    def start_loading_data_keys(self) -> "asyncio.Task[None]":
+        """Load the data keys in the background, once at a time; the task does not raise."""
         if self._loading is None or self._loading.done():
             self._loading = asyncio.create_task(self._try_loading_data_keys())
+        return self._loading
 
     async def _try_loading_data_keys(self) -> None:
         try:
             await self.data_keys.load()
         except (Problem, KeyStoreError, SealError) as error:
             log.error("data keys not loaded", error=type(error).__name__)
+
+    async def _caller_keys(self, file_kids: Collection[str]) -> list[CallerKey]:
+        async with self.pool.acquire() as connection:
+            return await caller_keys.relevant(connection, file_kids)
 
     async def _watch_gauges(self) -> None:
         while True:
@@ -166,12 +180,12 @@ def web_application(gateway: Gateway) -> web.Application:
     return app
 
 
-async def serve(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
+async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -> None:
     """One worker: serve until SIGTERM, then stop accepting, finish what has begun, and close."""
     assert_c_parser()
     http = settings.gateway.http
     metrics.set_build_info()
-    log.info("SM2", backend=str(sm2.chosen()))
+    (log.warning if sm2.chosen().reason else log.info)("SM2", backend=str(sm2.chosen()))
     gateway = Gateway(settings, dsn)
     await gateway.open()
     runner = HardenedRunner(

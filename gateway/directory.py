@@ -1,25 +1,36 @@
-"""The callers and scenes in force: read from the configuration, checked whole, changed without a restart.
+"""The callers, their keys and the scenes in force: read from the configuration and the table of callers' keys, checked
+whole, changed without a restart.
 
 A change that has a mistake is refused with a log line and a metric, and the last good state stays in force.
 """
 
 import asyncio
 import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import structlog
 
+from gateway.crypto.caller_keys import algorithm_of, in_force
+from gateway.crypto.certificates import client_context
 from gateway.crypto.signatures import VerifyKey, read_signing_jwks
 from gateway.crypto.tokens import PublicKey, read_jwks
-from gateway.domain.callers import Caller, CallerKind
-from gateway.metrics import RELOADS
+from gateway.domain.caller_keys import CallerKey
+from gateway.domain.callers import Caller, CallerKind, KeyPurpose
+from gateway.domain.errors import Problem
+from gateway.metrics import CALLER_KEY_READS, RELOADS
 from gateway.settings import Settings, SettingsError, load
 
 log = structlog.get_logger()
 
 POLL_S = 5
+_LOOK_EVERY_S = 1.0
+_LOOKS_AT_ONCE = 5
 _KEYS_FILE_MAX_BYTES = 65_536
 
 
@@ -32,6 +43,15 @@ class KnownCaller(msgspec.Struct, frozen=True):
     scopes: frozenset[str]
     quota_slot: int
     """Place in the shared quota table."""
+    token_kids: frozenset[str]
+    """Of `keys`: an access token lives as long as the key that got it."""
+    from_files: Mapping[KeyPurpose, tuple[VerifyKey, ...]]
+    """As configured, also those that are out."""
+
+    def holds(self, purpose: KeyPurpose, kid: str) -> bool:
+        if purpose is KeyPurpose.TOKEN:
+            return kid in self.token_kids
+        return any(key.kid == kid for key in self.signing_keys)
 
 
 class KnownScene(msgspec.Struct, frozen=True):
@@ -42,19 +62,72 @@ class KnownScene(msgspec.Struct, frozen=True):
     """The card generations that it takes from each kind of caller, as the verify statement wants them."""
 
 
-class Directory:
-    """Replaced as a whole by reload(): readers hold one consistent state."""
+KeyTable = Callable[[Collection[str]], Awaitable[list[CallerKey]]]
+"""store/caller_keys.relevant on a connection of the worker; it may raise Problem 503."""
 
-    def __init__(self, settings: Settings) -> None:
+
+class Directory:
+    """Replaced as a whole: readers hold one consistent state. Without a `table` only the files count."""
+
+    def __init__(self, settings: Settings, table: KeyTable | None = None) -> None:
         self.callers, self.scenes = read(settings)
         self._stamps = _stamps(settings)
         self._watched = settings
+        self._table = table
+        self._rows: list[CallerKey] = []
+        self._turn = asyncio.Lock()
+        self._paid_until: dict[str, float] = {}
+        self.known_at = 0.0
+        """Unix seconds: what was in force then is known here."""
 
     async def watch(self) -> None:
         """Look for changes every POLL_S seconds, until cancelled."""
         while True:
             await asyncio.sleep(POLL_S)
-            self.reload_if_changed()
+            try:
+                await self.look()
+            except (Problem, asyncpg.PostgresError) as error:
+                CALLER_KEY_READS.labels("failed").inc()
+                log.warning("callers' keys not read; the last ones stay", error=type(error).__name__)
+
+    async def look(self) -> None:
+        """Take up what has changed in the files and the table. Raises Problem 503; then what was known stays."""
+        async with self._turn:
+            await self._look()
+
+    async def _look(self) -> None:
+        began = time.time()
+        self.reload_if_changed()
+        if self._table is not None:
+            rows = await self._table({key.kid for known in self.callers.values() for key in _all_from_files(known)})
+            CALLER_KEY_READS.labels("read").inc()
+            if rows != self._rows:
+                self._rows = rows
+                self.callers = _with_rows(self.callers, rows)
+        self.known_at = began
+
+    async def knowing(self, caller_id: str, purpose: KeyPurpose, kid: str) -> KnownCaller | None:
+        """The caller; if it seems to lack this key, after another look: a key that was just added may be used at once.
+
+        One such look a second for a caller, after five at once: its mistakes cost little and hide nobody's new key.
+        Raises Problem 503.
+        """
+        known = self.callers.get(caller_id)
+        if known is None or known.holds(purpose, kid) or not known.caller.enabled:
+            return known
+        now = time.monotonic()
+        paid_until = max(
+            now, self._paid_until.get(caller_id, now)
+        )  # every look is paid with a second, up to 5 on credit
+        if paid_until + _LOOK_EVERY_S <= now + _LOOKS_AT_ONCE * _LOOK_EVERY_S:
+            self._paid_until[caller_id] = paid_until + _LOOK_EVERY_S
+            await self.look()
+        return self.callers.get(caller_id)
+
+    async def find_signing_key(self, caller_id: str, kid: str) -> VerifyKey | None:
+        """The key under a signature, if it is in force. Raises Problem 503."""
+        known = await self.knowing(caller_id, KeyPurpose.SIGNING, kid)
+        return next((key for key in known.signing_keys if key.kid == kid), None) if known else None
 
     def reload_if_changed(self) -> bool:
         """Whether a change was taken up."""
@@ -70,7 +143,7 @@ class Directory:
             RELOADS.labels("refused").inc()
             log.error("configuration change refused", mistakes=error.mistakes)
             return False
-        self.callers, self.scenes = callers, scenes
+        self.callers, self.scenes = _with_rows(callers, self._rows), scenes
         RELOADS.labels("taken").inc()
         log.info("configuration change taken up", callers=len(callers), scenes=len(scenes))
         return True
@@ -85,9 +158,16 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
         slot = quota_slot(caller_id)
         if caller.quota_per_second and slots.setdefault(slot, caller_id) != caller_id:
             mistakes.append(f"callers.toml: callers.{caller_id}: shares its quota slot with {slots[slot]}: rename one")
-        keys = _keys(settings, caller_id, caller, mistakes)
-        signing_keys = _signing_keys(settings, caller_id, caller, mistakes)
-        callers[caller_id] = KnownCaller(caller, tuple(keys), tuple(signing_keys), frozenset(caller.scopes), slot)
+        from_files = {
+            KeyPurpose.TOKEN: tuple(_keys(settings, caller_id, caller, mistakes)),
+            KeyPurpose.SIGNING: tuple(_signing_keys(settings, caller_id, caller, mistakes)),
+        }
+        callers[caller_id] = _known(caller, slot, from_files, {})
+    if settings.jwks_ca_file is not None:
+        try:
+            client_context(settings.jwks_ca_file)
+        except ValueError as error:
+            mistakes.append(f"gateway.toml: callers_keys.ca_file: {error}")
     if mistakes:
         raise SettingsError(mistakes)
     scenes = {
@@ -97,11 +177,39 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
     return callers, scenes
 
 
-def _keys(settings: Settings, caller_id: str, caller: Caller, mistakes: list[str]) -> list[PublicKey]:
+def _known(
+    caller: Caller,
+    slot: int,
+    from_files: Mapping[KeyPurpose, tuple[VerifyKey, ...]],
+    rows: Mapping[KeyPurpose, list[CallerKey]],
+) -> KnownCaller:
+    token, signing = (in_force(caller, use, from_files[use], rows.get(use, ())) for use in KeyPurpose)
+    keys = tuple(PublicKey(key.kid, caller.algorithm, key.public) for key in token)
+    kids = frozenset(key.kid for key in keys)
+    return KnownCaller(caller, keys, tuple(signing), frozenset(caller.scopes), slot, kids, from_files)
+
+
+def _with_rows(callers: Mapping[str, KnownCaller], rows: Collection[CallerKey]) -> dict[str, KnownCaller]:
+    sorted_rows: defaultdict[str, defaultdict[KeyPurpose, list[CallerKey]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        sorted_rows[row.caller][row.use].append(row)
+    return {
+        caller_id: _known(known.caller, known.quota_slot, known.from_files, sorted_rows[caller_id])
+        for caller_id, known in callers.items()
+    }
+
+
+def _all_from_files(known: KnownCaller) -> tuple[VerifyKey, ...]:
+    return known.from_files[KeyPurpose.TOKEN] + known.from_files[KeyPurpose.SIGNING]
+
+
+def _keys(settings: Settings, caller_id: str, caller: Caller, mistakes: list[str]) -> list[VerifyKey]:
     if caller.keys_file is None:
         return []
     try:
-        return read_jwks(_read_json(settings.data_dir / caller.keys_file), caller.algorithm)
+        document = _read_json(settings.data_dir / caller.keys_file)
+        read_jwks(document, caller.algorithm)  # names the key that is wrong
+        return read_signing_jwks(document, algorithm_of(caller, KeyPurpose.TOKEN) or "")
     except (OSError, ValueError) as error:
         mistakes.append(_mistake(f"callers.{caller_id}.keys_file", settings.data_dir / caller.keys_file, error))
         return []

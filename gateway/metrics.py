@@ -104,6 +104,9 @@ REFUSED_ENTRY = Counter(
 )
 TOKENS = Counter("yikatong_tokens_issued_total", "Access tokens issued", ("caller",))
 RELOADS = Counter("yikatong_config_reloads_total", "Configuration changes noticed", ("result",))
+CALLER_KEY_READS = Counter("yikatong_caller_key_reads_total", "Looks at the table of callers' keys", ("result",))
+JWKS_PULLS = Counter("yikatong_jwks_pulls_total", "Fetches of keys that callers publish", ("caller", "result"))
+OWN_KEY_RELOADS = Counter("yikatong_own_key_reloads_total", "Changes of our own key files noticed", ("result",))
 FEED_LAG_SECONDS = Gauge(
     "yikatong_feed_lag_seconds", "Age of the oldest event that the feed cannot show yet", multiprocess_mode="mostrecent"
 )

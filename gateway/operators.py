@@ -1,18 +1,24 @@
 """What operators ask on the command line of a gateway's database, while it runs."""
 
+import datetime as dt
 from uuid import UUID
 
+import asyncpg
+
 from gateway.crypto.key_store import open_folder
+from gateway.domain.masking import Secret
 from gateway.domain.times import CHINA
 from gateway.flows.replay_evidence import replay
+from gateway.flows.rotate_own_keys import status, wrapped_by
 from gateway.settings import Settings
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.pool import connect
 
 
-def database_of(settings: Settings) -> str:
+def database_of(settings: Settings) -> Secret[str]:
     """DATABASE_URL, or the embedded server of the data folder (which a running gateway has started)."""
-    return settings.gateway.database.url or EmbeddedPostgres(settings.data_dir).dsn
+    url = settings.gateway.database.url
+    return url or Secret(EmbeddedPostgres(settings.data_dir).dsn)
 
 
 async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tuple[list[str], bool]:
@@ -48,3 +54,22 @@ async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tupl
     if with_body:
         lines += ["body       " + replayed.body.decode(errors="backslashreplace")]
     return lines, all(replayed.checks.values())
+
+
+async def keys_table(settings: Settings, now: dt.datetime) -> list[str]:
+    """The lines of `keys status`; without a database it is unknown which KEKs are needed. Raises KeyStoreError."""
+    keys = open_folder(settings.keys_dir)
+    try:
+        wrapped = await wrapped_by(database_of(settings))
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        wrapped = None
+    lines = [f"{'use':<11}{'kid':<14}{'state':<10}{'since':<27}{'until':<27}note"]
+    for line in status(keys, now, settings.gateway.tokens.lifetime_s, wrapped):
+        since, until = _shown(line.since), _shown(line.until)
+        text = f"{line.use:<11}{line.kid:<14}{line.state:<10}{since:<27}{until:<27}{line.note}"
+        lines.append(text.rstrip())
+    return lines
+
+
+def _shown(time: dt.datetime | None) -> str:
+    return "-" if time is None else time.astimezone(CHINA).isoformat(" ", "seconds")

@@ -10,11 +10,13 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller, mistakes_of
 from gateway.domain.errors import CannotStart
+from gateway.domain.masking import Secret
 from gateway.domain.scenes import SCENE_PATTERN, Scene
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -42,8 +44,8 @@ class Ops(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    url: str
-    """A PostgreSQL (>= 15) DSN; empty: an embedded PostgreSQL in the data folder."""
+    url: Secret[str]
+    """A PostgreSQL (>= 15) DSN, which may hold a password; empty: an embedded PostgreSQL in the data folder."""
     pool_size: Annotated[int, msgspec.Meta(ge=1, le=200)]
     """Connections of one worker beside the one that the verify batches use."""
     acquire_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=250)]
@@ -70,6 +72,8 @@ class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lifetime_s: Annotated[int, msgspec.Meta(ge=10, le=3600)]
+    key_overlap_s: Annotated[int, msgspec.Meta(ge=10, le=86_400)]
+    """A new signing key is published this long before it signs: twice the 5 s in which every worker has read it."""
     cache_max: Positive
 
 
@@ -84,8 +88,19 @@ class Sm2(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=16)]
     waiting_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
     """Checks that may wait for a thread; a further one is answered 503 at once."""
-    deadline_ms: Annotated[int, msgspec.Meta(ge=10, le=5000)]
+    timeout_ms: Annotated[int, msgspec.Meta(ge=10, le=5000)]
     """From the handing in of a check to its result; past it: 503."""
+
+
+class CallersKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How callers' keys are fetched from where they publish them (keys_url, signing_keys_url)."""
+
+    jwks_hosts: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9.:\[\]-]{1,260}$")], ...]
+    """The only hosts that are ever asked: `host` (port 443) or `host:port`."""
+    ca_file: str
+    """Certificates that vouch for these hosts; empty: the system's. A relative path starts at the data folder."""
+    period_s: Annotated[int, msgspec.Meta(ge=1, le=30)]
+    """A key that was taken out there is out here within this and 5 s (reliability.md §2.1.6: 60 s)."""
 
 
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +114,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Tokens
     sealing: Sealing
     sm2: Sm2
+    callers_keys: CallersKeys
     data_dir: str
     keys_dir: str
     """Where the key files are; relative to data_dir."""
@@ -120,6 +136,11 @@ class Settings(msgspec.Struct, frozen=True):
     @property
     def keys_dir(self) -> Path:
         return self.data_dir / self.gateway.keys_dir
+
+    @property
+    def jwks_ca_file(self) -> Path | None:
+        name = self.gateway.callers_keys.ca_file
+        return self.data_dir / name if name else None
 
     @property
     def run_dir(self) -> Path:
@@ -172,10 +193,33 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     callers = _table(config_dir / "callers.toml", "callers", Caller, CALLER_ID_PATTERN, mistakes)
     for caller_id, caller in callers.items():
         mistakes.extend(f"callers.toml: callers.{caller_id}.{mistake}" for mistake in mistakes_of(caller))
+    if gateway is not None:
+        _check_hosts(callers, gateway.callers_keys.jwks_hosts, mistakes)
     scenes = _table(config_dir / "scenes.toml", "scenes", Scene, SCENE_PATTERN, mistakes)
     if mistakes or gateway is None:
         raise SettingsError(mistakes)
     return Settings(gateway=gateway, callers=callers, scenes=scenes, config_dir=config_dir)
+
+
+def host_of(url: str) -> str:
+    """`host` or `host:port` as in jwks_hosts; empty for a URL that none may match. Raises nothing."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return ""
+    if parts.scheme != "https" or parts.username is not None or parts.password is not None or not parts.hostname:
+        return ""
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return host if port in (None, 443) else f"{host}:{port}"
+
+
+def _check_hosts(callers: Mapping[str, Caller], hosts: tuple[str, ...], mistakes: list[str]) -> None:
+    for caller_id, caller in callers.items():
+        for name in ("keys_url", "signing_keys_url"):
+            url = getattr(caller, name, None)
+            if url is not None and host_of(url) not in hosts:
+                mistakes.append(f"callers.toml: callers.{caller_id}.{name}: its host is not in callers_keys.jwks_hosts")
 
 
 def _put(raw: Any, path: tuple[str, ...], text: str) -> None:
@@ -234,7 +278,16 @@ def _convert(raw: Any, kind: type[Any], file: str, path: str, mistakes: list[str
         else:
             try:
                 # strict=False lets the environment give numbers as text
-                values[name] = msgspec.convert(raw[name], field.type, strict=not isinstance(raw[name], str))
+                values[name] = msgspec.convert(
+                    raw[name], field.type, strict=not isinstance(raw[name], str), dec_hook=_secret
+                )
             except msgspec.ValidationError as error:
                 mistakes.append(f"{file}: {prefix}{name}: {error}")
     return kind(**values) if len(mistakes) == before else None
+
+
+def _secret(kind: Any, raw: Any) -> Any:
+    """A Secret of a text; the refusal of anything else does not repeat it."""
+    if kind != Secret[str] or not isinstance(raw, str):
+        raise ValueError("Expected `str`")
+    return Secret(raw)

@@ -23,9 +23,12 @@ from prometheus_client.multiprocess import mark_process_dead
 from gateway.api.ops import ops_application, outcome
 from gateway.api.quota import create_table
 from gateway.crypto.key_store import KeyStoreError, open_folder
+from gateway.crypto.sealing import Sealer
 from gateway.directory import Directory
 from gateway.domain.errors import CannotStart
+from gateway.domain.masking import Secret
 from gateway.settings import Settings
+from gateway.store import data_keys, discretion
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.migrate import migrate
 from gateway.store.pool import assert_fit
@@ -39,7 +42,7 @@ _CRASHES_WITHIN_S = 30.0
 _POSTGRES_LOOK_S = 0.2
 _RETRY_S = 0.5
 
-Preparation = Callable[[Settings, str], Awaitable[None]]
+Preparation = Callable[[Settings, Secret[str]], Awaitable[None]]
 
 
 class Supervisor:
@@ -64,6 +67,8 @@ class Supervisor:
         began = time.monotonic()
         lock = self._claim_data_folder()
         self._refuse_taken_ports()
+        if self._prepare is None:
+            open_folder(self._settings.keys_dir)
         try:
             await self._open_database()
             await self._serve(began)
@@ -78,7 +83,7 @@ class Supervisor:
     async def _serve(self, began: float) -> None:
         if self._prepare is not None and not await self._prepared(self._prepare):
             return
-        open_folder(self._settings.keys_dir)
+        await self._refuse_foreign_keys()
         Directory(self._settings)
         tasks = [asyncio.create_task(self._watch_postgres())] if self._postgres else []
         ready = [asyncio.Event() for _ in range(self._settings.gateway.http.workers + 1)]
@@ -153,12 +158,23 @@ class Supervisor:
         if not self._dsn:
             self._postgres = EmbeddedPostgres(self._settings.data_dir)
             self._postgres.start()
-            self._dsn = self._postgres.dsn
-        for name in await migrate(self._dsn):
+            self._dsn = Secret(self._postgres.dsn)
+        for name in await migrate(self._dsn.reveal()):
             log.info("migration applied", migration=name)
-        connection = await asyncpg.connect(self._dsn, timeout=10)
+        connection = await asyncpg.connect(self._dsn.reveal(), timeout=10)
         try:
             await assert_fit(connection)
+            for advice in await discretion.advice(connection):
+                log.warning("the database's log may tell more than it should", advice=advice)
+        finally:
+            await connection.close()
+
+    async def _refuse_foreign_keys(self) -> None:
+        """Every data key must open with our keys, or a worker would fail later. Raises KeyStoreError, SealError."""
+        store = open_folder(self._settings.keys_dir)
+        connection = await asyncpg.connect(self._dsn.reveal(), timeout=10)
+        try:
+            Sealer().add(await data_keys.load(connection), store)
         finally:
             await connection.close()
 
@@ -175,7 +191,7 @@ class Supervisor:
     async def _keep(self, name: str, command: str, ready: asyncio.Event) -> None:
         """Keep one child running; give up when it crashes too often."""
         environment = os.environ | {
-            "DATABASE_URL": self._dsn,
+            "DATABASE_URL": self._dsn.reveal(),
             "PARENT_PID": str(os.getpid()),
             "PROMETHEUS_MULTIPROC_DIR": str(self._settings.metrics_dir),
         }
@@ -244,7 +260,7 @@ class Supervisor:
         return "" if running else "no worker is running"
 
     async def _check_database(self) -> str:
-        connection = await asyncpg.connect(self._dsn, timeout=1)
+        connection = await asyncpg.connect(self._dsn.reveal(), timeout=1)
         try:
             await assert_fit(connection)
         finally:

@@ -6,7 +6,10 @@ from gateway.crypto.tokens import Access, AccessTokens, InvalidToken, digest
 from gateway.directory import Directory, KnownCaller
 from gateway.domain.errors import Problem
 
-_BEARER = "Bearer "
+_BEARER = "bearer "  # a scheme is compared without regard to case (RFC 9110 §11.1)
+_AHEAD_S = 2
+"""A token that is younger than what this worker knows of the keys (and `iat` has whole seconds) was issued by one that
+knows more: to refuse it would fail a caller in the seconds after it got a new key. The next look decides."""
 
 
 class Unauthorised(Problem):
@@ -34,7 +37,7 @@ class Authenticator:
 
     def access_of(self, authorization: str | None) -> Access:
         """What the header's token says: authentic, but perhaps expired since. Raises Problem 401."""
-        if authorization is None or not authorization.startswith(_BEARER):
+        if authorization is None or authorization[: len(_BEARER)].lower() != _BEARER:
             raise Unauthorised("no_token")
         key = digest(authorization)
         access = self._cache.get(key)
@@ -55,4 +58,6 @@ class Authenticator:
         known = self._directory.callers.get(access.caller_id)
         if known is None or not known.caller.enabled:
             raise Unauthorised("unknown_caller")
+        if access.key_id not in known.token_kids and access.issued_at + _AHEAD_S <= self._directory.known_at:
+            raise Unauthorised("retired_key")
         return known

@@ -6,6 +6,7 @@ statement, goes the ordinary way through middleware.py, so that there is one pla
 of a batch are made first and then written back to back: a client's process that is awake is cheaper to write to.
 """
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -27,12 +28,15 @@ from gateway.domain.errors import Problem
 from gateway.flows import verify_card
 from gateway.log import describe
 from gateway.metrics import REQUESTS, SHED, request_seconds
-from gateway.store.verify import Judged
+from gateway.store.verify import Judged, Presented
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
 
 log = structlog.get_logger()
+
+WAITING_MAX = 1000
+"""Judged presentations that wait for a data key at a time; past it: 503."""
 
 _IDEMPOTENCY_KEY = istr("Idempotency-Key")
 
@@ -54,6 +58,17 @@ class Writable(Protocol):
     def finish_hot(self, answer: bytes) -> None: ...
 
 
+class _Begun(NamedTuple):
+    """A request whose presentation was queued."""
+
+    connection: Writable
+    presented: Presented
+    judged: Judged | None
+    field: str
+    request_id: str
+    began: float
+
+
 class HotLane:
     """take() begins a request, write_answers() ends those of a batch."""
 
@@ -62,6 +77,7 @@ class HotLane:
         self._body_max = gateway.settings.gateway.http.body_max_bytes
         self._seconds = request_seconds(verify.PATH)
         self._answers: list[tuple[Writable, bytes]] = []
+        self._waiting: list[_Begun] = []
 
     def take(self, connection: Writable, message: RawRequestMessage, payload: StreamReader) -> bool:
         """Whether the request is on its way; if not, nothing was done."""
@@ -100,33 +116,45 @@ class HotLane:
             request_id = head.request_id or new_request_id()
 
             def sink(judged: Judged | None, problem: Problem | None) -> None:
-                answer = b""
-                if judged is not None:
-                    try:
-                        verdict = gateway.verify_card.answer(presented, judged)
-                        answer = _ok(verify_card.encode(verdict), request_id)
-                        verify_card.count(verdict, scene.field, access.caller_id)
-                    except UnknownDataKey:
-                        gateway.start_loading_data_keys()
-                        problem = Problem("unavailable", headers={"Retry-After": "1"})
-                    except Exception as error:  # noqa: BLE001 - the edge: nothing may leave as a traceback
-                        log.error(
-                            "request failed",
-                            request_id=request_id,
-                            exception=describe(type(error), error.__traceback__),
-                        )
-                        problem = Problem("internal")
-                status = "200"
-                if problem is not None:
-                    status, answer = str(problem.status), _not_ok(problem, request_id)
-                self._answers.append((connection, answer))
-                REQUESTS.add((verify.PATH, status))
-                self._seconds.observe(time.perf_counter() - began)
+                self._end(_Begun(connection, presented, judged, scene.field, request_id, began), problem)
 
             gateway.batcher.submit(presented, sink)
         except Exception:  # noqa: BLE001 - the ordinary way meets it again, and answers and logs it there
             return False
         return True
+
+    def _end(self, begun: "_Begun", problem: Problem | None, may_wait: bool = True) -> None:
+        """Have the answer written with its batch. A card sealed under a key that another process has made since waits
+        until the keys have been loaded, which is bounded as every use of the pool is."""
+        answer = b""
+        if begun.judged is not None:
+            try:
+                verdict = self._gateway.verify_card.answer(begun.presented, begun.judged)
+                answer = _ok(verify_card.encode(verdict), begun.request_id)
+                verify_card.count(verdict, begun.field, begun.presented.caller)
+            except UnknownDataKey:
+                if may_wait and len(self._waiting) < WAITING_MAX:
+                    self._waiting.append(begun)
+                    if len(self._waiting) == 1:
+                        self._gateway.start_loading_data_keys().add_done_callback(self._end_waiting)
+                    return
+                problem = Problem("unavailable", headers={"Retry-After": "1"})
+            except Exception as error:  # noqa: BLE001 - the edge: nothing may leave as a traceback
+                exception = describe(type(error), error.__traceback__)
+                log.error("request failed", request_id=begun.request_id, exception=exception)
+                problem = Problem("internal")
+        status = "200"
+        if problem is not None:
+            status, answer = str(problem.status), _not_ok(problem, begun.request_id)
+        self._answers.append((begun.connection, answer))
+        REQUESTS.add((verify.PATH, status))
+        self._seconds.observe(time.perf_counter() - begun.began)
+
+    def _end_waiting(self, _: "asyncio.Task[None]") -> None:
+        waiting, self._waiting = self._waiting, []
+        for begun in waiting:
+            self._end(begun, None, may_wait=False)
+        self.write_answers()
 
     def _read_head(self, message: RawRequestMessage) -> Head | None:
         """None if the request has to go the ordinary way. Raises Problem 401."""

@@ -24,7 +24,7 @@ from gateway.api.auth import Unauthorised
 from gateway.api.problems import SERVER, problem_response
 from gateway.crypto.signatures import is_slow, verify
 from gateway.directory import KnownCaller
-from gateway.domain.callers import Scope
+from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.domain.errors import Problem
 from gateway.flows.effects import Evidence, is_key
 from gateway.log import describe
@@ -83,12 +83,15 @@ def endpoint(
     gateway: "Gateway",
     route: str,
     handler: Handler,
-    scope: Scope | None,
+    scope: Scope | AnyScope | None,
     content_type: str | None,
     effect: bool = False,
 ) -> AiohttpHandler:
-    """The aiohttp handler of one route. `scope` None is open to everyone; `content_type` None takes no body; an
-    `effect` needs an Idempotency-Key and the caller's signature."""
+    """The aiohttp handler of one route.
+
+    `scope` None is open to everyone, ANY_SCOPE to every caller; `content_type` None takes no body; an `effect` needs an
+    Idempotency-Key and the caller's signature.
+    """
     seconds = request_seconds(route)
     body_timeout = gateway.settings.gateway.http.body_timeout_s
 
@@ -102,7 +105,7 @@ def endpoint(
             key, evidence = None, None
             if caller_id and content_type is not None:
                 key = _idempotency_key(headers, needed=effect)
-                evidence = await _evidence(gateway, request, caller, body, effect)
+                evidence = await _evidence(gateway, request, caller_id, caller, body, effect)
             response = await handler(Call(gateway, request, request_id, caller_id, caller, body, key, evidence))
         except Problem as problem:
             if problem.status == 401:
@@ -128,12 +131,12 @@ def endpoint(
     return handle
 
 
-def _admit(gateway: "Gateway", headers: Mapping[str, str], scope: Scope) -> tuple[str, KnownCaller]:
+def _admit(gateway: "Gateway", headers: Mapping[str, str], scope: Scope | AnyScope) -> tuple[str, KnownCaller]:
     """Who calls. Raises Problem 401, 403, 429."""
     known, access = gateway.authenticate(headers.get("Authorization"))
     if known.caller.quota_per_second:
         _take_quota(gateway, known, access.caller_id)
-    if scope not in access.scopes or scope not in known.scopes:
+    if scope != ANY_SCOPE and (scope not in access.scopes or scope not in known.scopes):
         REFUSED_ENTRY.labels("scope").inc()
         raise Problem("insufficient_scope")
     return access.caller_id, known
@@ -149,7 +152,7 @@ def _idempotency_key(headers: Mapping[str, str], needed: bool) -> str | None:
 
 
 async def _evidence(
-    gateway: "Gateway", request: web.Request, known: KnownCaller, body: bytes, effect: bool
+    gateway: "Gateway", request: web.Request, caller_id: str, known: KnownCaller, body: bytes, effect: bool
 ) -> Evidence | None:
     """The caller's signature under the request, checked; None if there is none and none is needed."""
     if not signatures.is_there(request.headers):
@@ -158,7 +161,7 @@ async def _evidence(
         return None
     port = ":443" if gateway.settings.issuer.startswith("https:") else ":80"
     claimed = signatures.read(request.method, request.raw_path, request.headers, body, port)
-    key = next((key for key in known.signing_keys if key.kid == claimed.key_id), None)
+    key = await gateway.directory.find_signing_key(caller_id, claimed.key_id)
     if key is None or key.algorithm != claimed.algorithm:
         raise signatures.refused()
     check = partial(verify, key, claimed.base, claimed.signature)

@@ -9,7 +9,7 @@ from gateway.api.payloads import ProblemAnswer
 from gateway.api.routes import FORM, ROUTES, Route
 from gateway.api.signatures import COMPONENTS, TAG
 from gateway.api.usage_events import CURSOR_PATTERN, LIMIT_DEFAULT, LIMIT_MAX
-from gateway.domain.callers import Scope
+from gateway.domain.callers import ANY_SCOPE, Scope
 from gateway.domain.errors import PROBLEMS
 from gateway.flows.issue_token import ASSERTION_TYPE
 
@@ -68,6 +68,16 @@ EXAMPLES: dict[str, Any] = {
     "VerifyRequest": EXAMPLE_VERIFY,
     "LossReport": {"card_number": "AB1234567", "id_number": "330499196001010014", "kind": "temporary"},
     "LossRelease": {},
+    "KeyChange": {
+        "use": "signing",
+        "retire": "hotel-2026",
+        "jwk": {
+            "kty": "OKP",
+            "crv": "Ed25519",
+            "kid": "hotel-2027",
+            "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        },
+    },
 }
 
 _TOKEN_FORM = {
@@ -158,7 +168,7 @@ def _operation(route: Route) -> dict[str, Any]:
     if parameters:
         operation["parameters"] = parameters
     if route.scope is not None:
-        operation["security"] = [{"callers": [route.scope.value]}]
+        operation["security"] = [{"callers": [] if route.scope == ANY_SCOPE else [route.scope]}]
     if route.takes == FORM:
         operation["requestBody"] = {"required": True, "content": {FORM: {"schema": _TOKEN_FORM}}}
     elif route.takes is not None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from gateway.domain.callers import KeyPurpose
 from gateway.domain.cards import CARD_NUMBER_PATTERN, END, LossKind
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation, Proof, TransitQr
@@ -92,6 +93,30 @@ class Jwks(msgspec.Struct, frozen=True):
     keys: list[dict[str, str]]
 
 
+_Coordinate = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+_Kid = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=f"^[!-~]+{END}")]
+
+
+class PublicJwk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The public part of a key (RFC 7517) of the caller's registered algorithm; a private part is refused."""
+
+    kty: Annotated[str, msgspec.Meta(max_length=10)]
+    crv: Annotated[str, msgspec.Meta(max_length=20)]
+    kid: _Kid
+    x: _Coordinate
+    y: _Coordinate | None = None
+    alg: Annotated[str, msgspec.Meta(max_length=40)] | None = None
+    use: Annotated[str, msgspec.Meta(max_length=10)] | None = None
+
+
+class KeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A new key, one to take out, or both."""
+
+    use: KeyPurpose
+    jwk: PublicJwk | None = None
+    retire: _Kid | None = None
+
+
 class ProblemField(msgspec.Struct, frozen=True):
     field: str
     message: str
@@ -119,7 +144,18 @@ _PATH = re.compile(r"\$(\.[a-z_]+)*")
 _NAMES = re.compile(r"\.([a-z_]+)")
 _KNOWN_NAMES = {
     field.encode_name
-    for kind in (VerifyRequest, LossReport, LossRelease, ChipCard, Proof, EcardCode, TransitQr, CardRef)
+    for kind in (
+        VerifyRequest,
+        LossReport,
+        LossRelease,
+        ChipCard,
+        Proof,
+        EcardCode,
+        TransitQr,
+        CardRef,
+        KeyChange,
+        PublicJwk,
+    )
     for field in msgspec.structs.fields(kind)
 } | {"type"}
 """A path may hold a name that the caller made up: only ours are repeated."""

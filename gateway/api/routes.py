@@ -2,11 +2,21 @@
 
 from typing import Any, NamedTuple
 
-from gateway.api import docs, getting_in, loss_reports, usage_events, verify
+from gateway.api import caller_keys, docs, getting_in, loss_reports, usage_events, verify
 from gateway.api.middleware import JSON, Handler
-from gateway.api.payloads import Jwks, LossRelease, LossReport, TokenAnswer, TokenError, UsagePage, VerifyRequest
-from gateway.domain.callers import Scope
+from gateway.api.payloads import (
+    Jwks,
+    KeyChange,
+    LossRelease,
+    LossReport,
+    TokenAnswer,
+    TokenError,
+    UsagePage,
+    VerifyRequest,
+)
+from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.flows.report_loss import LossAnswer
+from gateway.flows.rotate_caller_key import CallerKeys
 from gateway.flows.verify_card import VerifyAnswer
 
 FORM = "application/x-www-form-urlencoded"
@@ -24,7 +34,7 @@ class Route(NamedTuple):
     path: str
     handler: Handler
     summary: str
-    scope: Scope | None = None
+    scope: Scope | AnyScope | None = None
     takes: str | None = None
     body: Any = None
     answer: Any = None
@@ -50,6 +60,10 @@ ROUTES = (
     Route("POST", "/v1/cards/loss-reports/{reference}/release", loss_reports.release_loss, "Release a found card",
           scope=Scope.CARDS_LOSS, takes=JSON, body=LossRelease, answer=LossAnswer, effect=True,
           problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found")),
+    Route("POST", "/v1/callers/self/keys", caller_keys.change_keys, "Give the gateway a new key, take one out",
+          scope=ANY_SCOPE, takes=JSON, body=KeyChange, answer=CallerKeys, effect=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "too_many_keys", "unknown_key", "key_exists",
+                    "last_key", "keys_by_url")),
     Route("GET", "/v1/usage-events", usage_events.feed, "The feed of usage events, in commit order, without gaps",
           scope=Scope.USAGE_READ, answer=UsagePage,
           problems=(*_SIGNED_IN, "malformed_query", "malformed_cursor", "validation_failed")),

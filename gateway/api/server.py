@@ -4,6 +4,7 @@ Deadlines of receiving: aiohttp closes a connection that is idle, or whose heade
 keep-alive time (it does not start anew with each byte); the body's deadline is in middleware.py.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -14,13 +15,21 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from gateway.api.hot_lane import Head, HotLane
 from gateway.api.middleware import request_id_of
 from gateway.api.problems import problem_response
+from gateway.domain.errors import Problem
 from gateway.log import describe
+from gateway.metrics import REQUESTS
 
 log = structlog.get_logger()
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _REFUSALS = {404: "not_found", 405: "method_not_allowed", 417: "expectation_failed"}
+_NO_ROUTE = "none"
+"""The route, in the metrics, of what did not come to one."""
+
+_FAREWELL_S = 1.0
+"""How long a stopping worker still takes requests on open connections: the answers tell their clients to go."""
+
 _LINGER_S = 2.0
 """How long the rest of a refused body is still read, so that the client sees the answer."""
 
@@ -28,18 +37,25 @@ _LINGER_S = 2.0
 class Connection(RequestHandler):
     """A client connection. A request that the hot lane takes does not pass through aiohttp's request cycle."""
 
-    __slots__ = ("_hot_lane", "_on_hot_lane", "head")
+    __slots__ = ("_hot_lane", "_on_hot_lane", "ending", "head")
 
     def __init__(self, hot_lane: HotLane, manager: web.Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._hot_lane = hot_lane
         self._on_hot_lane = False
         self.head: Head | None = None
+        self.ending = False
+        """The next answer with nothing behind it says `Connection: close`."""
+
+    @property
+    def closes_now(self) -> bool:
+        return self.ending and not self._messages
 
     def data_received(self, data: bytes) -> None:
         waiter = self._waiter
         if waiter is None or waiter.done() or self._force_close or self._close:
             super().data_received(data)
+            self._fail_body()
             return
         # the request cycle is waiting: parse without waking it, and wake it unless the hot lane takes the request
         self._waiter = None
@@ -49,6 +65,16 @@ class Connection(RequestHandler):
             self._waiter = waiter
         if self._messages and not self._on_hot_lane and not self._begin_on_hot_lane():
             waiter.set_result(None)
+
+    def _fail_body(self) -> None:
+        """What is malformed inside the body that a handler waits for is that request's, not another one after it."""
+        request = self._current_request
+        if request is None or not self._messages or request._payload.is_eof():
+            return
+        if isinstance(self._messages[0][0], _ErrInfo):
+            self._messages.clear()
+            self.ending = True
+            request._payload.set_exception(Problem("malformed_request"))
 
     def _begin_on_hot_lane(self) -> bool:
         message, payload = self._messages[0]
@@ -68,7 +94,11 @@ class Connection(RequestHandler):
         """Write the answer of the request on the hot lane; what was pipelined behind it goes the ordinary way."""
         self._on_hot_lane = self._request_in_progress = False
         if self.transport is not None:
-            self.transport.write(answer)
+            if self.closes_now:
+                self.transport.write(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+                self.force_close()
+            else:
+                self.transport.write(answer)
         if self._handler_waiter is not None and not self._handler_waiter.done():
             self._handler_waiter.set_result(None)
         if self._messages and self._waiter is not None and not self._waiter.done():
@@ -82,6 +112,7 @@ class Connection(RequestHandler):
             log.error("request failed", exception=describe(type(exc), exc.__traceback__))
         response = problem_response(code, "", (), request_id_of({}), {})
         response.force_close()
+        REQUESTS.add((_NO_ROUTE, str(response.status)))
         return response
 
 
@@ -92,9 +123,18 @@ class HardenedServer(web.Server):
         super().__init__(*args, **kwargs)
         self._hot_lane = hot_lane
         self._connections_max = connections_max
+        self._ending = False
 
     def __call__(self) -> RequestHandler:
-        return Connection(self._hot_lane, self, loop=self._loop, **self._kwargs)
+        made = Connection(self._hot_lane, self, loop=self._loop, **self._kwargs)
+        made.ending = self._ending
+        return made
+
+    def say_farewell(self) -> None:
+        """From now on every connection ends with its next answer."""
+        self._ending = True
+        for connection in self.connections:
+            cast(Connection, connection).ending = True
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         super().connection_made(handler, transport)
@@ -115,7 +155,7 @@ class HardenedRunner(web.AppRunner):
             keepalive_timeout=header_timeout_s,
             auto_decompress=False,
             lingering_time=_LINGER_S,
-            shutdown_timeout=drain_s,
+            shutdown_timeout=drain_s - _FAREWELL_S,
         )
         self._hot_lane = hot_lane
         self._connections_max = connections_max
@@ -123,6 +163,17 @@ class HardenedRunner(web.AppRunner):
     @property
     def open_connections(self) -> int:
         return len(self.server.connections) if self.server is not None else 0
+
+    async def cleanup(self) -> None:
+        """Stop accepting; answer what comes on open connections for a moment; then close the idle, finish the rest."""
+        for site in list(self.sites):
+            await site.stop()
+        if isinstance(self.server, HardenedServer):
+            self.server.say_farewell()
+            over = asyncio.get_running_loop().time() + _FAREWELL_S
+            while self.open_connections and asyncio.get_running_loop().time() < over:  # noqa: ASYNC110 - bounded
+                await asyncio.sleep(0.02)
+        await super().cleanup()
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
@@ -141,12 +192,16 @@ def _with_problems(handler: Handler) -> Handler:
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await handler(request)
+            response = await handler(request)
         except web.HTTPException as refusal:
             code = _REFUSALS.get(refusal.status, "malformed_request")
             allow = refusal.headers.get(hdrs.ALLOW)
             headers = {"Allow": allow} if allow is not None else {}
-            return problem_response(code, "", (), request_id_of(request.headers), headers)
+            response = problem_response(code, "", (), request_id_of(request.headers), headers)
+            REQUESTS.add((_NO_ROUTE, str(response.status)))
+        if cast(Connection, request.protocol).closes_now:
+            response.force_close()
+        return response
 
     return handle
 

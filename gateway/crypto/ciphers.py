@@ -35,7 +35,7 @@ class Sm4Gcm:
     """SM4-GCM (RFC 8998) under a key of 16 bytes. Raises ValueError for a key or nonce of another length."""
 
     def __init__(self, key: bytes) -> None:
-        self._key = SM4(key)  # made once: a fifth of the cost of opening
+        self._key = SM4(key)  # made once: a tenth of the cost of opening
 
     def encrypt(self, nonce: bytes, plaintext: bytes, associated: bytes) -> bytes:
         """ciphertext ‖ tag"""

@@ -5,12 +5,15 @@ The newest of a use (highest number) makes new things; all of them open old ones
 """
 
 import base64
+import datetime as dt
+import fcntl
 import json
 import os
 import secrets
 import stat
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -30,6 +33,8 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     use: KeyUse
     key: bytes
     """32 bytes; msgspec reads base64."""
+    active_from: Annotated[dt.datetime, msgspec.Meta(tz=True)] | None = None
+    """When a key made by a rotation takes over; None: it was there from the start."""
 
     def __repr__(self) -> str:
         return f"Key({self.kid})"
@@ -93,10 +98,36 @@ def create_missing(folder: Path) -> list[str]:
     for use in KeyUse:
         if not any(folder.glob(f"{use}-*.json")):
             kid = f"{use}-1"
-            text = json.dumps({"kid": kid, "use": use, "key": base64.b64encode(secrets.token_bytes(32)).decode()})
-            write_private(folder / f"{kid}.json", text)
+            _write_key(folder, kid, use)
             made.append(kid)
     return made
+
+
+def create_next(folder: Path, use: KeyUse, now: dt.datetime, overlap_s: int) -> tuple[str, dt.datetime]:
+    """Make the key that follows the newest of a use: (its id, when it takes over). Raises KeyStoreError.
+
+    One at a time: not while another process makes one, and not before the last one has taken over.
+    """
+    open_folder(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        newest = open_folder(folder).current(use)
+        if newest.active_from is not None and newest.active_from > now:
+            raise KeyStoreError(f"{newest.kid} has not taken over yet: it does at {newest.active_from.isoformat()}")
+        kid = f"{use}-{_number(newest.kid) + 1}"
+        takes_over = (now + dt.timedelta(seconds=overlap_s)).replace(microsecond=0)
+        _write_key(folder, kid, use, active_from=takes_over.isoformat())
+        return kid, takes_over
+    except BlockingIOError:
+        raise KeyStoreError(f"{folder}: another key is being made: try again") from None
+    finally:
+        os.close(descriptor)
+
+
+def _write_key(folder: Path, kid: str, use: KeyUse, **more: str) -> None:
+    key = {"kid": kid, "use": use, "key": base64.b64encode(secrets.token_bytes(32)).decode()}
+    write_private(folder / f"{kid}.json", json.dumps(key | more))
 
 
 def write_private(file: Path, text: str) -> None:

@@ -44,10 +44,10 @@ class SlowLane:
         self._taken += 1
         self._executor.submit(work)
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self._deadline_s) as deadline:
                 return await answer
         except TimeoutError:
-            if answer.done() and not answer.cancelled():
+            if not deadline.expired():
                 raise  # the function's own
             raise overloaded("the signature could not be checked in time") from None
 

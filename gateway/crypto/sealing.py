@@ -61,6 +61,15 @@ def new_data_key(kek: Key, algorithm: SealingAlgorithm = "SM4-GCM") -> NewDataKe
     return NewDataKey(kek.kid, algorithm, aes_key_wrap_with_padding(kek.key, secret))
 
 
+def rewrap(row: WrappedDataKey, old: Key, new: Key) -> WrappedDataKey:
+    """The same data key, wrapped by another KEK. Raises SealError."""
+    try:
+        plain = aes_key_unwrap_with_padding(old.key, row.wrapped)
+    except InvalidUnwrap:
+        raise SealError(f"data key {row.data_key_id} was wrapped by another {row.kek_id}") from None
+    return row._replace(kek_id=new.kid, wrapped=aes_key_wrap_with_padding(new.key, plain))
+
+
 class Sealer:
     """Seals and opens values with the data keys it has been given."""
 

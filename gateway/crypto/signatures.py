@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from gateway.crypto import sm2
-from gateway.crypto.sm2_forms import Forms, SignatureForm
+from gateway.crypto.sm2_forms import STANDARD, Forms, SignatureForm
 
 ED25519 = "ed25519"
 ES256 = "ecdsa-p256-sha256"
@@ -74,7 +74,7 @@ def ecdsa_p256_signer(kid: str, secret: bytes, form: SignatureForm = SignatureFo
     return Signer(kid, ES256, sign)
 
 
-def sm2_signer(kid: str, secret: bytes, public: bytes, forms: Forms = Forms()) -> Signer:  # noqa: B008
+def sm2_signer(kid: str, secret: bytes, public: bytes, forms: Forms = STANDARD) -> Signer:
     """`secret` is 32 bytes, `public` its point; forms are what the other side expects. Raises ValueError."""
     return Signer(kid, SM2_SM3, sm2.PrivateKey(secret, public, forms).sign)
 
@@ -97,7 +97,7 @@ def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
         raise ValueError("every key needs a kid")
     if "d" in jwk:
         raise ValueError("this is a private key: give the public part only")
-    if (jwk.get("kty"), jwk.get("crv")) != _KINDS[algorithm]:
+    if not is_of(jwk, algorithm):
         raise ValueError(f"not a key for {algorithm}")
     names = ("crv", "kty", "x") if algorithm == ED25519 else ("crv", "kty", "x", "y")
     canonical = json.dumps({name: jwk.get(name) for name in names}, separators=(",", ":"))
@@ -106,6 +106,11 @@ def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
         return VerifyKey(kid, algorithm, _parse(algorithm, points), canonical)
     except ValueError:
         raise ValueError("the key is malformed") from None
+
+
+def is_of(jwk: dict[str, Any], algorithm: str) -> bool:
+    """Whether it says that it is a key for the algorithm."""
+    return (jwk.get("kty"), jwk.get("crv")) == _KINDS[algorithm]
 
 
 def read_signing_jwks(document: Any, algorithm: str) -> list[VerifyKey]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from gateway.crypto.sm2_forms import (
     DEFAULT_USER_ID,
     PLAINTEXT_MAX_BYTES,
+    STANDARD,
     USER_ID_MAX_BYTES,
     Forms,
     N,
@@ -57,7 +58,7 @@ class DoesNotDecrypt(Exception):
 class PublicKey:
     """A public key, parsed once; any thread may use it."""
 
-    def __init__(self, public: bytes, forms: Forms = Forms(), backend: Backend | None = None) -> None:  # noqa: B008
+    def __init__(self, public: bytes, forms: Forms = STANDARD, backend: Backend | None = None) -> None:
         """`public` is 04‖X‖Y or compressed. Raises ValueError: off the curve, or settings that the backend lacks."""
         self._backend = backend or chosen().backend
         if not 1 <= len(forms.user_id) <= USER_ID_MAX_BYTES:
@@ -94,7 +95,7 @@ class PrivateKey:
         self,
         secret: bytes,
         public: bytes,
-        forms: Forms = Forms(),  # noqa: B008
+        forms: Forms = STANDARD,
         backend: Backend | None = None,
     ) -> None:
         """`secret` is 32 bytes. Raises ValueError: out of range, or not the private key of `public`."""

@@ -40,6 +40,9 @@ class Forms(NamedTuple):
     user_id: bytes = DEFAULT_USER_ID
 
 
+STANDARD = Forms()
+
+
 @asn1.sequence
 class _Ciphertext:
     x: int

@@ -6,6 +6,7 @@ the caller's registered key, never the header's.
 
 import base64
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +15,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from gateway.crypto.key_store import Key
+from gateway.crypto.rotation import CLOCK_SKEW_S, State, schedule, signs
 
 TOKEN_MAX_CHARS = 4096
 ASSERTION_MAX_LIFETIME_S = 60
-CLOCK_SKEW_S = 30
 _ASSERTION_TYPES = (None, "JWT", "client-authentication+jwt")
 
 
@@ -39,11 +40,15 @@ class Access(NamedTuple):
     caller_id: str
     scopes: frozenset[str]
     expires_at: float
+    issued_at: float
+    key_id: str
+    """The caller's key whose assertion got the token: it dies with that key."""
 
 
 class Assertion(NamedTuple):
     jti: str
     expires_at: int
+    kid: str
 
 
 def read_jwks(document: Any, algorithm: str) -> list[PublicKey]:
@@ -87,55 +92,76 @@ def read_assertion(token: str, client_id: str, keys: Sequence[PublicKey], issuer
         raise InvalidToken("iat is in the future")
     if not isinstance(jti, str) or not 1 <= len(jti) <= 200 or not jti.isprintable():
         raise InvalidToken("jti")
-    return Assertion(jti, expires)
+    return Assertion(jti, expires, key.kid)
 
 
-def subject_of(token: str) -> str | None:
-    """The client that an assertion says it is from, unchecked: it only chooses the keys to check it with."""
+def subject_of(token: str) -> tuple[str, str] | None:
+    """(client, kid) that an assertion says it is from, unchecked: they only choose the key to check it with."""
     if len(token) > TOKEN_MAX_CHARS:
         return None
     try:
-        claims = jwt.decode(token, options={"verify_signature": False})
+        unchecked = jwt.decode_complete(token, options={"verify_signature": False})
     except (jwt.PyJWTError, ValueError, RecursionError):
         return None
-    subject = claims.get("sub")
-    return subject if isinstance(subject, str) else None
+    subject, kid = unchecked["payload"].get("sub"), unchecked["header"].get("kid")
+    return (subject, kid if isinstance(kid, str) else "") if isinstance(subject, str) else None
 
 
 class AccessTokens:
-    """Makes and checks access tokens with the gateway's signing keys."""
+    """Makes and checks access tokens with the gateway's signing keys, each in its time (crypto/rotation.py)."""
 
     def __init__(self, keys: Sequence[Key], issuer: str, lifetime_s: int) -> None:
         self._issuer = issuer
         self.lifetime_s = lifetime_s
-        self._private = {key.kid: Ed25519PrivateKey.from_private_bytes(key.key) for key in keys}
-        self._current = keys[-1].kid
-        self._public = {kid: key.public_key() for kid, key in self._private.items()}
+        self._keys: dict[str, _OwnKey] = {}
+        self._order: tuple[Key, ...] = ()
+        self.replace(keys)
 
-    def issue(self, caller_id: str, scopes: Sequence[str], now: int, jti: str) -> str:
+    def replace(self, keys: Sequence[Key]) -> None:
+        """Take up another set of signing keys, oldest first."""
+        own = {}
+        for key in keys:
+            private = Ed25519PrivateKey.from_private_bytes(key.key)
+            own[key.kid] = _OwnKey(private, private.public_key())
+        self._keys, self._order = own, tuple(keys)
+
+    def issue(self, caller_id: str, scopes: Sequence[str], now: int, jti: str, client_kid: str) -> str:
         claims = {
             "iss": self._issuer, "aud": self._issuer, "sub": caller_id, "client_id": caller_id,
-            "iat": now, "exp": now + self.lifetime_s, "jti": jti, "scope": " ".join(scopes),
+            "iat": now, "exp": now + self.lifetime_s, "jti": jti, "scope": " ".join(scopes), "client_kid": client_kid,
         }  # fmt: skip
-        headers = {"typ": "at+jwt", "kid": self._current}
-        return jwt.encode(claims, self._private[self._current], algorithm="EdDSA", headers=headers)
+        current = signs(self._order, now)
+        headers = {"typ": "at+jwt", "kid": current.kid}
+        return jwt.encode(claims, self._keys[current.kid].private, algorithm="EdDSA", headers=headers)
 
     def read(self, token: str) -> Access:
         """Raises InvalidToken."""
         header = _header(token)
-        key = self._public.get(header.get("kid", ""))
-        if header.get("typ") != "at+jwt" or key is None:
+        key = self._keys.get(header.get("kid", ""))
+        if header.get("typ") != "at+jwt" or key is None or header["kid"] not in self._published():
             raise InvalidToken("typ or kid")
-        claims = _decode(token, key, "EdDSA", self._issuer, ["exp", "iat", "sub", "iss", "aud"], 0)
+        claims = _decode(token, key.public, "EdDSA", self._issuer, ["exp", "iat", "sub", "iss", "aud"], 0)
         expires, issued, subject, scope = claims["exp"], claims["iat"], claims["sub"], claims.get("scope")
         if type(expires) is not int or type(issued) is not int or expires - issued > self.lifetime_s:
             raise InvalidToken("times")
         if claims["iss"] != self._issuer or not isinstance(subject, str) or not isinstance(scope, str):
             raise InvalidToken("iss, sub or scope")
-        return Access(subject, frozenset(scope.split()), expires)
+        client_kid = claims.get("client_kid")
+        if not isinstance(client_kid, str):
+            raise InvalidToken("client_kid")
+        return Access(subject, frozenset(scope.split()), expires, issued, client_kid)
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
-        return {"keys": [public_jwk(kid, key) for kid, key in self._public.items()]}
+        return {"keys": [public_jwk(kid, self._keys[kid].public) for kid in self._published()]}
+
+    def _published(self) -> list[str]:
+        """The kids of tokens that may still be valid, and of the key that signs next."""
+        return [found.kid for found in schedule(self._order, time.time(), self.lifetime_s) if found.state != State.OUT]
+
+
+class _OwnKey(NamedTuple):
+    private: Ed25519PrivateKey
+    public: Ed25519PublicKey
 
 
 def public_jwk(kid: str, key: Ed25519PublicKey) -> dict[str, str]:

@@ -33,6 +33,17 @@ class Scope(StrEnum):
     INDICATORS_READ = "indicators:read"
 
 
+class KeyPurpose(StrEnum):
+    """What a caller's key is for."""
+
+    TOKEN = "token"  # noqa: S105 - its client assertions
+    SIGNING = "signing"  # its signatures under effects
+
+
+AnyScope = Literal["any"]
+ANY_SCOPE: AnyScope = "any"
+"""What every caller may do, whatever its token is for."""
+
 CALLER_ID_PATTERN = r"^[a-z][a-z0-9-]{1,39}$"
 
 
@@ -63,6 +74,9 @@ class Caller(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota_per_second: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     """Requests per second over all workers, bursts of one second; 0 is no quota."""
     enabled: bool = True
+
+    def keys_url_of(self, purpose: KeyPurpose) -> str | None:
+        return self.keys_url if purpose is KeyPurpose.TOKEN else self.signing_keys_url
 
 
 def mistakes_of(caller: Caller | None) -> list[str]:

@@ -1,7 +1,9 @@
 """Masking: what of a person may be shown, and a string type that does not show itself."""
 
 from datetime import date
-from typing import Final
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
 
 
 def mask_name(name: str) -> str:
@@ -25,16 +27,22 @@ def age_band(birth: date, today: date) -> str:
     return _BANDS[0 if decade < 0 else 9 if decade > 9 else decade]
 
 
-class Secret:
-    """A value that masks itself in repr, str, format and JSON; only reveal() gives it."""
+class Secret(Generic[T]):
+    """A value that masks itself in repr, str and format, and goes into no JSON or pickle; only reveal() gives it."""
 
     __slots__ = ("_value",)
 
-    def __init__(self, value: str) -> None:
+    def __init__(self, value: T) -> None:
         self._value = value
 
-    def reveal(self) -> str:
+    def reveal(self) -> T:
         return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Secret is not pickled")
 
     def __repr__(self) -> str:
         return "Secret(***)"

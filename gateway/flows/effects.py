@@ -102,6 +102,10 @@ class Ended(NamedTuple):
     replayed: bool
 
 
+class _KeyInUse(Exception):
+    """Another process is at one of the keys of a batch."""
+
+
 class Effects:
     """run() for one effect; serve() is the loop that carries them out."""
 
@@ -170,8 +174,8 @@ class Effects:
     ) -> Sequence[Ended | Problem]:
         try:
             return await self._transact(connection, batch, data_keys)
-        except asyncpg.LockNotAvailableError:
-            if len(batch) == 1:  # another process is at it
+        except _KeyInUse:
+            if len(batch) == 1:
                 return [Problem("idempotency_key_in_use", headers={"Retry-After": "1"})]
         except asyncpg.PostgresError:
             if len(batch) == 1:
@@ -193,36 +197,58 @@ class Effects:
         assert len(effects) == len(batch), "run() lets one use of a key in at a time"
         ended: dict[idempotency.KeyOf, Ended | Problem] = {}
         async with connection.transaction():
-            claimed = await idempotency.claim(
-                connection, list(effects), [effect.fingerprint for effect in effects.values()]
-            )
-            fresh = sorted((key for key in effects if key in claimed), key=lambda key: effects[key].kind.name)
-            recorded: list[Operation] = []
-            answers: dict[idempotency.KeyOf, bytes] = {}
-            for _, group in groupby(fresh, key=lambda key: effects[key].kind.name):
-                keys = list(group)
-                kind = effects[keys[0]].kind
-                for key, done in zip(
-                    keys, await kind.perform(connection, [effects[key].asked for key in keys]), strict=True
-                ):
-                    if isinstance(done, Problem):
-                        ended[key] = done
-                        continue
-                    ended[key] = Ended(done.answer, False)
-                    answers[key] = self._seal(data_keys["answers"], key, done.answer)
-                    if done.operation is not None:
-                        recorded.append(self._proved(data_keys["operations"], done.operation, effects[key].evidence))
-            if recorded:
-                await operations.record(connection, recorded)
-            if answers:
-                await idempotency.keep(connection, answers)
-            if gone := [key for key in fresh if key not in answers]:
-                await idempotency.give_back(connection, gone)
+            fingerprints = [effect.fingerprint for effect in effects.values()]
+            try:
+                claimed = await idempotency.claim(connection, list(effects), fingerprints)
+            except asyncpg.LockNotAvailableError as error:
+                raise _KeyInUse from error
+            done = await self._carry_out(connection, [effect for key, effect in effects.items() if key in claimed])
+            ended |= {
+                key: each if isinstance(each, Problem) else Ended(each.answer, False) for key, each in done.items()
+            }
+            await self._keep(connection, effects, done, data_keys)
         if replays := [key for key in effects if key not in claimed]:
             found = await idempotency.stored(connection, replays)
             for key in replays:
                 ended[key] = await self._replay(key, effects[key], found.get(key))
         return [ended[key] for key in effects]
+
+    async def _carry_out(
+        self, connection: "Connection", fresh: Sequence[Effect]
+    ) -> dict[idempotency.KeyOf, Done | Problem]:
+        """Each kind at once for all of its effects."""
+        done: dict[idempotency.KeyOf, Done | Problem] = {}
+        for _, same in groupby(sorted(fresh, key=lambda effect: effect.kind.name), lambda effect: effect.kind.name):
+            group = list(same)
+            ended = await group[0].kind.perform(connection, [effect.asked for effect in group])
+            for effect, each in zip(group, ended, strict=True):
+                done[effect.asked.caller_id, effect.key] = each
+        return done
+
+    async def _keep(
+        self,
+        connection: "Connection",
+        effects: dict[idempotency.KeyOf, Effect],
+        done: dict[idempotency.KeyOf, Done | Problem],
+        data_keys: dict[str, int],
+    ) -> None:
+        """Operations with their proof, and the answers; the keys of what did not take effect are given back."""
+        recorded = [
+            self._proved(data_keys["operations"], each.operation, effects[key].evidence)
+            for key, each in done.items()
+            if isinstance(each, Done) and each.operation is not None
+        ]
+        answers = {
+            key: self._seal(data_keys["answers"], key, each.answer)
+            for key, each in done.items()
+            if isinstance(each, Done)
+        }
+        if recorded:
+            await operations.record(connection, recorded)
+        if answers:
+            await idempotency.keep(connection, answers)
+        if unused := [key for key in done if key not in answers]:
+            await idempotency.give_back(connection, unused)
 
     async def _replay(
         self, key: idempotency.KeyOf, effect: Effect, stored: idempotency.Stored | None

@@ -6,7 +6,7 @@ import time
 
 from gateway.crypto.tokens import AccessTokens, InvalidToken, read_assertion, subject_of
 from gateway.directory import Directory
-from gateway.domain.callers import Scope
+from gateway.domain.callers import KeyPurpose, Scope
 from gateway.metrics import REFUSED_ENTRY, TOKENS
 from gateway.store import assertions
 from gateway.store.pool import Pool
@@ -32,9 +32,10 @@ async def issue_token(
     pool: Pool, tokens: AccessTokens, directory: Directory, issuer: str, assertion: str, scope: str | None
 ) -> tuple[str, list[str]]:
     """(access token, granted scopes). Raises TokenRefused, Problem 503."""
-    client_id = subject_of(assertion)
-    known = directory.callers.get(client_id or "")
-    if client_id is None or known is None or not known.caller.enabled:
+    claimed = subject_of(assertion)
+    client_id, kid = claimed or ("", "")
+    known = await directory.knowing(client_id, KeyPurpose.TOKEN, kid)
+    if known is None or not known.caller.enabled:
         raise invalid_client("unknown_client")
     now = time.time()
     try:
@@ -47,7 +48,7 @@ async def issue_token(
         if not await assertions.use(connection, client_id, checked.jti, expires_at):
             raise invalid_client("replayed_assertion")
     TOKENS.labels(client_id).inc()
-    return tokens.issue(client_id, granted, int(now), secrets.token_urlsafe(12)), granted
+    return tokens.issue(client_id, granted, int(now), secrets.token_urlsafe(12), checked.kid), granted
 
 
 def _granted(asked: str | None, allowed: tuple[Scope, ...]) -> list[str]:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gateway.crypto.key_store import create_missing, open_folder
 from gateway.domain.cards import CardStatus
 from gateway.domain.errors import CannotStart
+from gateway.domain.masking import Secret
 from gateway.domain.times import CHINA
 from gateway.sandbox.callers import write_callers
 from gateway.sandbox.county import County
@@ -29,13 +30,13 @@ class OtherCounty(CannotStart):
 _background: set[asyncio.Task[None]] = set()
 
 
-def prepare(cards: int, seed: int) -> Callable[[Settings, str], Awaitable[None]]:
+def prepare(cards: int, seed: int) -> Callable[[Settings, Secret[str]], Awaitable[None]]:
     """The supervisor's preparation for a county of so many cards."""
 
-    async def run(settings: Settings, dsn: str) -> None:
+    async def run(settings: Settings, dsn: Secret[str]) -> None:
         create_missing(settings.keys_dir)
         write_callers(settings)
-        there = await loaded(dsn)
+        there = await loaded(dsn.reveal())
         if there is None:
             county = County(seed, cards, dt.datetime.now(CHINA).date())
             await _load(settings, dsn, county)
@@ -51,21 +52,21 @@ def prepare(cards: int, seed: int) -> Callable[[Settings, str], Awaitable[None]]
             write_cards_csv(county, cards_csv)
             facts = {"seed": county.seed, "cards": county.cards, "today": county.today.isoformat()}
             (cards_csv.parent / "county.json").write_text(json.dumps(facts) + "\n")
-        await refresh_sources(dsn)
+        await refresh_sources(dsn.reveal())
         task = asyncio.create_task(_keep_fresh(dsn))
         _background.add(task)
 
     return run
 
 
-async def _load(settings: Settings, dsn: str, county: County) -> None:
+async def _load(settings: Settings, dsn: Secret[str], county: County) -> None:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("loading the synthetic county 海盐 (no real person)", total=county.cards)
         await load_county(
-            dsn,
+            dsn.reveal(),
             open_folder(settings.keys_dir),
             county,
             lambda count: progress.update(task, advance=count),
@@ -73,12 +74,12 @@ async def _load(settings: Settings, dsn: str, county: County) -> None:
         )
 
 
-async def _keep_fresh(dsn: str) -> None:
+async def _keep_fresh(dsn: Secret[str]) -> None:
     """The stand-in for the upstream registry, which would tell its changes all day."""
     while True:
         await asyncio.sleep(_REFRESH_S)
         try:
-            await refresh_sources(dsn)
+            await refresh_sources(dsn.reveal())
         except Exception:  # noqa: BLE001, S112 - the database is away; the status grows old, as it should
             continue
 

@@ -8,6 +8,7 @@ PostgreSQL refuses to run as root, so root starts it as `nobody` with the one ca
 private folders; only the data folder changes its owner.
 """
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -25,6 +26,8 @@ ROLE = "yikatong"
 
 _START_S = 60.0
 _STOP_S = 10.0
+_ORPHANS_END_S = 1.0
+"""A killed server's other processes end by themselves within this, unless they wait for one that was killed."""
 _SOCKET_PATH_MAX = 100  # sockaddr_un holds 108 bytes
 
 _OPTIONS = {
@@ -40,12 +43,20 @@ _OPTIONS = {
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
-    # a value must never reach the server's log (reliability.md §3)
+    "data_sync_retry": "off",
+    # a value must never reach the server's log (reliability.md §3); the texts of errors quote them, so none are kept:
+    # our own log has each by its type and SQLSTATE
+    "log_min_messages": "log",
     "log_error_verbosity": "terse",
     "log_min_error_statement": "panic",
     "log_parameter_max_length": "0",
     "log_parameter_max_length_on_error": "0",
     "log_statement": "none",
+    "log_min_duration_statement": "-1",
+    "log_min_duration_sample": "-1",
+    "log_transaction_sample_rate": "0",
+    "shared_preload_libraries": "",
+    "session_preload_libraries": "",
     "logging_collector": "on",
     "log_filename": "postgresql-%a.log",
     "log_truncate_on_rotation": "on",
@@ -68,6 +79,7 @@ class EmbeddedPostgres:
         self._start_log = self._home / "start.log"
         self._made_socket_dir = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._orphans_seen: float | None = None
         self._bin = _binaries()
         self._as_user = _unprivileged() if os.geteuid() == 0 else None
 
@@ -107,6 +119,8 @@ class EmbeddedPostgres:
         Call it from the main thread: the server ends with the thread that started it.
         """
         if self._process is None or self._process.poll() is None or self._running_postmaster() is not None:
+            return False
+        if not self._clear_remains():
             return False
         self._spawn()
         return True
@@ -164,9 +178,34 @@ class EmbeddedPostgres:
             return None
         return pid if name == "postgres" and state != "Z" else None
 
+    def _clear_remains(self) -> bool:
+        """Whether nothing of a killed server holds the data folder; then its lock files are taken away.
+
+        PostgreSQL itself takes the dead postmaster for a living one as long as nobody has collected its exit status.
+        """
+        if self._running_postmaster() is not None:
+            return False
+        orphans = _processes_in(self._data)
+        if not orphans:
+            self._orphans_seen = None
+            for lock in (self._data / "postmaster.pid", *self._socket_dir.glob(".s.PGSQL.*")):
+                lock.unlink(missing_ok=True)
+            return True
+        now = time.monotonic()
+        self._orphans_seen = self._orphans_seen or now
+        if now - self._orphans_seen > _ORPHANS_END_S:
+            for pid in orphans:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return False
+
     def _launch(self) -> None:
         deadline = time.monotonic() + _START_S
         while True:
+            while not self._clear_remains():
+                if time.monotonic() > deadline:
+                    raise EmbeddedPostgresError(f"processes of another PostgreSQL still hold {self._data}")
+                time.sleep(0.02)
             self._spawn()
             if self._wait_until_it_answers(deadline):
                 return
@@ -211,6 +250,25 @@ class EmbeddedPostgres:
         )  # fmt: skip
         if not exists.stdout.strip():
             subprocess.run([*psql, f"CREATE DATABASE {ROLE}"], capture_output=True, check=True, timeout=60)
+
+
+def _processes_in(folder: Path) -> list[int]:
+    """The `postgres` processes at work in a data folder: it is the working folder of each process of its server.
+
+    One of ours that we may not look at counts too: rather wait than run two servers on one folder.
+    """
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if (process / "comm").read_text() != "postgres\n":
+                continue
+            try:
+                inside = (process / "cwd").readlink() == folder.resolve()
+            except PermissionError:
+                inside = process.stat().st_uid == os.geteuid()
+            if inside:
+                found.append(int(process.name))
+    return found
 
 
 def _binaries() -> Path:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from gateway.domain.errors import CannotStart, unavailable
+from gateway.domain.masking import Secret
 from gateway.settings import Database
+from gateway.store import discretion
 from gateway.store.migrate import latest
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ _REQUIRED = {
     "fsync": ("on",),
     "full_page_writes": ("on",),
     "synchronous_commit": ("on", "remote_apply"),
+    "data_sync_retry": ("off",),  # a failed fsync is not tried again: what it was for may be gone
+    "data_checksums": ("on",),
 }
 
 GONE = (
@@ -44,13 +48,14 @@ class UnfitDatabase(CannotStart):
 
 
 async def assert_durable(connection: "AnyConnection") -> None:
-    """Refuse a database that may lose what it acknowledged. Raises UnfitDatabase."""
-    wrong = []
-    for name, allowed in _REQUIRED.items():
-        value = await connection.fetchval(f"SHOW {name}")
-        if value not in allowed:
-            wrong.append(f"{name} = {value}, must be {' or '.join(allowed)}")
-    if wrong:
+    """Refuse a database that may lose what it acknowledged, or whose log tells of cards. Raises UnfitDatabase."""
+    values = await discretion.shown(connection, [*_REQUIRED, *discretion.NAMES])
+    wrong = [
+        f"{name} = {values[name]}, must be {' or '.join(allowed)}"
+        for name, allowed in _REQUIRED.items()
+        if values[name] not in allowed
+    ]
+    if wrong := wrong + discretion.indiscretions(values):
         raise UnfitDatabase("; ".join(wrong))
 
 
@@ -62,10 +67,10 @@ async def assert_fit(connection: "AnyConnection") -> None:
         raise UnfitDatabase(f"schema version {version}, must be {latest()}: run `python -m gateway migrate`")
 
 
-async def connect(dsn: str, settings: Database, name: str, lock_timeout_ms: int = 0) -> "Connection":
+async def connect(dsn: Secret[str], settings: Database, name: str, lock_timeout_ms: int = 0) -> "Connection":
     """One connection as the application's role, to a durable database. `lock_timeout_ms` 0: that of the statement."""
     connection: Connection = await asyncpg.connect(
-        dsn, timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name, lock_timeout_ms)
+        dsn.reveal(), timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name, lock_timeout_ms)
     )
     try:
         await assert_durable(connection)
@@ -86,6 +91,7 @@ def _options(settings: Database, name: str, lock_timeout_ms: int = 0) -> dict[st
             "idle_in_transaction_session_timeout": str(settings.statement_timeout_ms),
             "lock_timeout": str(lock_timeout_ms),
             "jit": "off",
+            **discretion.OF_A_SESSION,
         },
     }
 
@@ -93,7 +99,7 @@ def _options(settings: Database, name: str, lock_timeout_ms: int = 0) -> dict[st
 class Pool:
     """A bounded pool that gives up after the configured time instead of queueing its callers."""
 
-    def __init__(self, dsn: str, settings: Database, name: str) -> None:
+    def __init__(self, dsn: Secret[str], settings: Database, name: str) -> None:
         self._dsn = dsn
         self._settings = settings
         self._name = name
@@ -102,7 +108,7 @@ class Pool:
     async def open(self) -> None:
         """Connect and check the database. Raises UnfitDatabase, or one of GONE."""
         self._pool = await asyncpg.create_pool(
-            self._dsn,
+            self._dsn.reveal(),
             min_size=1,
             max_size=self._settings.pool_size,
             timeout=5,

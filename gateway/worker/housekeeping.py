@@ -1,4 +1,5 @@
-"""The background loops of a gateway: partitions ahead, sweeping, the feed's lag. Each turn is bounded."""
+"""The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys. Each turn is
+bounded."""
 
 import asyncio
 import datetime as dt
@@ -9,11 +10,13 @@ import asyncpg
 import structlog
 
 from gateway.domain.errors import Problem
+from gateway.domain.masking import Secret
 from gateway.metrics import FEED_LAG_SECONDS
 from gateway.settings import Settings
 from gateway.store import assertions, idempotency, usage_events
 from gateway.store.migrate import ensure_partitions
 from gateway.store.pool import GONE, Pool
+from gateway.worker.published_keys import PublishedKeys
 
 log = structlog.get_logger()
 
@@ -22,10 +25,12 @@ _SWEEP_TURNS_MAX = 200
 _TURN_MAX_S = 30.0
 
 
-async def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
+async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -> None:
     """Until SIGTERM."""
     pool = Pool(dsn, settings.gateway.database, "yikatong worker")
     await pool.open()
+    published = PublishedKeys(settings, pool)
+    await published.open()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -33,12 +38,14 @@ async def run(settings: Settings, dsn: str, ready: Callable[[], None]) -> None:
         asyncio.create_task(_every(3600, "partitions", lambda: _partitions(dsn))),
         asyncio.create_task(_every(60, "sweep", lambda: _sweep(pool))),
         asyncio.create_task(_every(5, "feed lag", lambda: _feed_lag(pool))),
+        asyncio.create_task(_every(settings.gateway.callers_keys.period_s, "published keys", published.turn)),
     ]
     ready()
     await stop.wait()
     for loop in loops:
         loop.cancel()
     await asyncio.gather(*loops, return_exceptions=True)
+    await published.close()
     await pool.close()
 
 
@@ -52,9 +59,9 @@ async def _every(seconds: float, name: str, turn: Callable[[], Awaitable[None]])
         await asyncio.sleep(seconds)
 
 
-async def _partitions(dsn: str) -> None:
+async def _partitions(dsn: Secret[str]) -> None:
     # creating a table needs the owner, which the pool is not
-    connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await asyncpg.connect(dsn.reveal(), timeout=10)
     try:
         await ensure_partitions(connection, dt.datetime.now(dt.UTC).date())
     finally:

@@ -5,6 +5,7 @@ environment variables where the callers' key files are and where to leave the st
 """
 
 import atexit
+import base64
 import datetime as dt
 import functools
 import json
@@ -20,6 +21,7 @@ import jwt
 import requests
 import requests.auth
 import schemathesis
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.registry import LOSABLE
 from tests.signing import Signing, signed_headers
@@ -29,10 +31,12 @@ CALLERS = Path(os.environ["CALLERS_DIR"])
 STATUSES_FILE = Path(os.environ["STATUSES_FILE"])
 REPORT = "/v1/cards/loss-reports"
 RELEASE = "/v1/cards/loss-reports/{reference}/release"
+KEYS = "/v1/callers/self/keys"
 CALLER_OF = {
     "/v1/cards/verify": "demo-merchant", "/v1/usage-events": "demo-bureau", REPORT: "demo-kiosk", RELEASE: "demo-kiosk",
+    KEYS: "demo-merchant",
 }  # fmt: skip
-EFFECTS = {REPORT, RELEASE}
+EFFECTS = {REPORT, RELEASE, KEYS}
 SCENES = ("parking.exit", "library.loan", "transit.bus")
 
 CARD: dict[str, Any] = {
@@ -133,6 +137,10 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str,
         case.body.pop("scope", None)
     elif case.path == "/v1/cards/verify":
         make_sense(case.body)
+    elif case.path == KEYS:  # the first is taken; of the others there are too many
+        x = base64.urlsafe_b64encode(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).rstrip(b"=")
+        jwk: dict[str, Any] = {"kty": "OKP", "crv": "Ed25519", "kid": secrets.token_hex(8), "x": x.decode()}
+        case.body.update({"use": "signing", "jwk": jwk, "retire": None})
     elif case.path == REPORT:
         case.body.update({"presentation": CARD, "card_number": None, "id_number": None})
 

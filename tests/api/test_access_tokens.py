@@ -34,6 +34,7 @@ class Door:
         claims = {
             "iss": issuer, "aud": issuer, "sub": "demo-merchant", "client_id": "demo-merchant",
             "iat": now, "exp": now + 600, "jti": "j", "scope": "cards:verify",
+            "client_kid": "demo-merchant-1",
         } | changes  # fmt: skip
         return {name: value for name, value in claims.items() if value is not None}
 
@@ -98,6 +99,10 @@ FORGED: dict[str, Forge] = {
     "subject unknown": lambda d: d.signed(sub="nobody"),
     "no scope": lambda d: d.signed(scope=None),
     "scope that is a list": lambda d: d.signed(scope=["cards:verify"]),
+    "no key of the caller": lambda d: d.signed(client_kid=None),
+    "another key of the caller": lambda d: d.signed(client_kid="demo-merchant-2", iat=now() - 60, exp=now() + 60),
+    "another caller's key": lambda d: d.signed(client_kid="demo-kiosk-1", iat=now() - 60, exp=now() + 60),
+    "key of the caller that is a list": lambda d: d.signed(client_kid=["demo-merchant-1"]),
     "extra long": lambda d: d.signed(more="x" * 5000),
     "not ASCII": lambda d: "令牌",
 }  # fmt: skip
@@ -145,6 +150,12 @@ async def test_the_gateways_own_claims_in_the_same_hands_do_open(merchant: Clien
     """The control of the table above: what it changes is what is refused."""
     token = Door(merchant, "").signed()
     assert (await ask(merchant, f"Bearer {token}".encode(), "/v1/cards/verify")).status == 200
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR"])
+async def test_the_scheme_may_be_written_in_any_case(merchant: Client, scheme: str) -> None:
+    """RFC 9110 §11.1."""
+    assert (await ask(merchant, f"{scheme} {await merchant.token()}".encode(), "/v1/cards/verify")).status == 200
 
 
 async def test_a_token_that_was_accepted_is_refused_once_it_has_expired(merchant: Client, refusal: bytes) -> None:

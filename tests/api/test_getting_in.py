@@ -54,7 +54,7 @@ async def test_the_token_is_what_rfc_9068_says_and_the_jwks_verifies_it(merchant
     (key,) = [key for key in keys if key.key_id == header["kid"]]
     issuer = merchant.file["issuer"]
     claims = jwt.decode(token, key, algorithms=["EdDSA"], audience=issuer, issuer=issuer)
-    assert claims.keys() == {"iss", "aud", "sub", "client_id", "iat", "exp", "jti", "scope"}
+    assert claims.keys() == {"iss", "aud", "sub", "client_id", "iat", "exp", "jti", "scope", "client_kid"}
     assert claims["sub"] == claims["client_id"] == "demo-merchant"
     assert claims["exp"] - claims["iat"] == 600
     assert all("d" not in key for key in (await fetch_jwks(merchant))["keys"])

@@ -13,6 +13,9 @@ from gateway.api.routes import ROUTES
 from gateway.domain.cards import Medium
 from gateway.domain.errors import PROBLEMS
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
+from gateway.flows.report_loss import ReleaseLoss, ReportLoss
+from gateway.flows.rotate_caller_key import RotateCallerKey
+from gateway.flows.verify_card import VerifyOnce
 from gateway.settings import load
 from tests.registry import CARDS
 from tests.running import Client, Running, Samples, eventually, labelled, request, send_raw, verify_body
@@ -177,12 +180,15 @@ async def test_requests_over_a_quota_are_counted(operated: Running) -> None:
     assert refused > 0 and await eventually(counted, 10, f"{refused} refused requests in the metrics")
 
 
+KINDS = {VerifyOnce.name, ReportLoss.name, ReleaseLoss.name, RotateCallerKey.name}
 ALLOWED: dict[str, set[str]] = {
     "verdict": set(Verdict), "reason": set(Reason), "medium": {*Medium, "none"},
-    "route": {route.path for route in ROUTES}, "status": {str(status) for status, _ in PROBLEMS.values()} | {"200"},
-    "code": set(PROBLEMS), "result": {"taken", "refused"}, "version": {__version__},
+    "route": {route.path for route in ROUTES} | {"none"},
+    "status": {str(status) for status, _ in PROBLEMS.values()} | {"200"},
+    "code": set(PROBLEMS), "result": {"taken", "refused", "read", "failed", "done", "replayed", *PROBLEMS},
+    "kind": KINDS, "version": {__version__},
     "why": {"no_token", "bad_token", "expired_token", "unknown_caller", "scope", "unknown_client", "bad_assertion",
-            "replayed_assertion"},
+            "replayed_assertion", "bad_signature", "retired_key"},
 }  # fmt: skip
 
 

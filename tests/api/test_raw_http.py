@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from tests.registry import CARDS
-from tests.running import Client, Running, eventually, exchange, read_answer, request, send_raw, verify_body
+from tests.running import Client, Running, eventually, exchange, labelled, read_answer, request, send_raw, verify_body
 
 PATH = "/v1/cards/verify"
 MARK = b"110105194912310021"
@@ -102,6 +102,43 @@ async def test_a_malformed_chunk_is_refused_and_nothing_is_recorded(
     assert answers(received) == [400], received[:400]
     assert MARK not in received
     assert_quiet(merchant.gateway.log[before:])
+
+
+@pytest.mark.parametrize("name", BAD_CHUNKS)
+async def test_a_malformed_chunk_that_comes_late_is_refused_at_once(merchant: Client, name: str) -> None:
+    """The handler waits for the body by then."""
+    head = request(
+        "POST", PATH, b"1\r\n{\r\n", content_length=None, transfer_encoding="chunked",
+        authorization=f"Bearer {await merchant.token()}",
+    )  # fmt: skip
+    reader, writer = await asyncio.open_connection("127.0.0.1", merchant.gateway.port)
+    async with asyncio.timeout(5):
+        writer.write(head)
+        await both_workers_have_looked(merchant.gateway)
+        writer.write(BAD_CHUNKS[name])
+        received = await reader.read()
+    writer.close()
+    assert answers(received) == [400], received[:400]
+    assert b"Connection: close" in received and MARK not in received
+
+
+async def test_what_comes_to_no_route_is_counted(gateway: Running) -> None:
+    wanted = {("none", "400"), ("none", "404"), ("none", "405")}
+
+    async def counted() -> dict[tuple[str, ...], float]:
+        found = labelled(await gateway.metrics(), "yikatong_http_requests_total")
+        return {labels: found.get(labels, 0) for labels in wanted}
+
+    before = await counted()
+    await send_raw(gateway.port, request("GET", "/v1/" + MARK.decode()))
+    await send_raw(gateway.port, request("DELETE", PATH))
+    await exchange(gateway.port, MALFORMED["words"])
+
+    async def all_more() -> bool:
+        after = await counted()
+        return all(after[labels] > before[labels] for labels in wanted)
+
+    await eventually(all_more, 5, "each is counted")
 
 
 async def test_bytes_of_chance_are_no_request(gateway: Running) -> None:

@@ -15,7 +15,6 @@ from tests.registry import TestCard
 from tests.running import Client, Running
 
 LOSERS = {"ed25519": "demo-kiosk", "ecdsa-p256-sha256": "demo-bureau", "sm2-sm3": "demo-bank"}
-NOT_YET = {"sm2-sm3": [pytest.mark.skip("until demo-bank has a signing key")]}
 REPORT = "/v1/cards/loss-reports"
 
 
@@ -29,7 +28,7 @@ def file_of(gateway: Running, name: str) -> Path:
     return gateway.data_dir / "sandbox" / "callers" / f"{name}.json"
 
 
-@pytest.mark.parametrize("algorithm", [pytest.param(name, marks=NOT_YET.get(name, [])) for name in LOSERS])
+@pytest.mark.parametrize("algorithm", LOSERS)
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_a_loss_is_reported_once_and_released(
     gateway: Running, card: TestCard, language: str, algorithm: str

@@ -62,7 +62,7 @@ class Home:
             self._has_cards = True
 
     async def _know_the_data_key(self) -> None:
-        """A worker learns of the cards' data key when it meets it, and answers 503 until then."""
+        """A worker learns of the cards' data key when it first meets it: before a fault, not during one."""
         body, in_a_row = verify_body(CARDS[0].number, CARDS[0].identifier, terminal_id="first"), 0
         async with (
             Client(self.running, "demo-merchant") as client,
@@ -111,6 +111,9 @@ async def locked(dsn: str, table: str) -> AsyncIterator[None]:
     """Nobody else reads or writes the table inside the block."""
     connection = await asyncpg.connect(dsn)
     try:
+        await connection.execute(
+            "SET deadlock_timeout = '1min'"
+        )  # of two that wait for each other, the other one fails
         async with connection.transaction():
             await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
             yield

@@ -52,6 +52,7 @@ async def test_a_stop_under_load_loses_nothing(home: Home, number: signal.Signal
     assert findings.clean, findings
     assert findings.events == findings.acknowledged, "an event of a request that was begun and not answered"
     assert (code, early) == (0, [])
+    assert unanswered == [], "a connection was closed under a request, although its client heeds Connection: close"
     assert seconds <= ENDED_S
 
 
@@ -116,6 +117,37 @@ async def test_control_an_abrupt_stop_is_noticed(tenant: Home, figure: Figure) -
     statuses, _, _ = await stop_with_requests_in_flight(tenant, signal.SIGTERM)
     figure(in_flight=IN_FLIGHT, finished=statuses.count(200))
     assert 0 in statuses
+
+
+async def ask_after_the_signal(tenant: Home) -> list[Answer | None]:
+    """Requests of both lanes, on connections that are idle when a worker is told to stop."""
+    async with Client(tenant.running, "demo-merchant") as client:
+        authorization = (await client.authorization())["Authorization"]
+    async with wires(tenant.running.port, IN_FLIGHT) as opened:
+        await asyncio.gather(*(wire.ask(JWKS) for wire in opened))
+        stopping = asyncio.create_task(stop(tenant, signal.SIGTERM))
+        await until(lambda: "draining" in tenant.running.log, 3, "the worker has begun to stop")
+        for place, wire in enumerate(opened):
+            await wire.send(JWKS if place % 3 == 0 else verify(authorization, f"si-{place}", place))
+        answers = await asyncio.gather(*(answer_or_none(wire) for wire in opened))
+        for wire, answer in zip(opened, answers, strict=True):
+            assert answer is None or await wire.reader.read() == b"", "and the connection ends"
+    await stopping
+    return answers
+
+
+async def test_what_comes_on_an_idle_connection_is_answered_and_told_to_go(tenant: Home, figure: Figure) -> None:
+    await tenant.start()
+    answers = await ask_after_the_signal(tenant)
+    figure(idle=IN_FLIGHT, answered=sum(answer is not None for answer in answers))
+    assert [answer and (answer.status, answer.headers.get("connection")) for answer in answers] == [
+        (200, "close")
+    ] * IN_FLIGHT
+
+
+async def test_control_idle_connections_closed_at_once_are_noticed(tenant: Home) -> None:
+    await tenant.start("no_farewell")
+    assert None in await ask_after_the_signal(tenant)
 
 
 async def test_a_request_that_never_ends_does_not_hold_up_the_stop(home: Home, figure: Figure) -> None:

@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from gateway.domain.masking import Secret
 from gateway.settings import ENVIRONMENT, SettingsError, load
 from tests.running import ROOT
 
@@ -94,6 +96,9 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
         "gateway.toml", lambda text: "ops = 1\n" + text.replace('[ops]\nhost = "127.0.0.1"\nport = 9090\n', ""), "ops"
     ),
     "an unknown log level": ("gateway.toml", replace('"info"', '"loud"'), "log_level"),
+    "a cipher we do not have": ("gateway.toml", replace('"SM4-GCM"', '"SM4-ECB"'), "sealing.algorithm"),
+    "a slow lane without threads": ("gateway.toml", replace("threads = 1", "threads = 0"), "sm2.threads"),
+    "a slow lane without an end": ("gateway.toml", replace("waiting_max = 128", ""), "sm2.waiting_max"),
     "a flag that is a text": (
         "callers.toml", append('[callers.demo-more]\nenabled = "yes"\n'), "callers.demo-more.enabled"
     ),
@@ -172,7 +177,7 @@ def test_the_environment_goes_before_the_file(config: Path, name: str) -> None:
     found = load({"CONFIG_DIR": str(config), name: text}).gateway
     for key in ENVIRONMENT[name]:
         found = getattr(found, key)
-    assert found == value
+    assert (found.reveal() if isinstance(found, Secret) else found) == value
 
 
 @pytest.mark.parametrize(
@@ -200,3 +205,10 @@ def test_what_follows_from_the_settings(config: Path, tmp_path: Path) -> None:
     assert plain.metrics_dir.is_relative_to(plain.run_dir) and plain.run_dir.is_relative_to(tmp_path)
     elsewhere = load({"CONFIG_DIR": str(config), "ISSUER": "https://g.example", "KEYS_DIR": "/keys"})
     assert (elsewhere.issuer, elsewhere.keys_dir) == ("https://g.example", Path("/keys"))
+
+
+def test_the_password_of_the_database_does_not_show(config: Path) -> None:
+    settings = load({"CONFIG_DIR": str(config), "DATABASE_URL": "postgresql://u:s3cr3t@h/x"})
+    assert "s3cr3t" not in f"{settings!r} {settings} {settings.gateway.database}"
+    with pytest.raises(TypeError):
+        msgspec.json.encode(settings.gateway.database)

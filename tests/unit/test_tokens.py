@@ -43,13 +43,13 @@ TOKENS = AccessTokens([OLD], ISSUER, 600)
 
 def test_a_token_comes_back_as_what_it_was_made_of() -> None:
     began = now()
-    access = TOKENS.read(TOKENS.issue("demo-merchant", ["cards:verify", "points:read"], began, "j"))
-    assert access == Access("demo-merchant", frozenset({"cards:verify", "points:read"}), began + 600)
+    access = TOKENS.read(TOKENS.issue("demo-merchant", ["cards:verify", "points:read"], began, "j", "k-1"))
+    assert access == Access("demo-merchant", frozenset({"cards:verify", "points:read"}), began + 600, began, "k-1")
 
 
 def test_after_a_rotation_the_new_key_signs_and_the_old_one_still_verifies() -> None:
     rotated = AccessTokens([OLD, NEW], ISSUER, 600)
-    old, new = TOKENS.issue("a", [], now(), "j"), rotated.issue("a", [], now(), "j")
+    old, new = TOKENS.issue("a", [], now(), "j", "k-1"), rotated.issue("a", [], now(), "j", "k-1")
     assert jwt.get_unverified_header(new)["kid"] == "sign-2"
     assert rotated.read(old) == rotated.read(new)
     with pytest.raises(InvalidToken):
@@ -60,12 +60,12 @@ def test_after_a_rotation_the_new_key_signs_and_the_old_one_still_verifies() -> 
 def test_a_token_of_another_gateway_is_refused() -> None:
     for other in (AccessTokens([OLD], "https://other.example", 600), AccessTokens([signing_key(1)], ISSUER, 600)):
         with pytest.raises(InvalidToken):
-            TOKENS.read(other.issue("demo-merchant", [], now(), "j"))
+            TOKENS.read(other.issue("demo-merchant", [], now(), "j", "k-1"))
 
 
 def test_a_token_made_for_longer_than_we_make_them_is_refused() -> None:
     with pytest.raises(InvalidToken):
-        TOKENS.read(AccessTokens([OLD], ISSUER, 601).issue("demo-merchant", [], now(), "j"))
+        TOKENS.read(AccessTokens([OLD], ISSUER, 601).issue("demo-merchant", [], now(), "j", "k-1"))
 
 
 @given(st.text(max_size=200))
@@ -79,7 +79,7 @@ def test_a_text_of_chance_is_no_token(text: str) -> None:
 
 @given(st.data())
 def test_a_token_with_any_character_changed_is_refused(data: st.DataObject) -> None:
-    token = TOKENS.issue("demo-merchant", ["cards:verify"], now(), "j")
+    token = TOKENS.issue("demo-merchant", ["cards:verify"], now(), "j", "k-1")
     # the last character of a signature holds bits that base64 does not use
     place = data.draw(st.integers(0, len(token) - 2))
     letter = data.draw(st.sampled_from("ABCXYZabcxyz0189-_.").filter(lambda letter: letter != token[place]))
@@ -93,7 +93,7 @@ def test_a_token_that_is_too_long_is_not_even_parsed() -> None:
 
 
 def test_two_tokens_are_remembered_apart() -> None:
-    tokens = [TOKENS.issue("a", [], now(), str(number)) for number in range(10)]
+    tokens = [TOKENS.issue("a", [], now(), str(number), "k-1") for number in range(10)]
     assert len({digest(token) for token in tokens}) == 10 and len(digest("")) == 32
 
 
@@ -151,8 +151,8 @@ KEYS = [
 
 def test_an_assertion_is_read_with_the_key_that_it_names() -> None:
     began = now()
-    assert read_assertion(assertion(iat=began, exp=began + 60), "c", KEYS, ISSUER, began) == ("j", began + 60)
-    assert subject_of(assertion()) == "c"
+    assert read_assertion(assertion(iat=began, exp=began + 60), "c", KEYS, ISSUER, began) == ("j", began + 60, "k-1")
+    assert subject_of(assertion()) == ("c", "k-1")
     with pytest.raises(InvalidToken):
         read_assertion(assertion(), "c", KEYS[:1], ISSUER, now())
 

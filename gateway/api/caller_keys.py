@@ -1,0 +1,18 @@
+"""POST /v1/callers/self/keys."""
+
+import msgspec
+from aiohttp import web
+
+from gateway.api.effects import do_once
+from gateway.api.middleware import Call
+from gateway.api.payloads import KeyChange, decoder
+from gateway.flows.rotate_caller_key import Change
+
+_decode = decoder(KeyChange)
+
+
+async def change_keys(call: Call) -> web.Response:
+    asked: KeyChange = _decode(call.body)
+    jwk = None if asked.jwk is None else msgspec.to_builtins(asked.jwk)
+    change = Change(call.caller, asked.use, jwk, asked.retire)
+    return await do_once(call, call.gateway.rotate_caller_key, change)
