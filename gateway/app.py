@@ -40,7 +40,7 @@ from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.settings import Settings
 from gateway.store import caller_keys
 from gateway.store.batch import Batcher, BatchFigures
-from gateway.store.pool import Pool, connect
+from gateway.store.pool import FOR_EFFECTS, Pool, connect
 from gateway.store.verify import Judged, Presented, verify_batch
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ class Gateway:
         self.pool = Pool(dsn, config.database, "yikatong serve")
         self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
         self.data_keys = DataKeys(self.pool, self._keys, config.sealing.algorithm)
-        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.timeout_ms / 1000)
+        self.slow_lane = SlowLane(
+            config.sm2.threads, config.sm2.waiting_max, config.sm2.timeout_ms / 1000, config.sm2.per_second
+        )
         self.index = BlindIndex(keys.current(KeyUse.INDEX))
         self.find_card = FindCard(self.index, self.pseudonyms, keys.current(KeyUse.CARD_PROOF))
         self.verify_card = VerifyCard(self.find_card, self.pseudonyms, self.data_keys.sealer)
@@ -84,7 +86,13 @@ class Gateway:
         )
         self.hot_lane = HotLane(self)
         self.effects = Effects(
-            partial(connect, dsn, config.database, "yikatong effects", config.effects.claim_timeout_ms),
+            partial(
+                connect,
+                dsn,
+                config.database,
+                "yikatong effects",
+                FOR_EFFECTS | {"lock_timeout": str(config.effects.claim_timeout_ms)},
+            ),
             self.data_keys,
             self.index,
             batch_max=config.effects.batch_max,

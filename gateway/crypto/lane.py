@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any, ParamSpec, TypeVar
 
 from gateway.domain.errors import overloaded, unavailable
@@ -12,15 +14,35 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class SlowLane:
-    """Made for one event loop. At most `threads` run and `waiting_max` wait; what nobody awaits any more is skipped."""
+class Pace:
+    """Lets threads begin one after the other, `gap_s` apart."""
 
-    def __init__(self, threads: int, waiting_max: int, deadline_s: float) -> None:
+    def __init__(self, gap_s: float) -> None:
+        self._gap_s = gap_s
+        self._next = 0.0
+        self._turn = Lock()
+
+    def wait(self) -> None:
+        with self._turn:
+            begin = max(time.monotonic(), self._next)
+            self._next = begin + self._gap_s
+        time.sleep(max(begin - time.monotonic(), 0.0))
+
+
+class SlowLane:
+    """Made for one event loop. At most `threads` run and `waiting_max` wait; what nobody awaits any more is skipped.
+
+    No more than `per_second` are begun in a second: a thread that never rests takes the interpreter and a core from
+    everybody else's requests (loadtests/README.md).
+    """
+
+    def __init__(self, threads: int, waiting_max: int, deadline_s: float, per_second: int) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="slow-lane")
         self._places = threads + waiting_max
         self._taken = 0
         self._deadline_s = deadline_s
         self._closed = False
+        self._pace = Pace(1 / per_second)
 
     def __len__(self) -> int:
         """Checks that run or wait."""
@@ -37,6 +59,8 @@ class SlowLane:
 
         def work() -> None:
             # a place is given back by the thread, not by who stops waiting: the bound is on the work there is
+            if not answer.done():
+                self._pace.wait()
             outcome = None if answer.done() else _outcome(function, *args, **kwargs)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(self._deliver, answer, outcome)

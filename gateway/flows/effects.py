@@ -165,9 +165,9 @@ class Effects:
         finally:
             self._running.discard(claim)
         if isinstance(ended, Problem):
-            EFFECTS.labels(kind.name, ended.code, caller_id).inc()
+            EFFECTS.add((kind.name, ended.code, caller_id))
             raise ended
-        EFFECTS.labels(kind.name, "replayed" if ended.replayed else "done", caller_id).inc()
+        EFFECTS.add((kind.name, "replayed" if ended.replayed else "done", caller_id))
         return ended
 
     async def _execute(
@@ -224,7 +224,6 @@ class Effects:
                 claimed = await idempotency.claim(connection, list(effects), fingerprints)
             except asyncpg.LockNotAvailableError as error:
                 raise _KeyInUse from error
-            await idempotency.wait_longer(connection)
             fresh = [effect for key, effect in effects.items() if key in claimed]
             done: dict[idempotency.KeyOf, Done | Problem] = {}
             if fresh:

@@ -66,11 +66,10 @@ class ReportLoss:
     async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done | Problem]:
         reports: list[Report] = [asked.what for asked in batch]
         cards = await losses.lock_wanted(connection, [report.wanted for report in reports])
-        now = await connection.fetchval("SELECT now()")
-        changes = _Changes(now)
+        changes = _Changes()
         done: list[Done | Problem] = []
         for item, (asked, report) in enumerate(zip(batch, reports, strict=True)):
-            card = cards.get(item)
+            card, now = cards.get(item, (None, None))
             if report.preset == Reason.PLATFORM_UNAVAILABLE:
                 done.append(unavailable("what was presented cannot be read now"))
             elif card is None:
@@ -78,7 +77,7 @@ class ReportLoss:
             elif report.preset:
                 done.append(_refused(self.name, asked, report.preset, card))
             else:
-                before, after = changes.apply(card, REPORT[report.kind])
+                before, after = changes.apply(card, REPORT[report.kind], now)
                 if after is None:
                     done.append(_refused(self.name, asked, STATUS_REASON[before].value, card))
                 else:
@@ -96,7 +95,7 @@ class ReleaseLoss:
         references: list[UUID] = [asked.what for asked in batch]
         callers = [asked.caller_id for asked in batch]
         cards = await losses.lock_reported(connection, references, callers, ReportLoss.name)
-        changes = _Changes(None)
+        changes = _Changes()
         done: list[Done | Problem] = []
         for item, asked in enumerate(batch):
             if item not in cards:
@@ -121,21 +120,22 @@ class ReleaseLoss:
 class _Changes:
     """What a batch makes of its cards: several effects of one card follow one another, and it is written once."""
 
-    def __init__(self, lost_at: dt.datetime | None) -> None:
-        self._lost_at = lost_at
+    def __init__(self) -> None:
         self._cards: dict[UUID, Card] = {}
 
     def now(self, card: Card) -> Card:
         return self._cards.get(card.card_id, card)
 
-    def apply(self, card: Card, action: CardAction) -> tuple[CardStatus, CardStatus | None]:
-        """(status before, status after or None if the table refuses)."""
+    def apply(
+        self, card: Card, action: CardAction, lost_at: dt.datetime | None = None
+    ) -> tuple[CardStatus, CardStatus | None]:
+        """(status before, status after or None if the table refuses). `lost_at`: if it is lost from now on."""
         card = self.now(card)
         before = CardStatus(card.status)
         after = TRANSITIONS.get((before, action))
         if after is not None and after is not before:
-            lost_at = (card.lost_at if before in LOST else self._lost_at) if after in LOST else None
-            self._cards[card.card_id] = card._replace(status=int(after), lost_at=lost_at)
+            since = (card.lost_at if before in LOST else lost_at) if after in LOST else None
+            self._cards[card.card_id] = card._replace(status=int(after), lost_at=since)
         return before, after
 
     async def write(self, connection: "AnyConnection") -> None:

@@ -45,7 +45,7 @@ WITH found AS (
          ORDER BY status = 9, issued_on DESC, card_id DESC LIMIT 1)
     ) one
 )
-SELECT item, card_id, status, lost_at, replacement_started
+SELECT item, card_id, status, lost_at, replacement_started, now()
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
 
@@ -62,10 +62,10 @@ FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
 
 
-async def lock_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, Card]:
-    """The cards by their place in `wanted`; what was not found is absent."""
+async def lock_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, tuple[Card, dt.datetime]]:
+    """The cards, each with the transaction's time, by their place in `wanted`; what was not found is absent."""
     rows = await connection.fetch(_LOCK_WANTED, *(list(column) for column in zip(*wanted, strict=True)))
-    return {row[0] - 1: Card(*tuple(row)[1:]) for row in rows}
+    return {row[0] - 1: (Card(*tuple(row)[1:5]), row[5]) for row in rows}
 
 
 async def lock_reported(

@@ -189,7 +189,7 @@ async def test_as_an_effect_it_is_done_once_and_a_refused_one_gives_its_key_back
     await pool.open()
     watch = KeyWatch(tmp_path / "keys", lambda store: None)
     effects = Effects(
-        partial(connect, Secret(database.dsn), settings.database, "test", 200),
+        partial(connect, Secret(database.dsn), settings.database, "test", {"lock_timeout": "200"}),
         DataKeys(pool, watch, settings.sealing.algorithm), BlindIndex(watch.store.current(KeyUse.INDEX)),
         batch_max=16, queue_max=64, deadline_s=5, on_batch=lambda figures: None,
     )  # fmt: skip

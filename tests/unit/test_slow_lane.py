@@ -18,8 +18,8 @@ Make = Callable[..., SlowLane]
 async def lane() -> AsyncIterator[Make]:
     made: list[SlowLane] = []
 
-    def make(threads: int = 1, waiting_max: int = 2, deadline_s: float = 5.0) -> SlowLane:
-        made.append(SlowLane(threads, waiting_max, deadline_s))
+    def make(threads: int = 1, waiting_max: int = 2, deadline_s: float = 5.0, pace: int = 10_000) -> SlowLane:
+        made.append(SlowLane(threads, waiting_max, deadline_s, pace))
         return made[-1]
 
     yield make
@@ -49,6 +49,15 @@ async def test_what_blocks_does_not_block_the_loop(lane: Make) -> None:
         await slow.run(time.sleep, 0.01)
         with pytest.raises(BlockingError):
             time.sleep(0.01)  # noqa: ASYNC251 - the control: on the loop it would be seen
+
+
+async def test_no_more_are_begun_than_its_pace_allows(lane: Make) -> None:
+    """Twenty at a hundred a second take a fifth of a second; without a pace they take no time."""
+    for pace, least, most in ((100, 0.19, 5.0), (10_000, 0.0, 0.15)):
+        slow = lane(threads=2, waiting_max=50, pace=pace)
+        began = time.monotonic()
+        await asyncio.gather(*(slow.run(time.monotonic) for _ in range(20)))
+        assert least <= time.monotonic() - began <= most
 
 
 async def test_when_it_is_full_it_refuses_at_once(lane: Make) -> None:
