@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_DRAIN_S = 3.5
+_DRAIN_S = 3.0
 _GAUGE_PERIOD_S = 1.0
 
 

@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import structlog
 
 from gateway.crypto.caller_keys import algorithm_of, in_force
+from gateway.crypto.certificates import client_context
 from gateway.crypto.signatures import VerifyKey, read_signing_jwks
 from gateway.crypto.tokens import PublicKey, read_jwks
 from gateway.domain.caller_keys import CallerKey
@@ -84,9 +86,9 @@ class Directory:
             await asyncio.sleep(POLL_S)
             try:
                 await self.look()
-            except Problem as problem:
+            except (Problem, asyncpg.PostgresError) as error:
                 CALLER_KEY_READS.labels("failed").inc()
-                log.warning("callers' keys not read; the last ones stay", error=problem.code)
+                log.warning("callers' keys not read; the last ones stay", error=type(error).__name__)
 
     async def look(self) -> None:
         """Take up what has changed in the files and the table. Raises Problem 503; then what was known stays."""
@@ -161,6 +163,11 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
             KeyPurpose.SIGNING: tuple(_signing_keys(settings, caller_id, caller, mistakes)),
         }
         callers[caller_id] = _known(caller, slot, from_files, {})
+    if settings.jwks_ca_file is not None:
+        try:
+            client_context(settings.jwks_ca_file)
+        except ValueError as error:
+            mistakes.append(f"gateway.toml: callers_keys.ca_file: {error}")
     if mistakes:
         raise SettingsError(mistakes)
     scenes = {

@@ -138,6 +138,11 @@ class Settings(msgspec.Struct, frozen=True):
         return self.data_dir / self.gateway.keys_dir
 
     @property
+    def jwks_ca_file(self) -> Path | None:
+        name = self.gateway.callers_keys.ca_file
+        return self.data_dir / name if name else None
+
+    @property
     def run_dir(self) -> Path:
         """Files that live as long as one run: metrics of the workers, quota table, lock."""
         return self.data_dir / "run"

@@ -224,6 +224,8 @@ class Effects:
                 claimed = await idempotency.claim(connection, list(effects), fingerprints)
             except asyncpg.LockNotAvailableError as error:
                 raise _KeyInUse from error
+            if not waited:
+                await idempotency.wait_longer(connection)
             fresh = [effect for key, effect in effects.items() if key in claimed]
             done: dict[idempotency.KeyOf, Done | Problem] = {}
             if fresh:

@@ -6,11 +6,9 @@ in bounded time. Whatever goes wrong: the last good keys stay.
 
 import asyncio
 import datetime as dt
-import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from enum import StrEnum
-from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
@@ -19,6 +17,7 @@ import msgspec
 import structlog
 
 from gateway.crypto.caller_keys import algorithm_of, published
+from gateway.crypto.certificates import client_context
 from gateway.domain.callers import Caller, KeyPurpose
 from gateway.domain.errors import CannotStart
 from gateway.flows.take_published_keys import take
@@ -65,7 +64,10 @@ class PublishedKeys:
 
     async def open(self) -> None:
         """Raises CannotStart for certificates that cannot be read."""
-        context = await asyncio.to_thread(_context, self._settings)
+        try:
+            context = await asyncio.to_thread(client_context, self._settings.jwks_ca_file)
+        except ValueError as error:
+            raise CannotStart(f"gateway.toml: callers_keys.ca_file: {error}") from None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=_AT_ONCE, ssl=context, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -148,14 +150,3 @@ def _asks(settings: Settings) -> Iterator[_Ask]:
             url, algorithm = caller.keys_url_of(use), algorithm_of(caller, use)
             if url is not None and algorithm is not None and caller.enabled:
                 yield _Ask(caller_id, caller, use, url, algorithm)
-
-
-def _context(settings: Settings) -> ssl.SSLContext:
-    name = settings.gateway.callers_keys.ca_file
-    file: Path | None = settings.data_dir / name if name else None
-    try:
-        context = ssl.create_default_context(cafile=file)
-    except OSError as error:  # ssl.SSLError among them
-        raise CannotStart(f"callers_keys.ca_file: {file}: {error.strerror or 'not certificates'}") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context

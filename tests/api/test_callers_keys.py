@@ -19,7 +19,7 @@ from gateway.flows.rotate_caller_key import rotate
 from gateway.settings import load
 from gateway.store.embedded import EmbeddedPostgres
 from tests.conftest import Database, drop_database, make_database, start_gateway
-from tests.jwks import private, public_of
+from tests.jwks import private, public, public_of
 from tests.registry import CARDS
 from tests.running import ROOT, Client, Running, eventually, request, send_raw, verify_body
 from tests.tls import make_certificates
@@ -201,3 +201,67 @@ async def test_a_revoked_key_is_out_with_its_tokens(house: House) -> None:
         await house.eventually_refused(token)
         assert (await talent.ask_token())[0] == 401
         assert await house.statuses(others) == {200}, "the control: another caller's token lives"
+
+
+PATH = "/v1/callers/self/keys"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"use": "token"}, 422, "validation_failed"),
+        ({"use": "sealing", "retire": "x"}, 422, "validation_failed"),
+        ({"use": "token", "jwk": private("p-1", "ES256")}, 422, "validation_failed"),
+        ({"use": "token", "jwk": public("p-1")}, 422, "validation_failed"),
+        ({"use": "token", "retire": "nothing"}, 422, "unknown_key"),
+        ({"use": "signing", "retire": "demo-bureau-signing-1"}, 409, "last_key"),
+        ({"use": "signing", "jwk": public("demo-bureau-signing-1", "ES256")}, 409, "key_exists"),
+    ],
+    ids=["nothing", "use", "private", "algorithm", "unknown", "last", "there"],
+)
+async def test_a_change_that_cannot_be_is_refused(house: House, change: Any, status: int, code: str) -> None:
+    async with house.client("demo-bureau") as client:
+        found, body, _ = await client.effect(PATH, change)
+        assert (found, json.loads(body)["code"]) == (status, code)
+        assert str(change.get("jwk", {}).get("x", "nothing sent")) not in body.decode()
+
+
+async def test_who_cannot_sign_cannot_change_its_keys(house: House) -> None:
+    async with house.client("demo-limited") as client:
+        status, answer, _ = await client.post(PATH, {"use": "token", "retire": "x"}, **{"Idempotency-Key": "k"})
+        assert (status, answer["code"]) == (401, "invalid_signature")
+
+
+async def test_a_caller_rotates_its_keys_over_the_wire(house: House) -> None:
+    """Signed with the old key; the new one is good at once, the old one is refused, a second use changes nothing."""
+    kid = "bureau-" + secrets.token_hex(4)
+    signing, fresh = private(f"{kid}-signing", "ES256"), private(kid, "ES256")
+    async with house.client("demo-bureau") as client:
+        before = await client.token()
+        body = {"use": "signing", "jwk": public_of(signing), "retire": "demo-bureau-signing-1"}
+        status, answer, _ = await client.effect(PATH, body, key="rotate-1")
+        assert (status, json.loads(answer)) == (
+            200,
+            {"use": "signing", "keys": [signing["kid"]], "kid": signing["kid"]},
+        )
+        await eventually(lambda: is_refused(client), WITHIN_S, "the old signing key is refused in both workers")
+
+        client.file["signing"] |= {"kid": signing["kid"], "private_jwk": signing}
+        status, again, headers = await client.effect(PATH, body, key="rotate-1")
+        assert (status, again, headers["Idempotency-Replayed"]) == (200, answer, "true"), "signed anew, done once"
+        change = {"use": "token", "jwk": public_of(fresh), "retire": "demo-bureau-1"}
+        status, answer, _ = await client.effect(PATH, change)
+        assert status == 200, answer
+        async with house.client("demo-bureau", fresh) as new:
+            assert await house.statuses(await house.token_of(new)) == {403}, "known, without the scope to verify"
+        await house.eventually_refused(before)
+
+
+async def is_refused(client: Client) -> bool:
+    """Whether both workers refuse its signature; the key to retire is not there, so nothing is changed."""
+    statuses = set()
+    for _ in range(10):
+        async with Client(client.gateway, client.name) as other:  # on a connection of its own
+            other.file, other._token = client.file, client._token
+            statuses.add((await other.effect(PATH, {"use": "signing", "retire": "nothing"}))[0])
+    return statuses == {401}

@@ -375,6 +375,26 @@ async def test_a_key_that_another_process_holds_is_waited_for_and_its_mates_go_t
     assert [answer.replayed for answer in again] == [False] * held + [True] * 24
 
 
+@pytest.mark.parametrize("count", [8, 100])
+async def test_a_card_that_somebody_holds_does_not_hold_up_the_others(alone: Client, count: int) -> None:
+    """A long transaction on one card's row: its report is told to come back, its batch mates are carried out."""
+    gateway = alone.gateway
+    cards = tuple(new_card() for _ in range(count))
+    ids = await add_cards(gateway.environment["DATABASE_URL"], open_folder(gateway.data_dir / "keys"), cards)
+    keys = [fresh_key() for _ in cards]
+    async with owner(gateway) as connection:
+        async with connection.transaction():
+            await connection.execute("SELECT FROM card WHERE card_id = $1 FOR UPDATE", ids[count // 2])
+            answers = await asyncio.gather(
+                *(ask(alone, PATH, report_of(card), key) for card, key in zip(cards, keys, strict=True))
+            )
+        held = answers.pop(count // 2)
+        assert (held.status, held.code) == (503, "unavailable") and held.headers["Retry-After"]
+        assert [answer.status for answer in answers] == [200] * (count - 1)
+    again = await ask(alone, PATH, report_of(cards[count // 2]), keys[count // 2])
+    assert again.status == 200 and not again.replayed
+
+
 async def test_who_waits_for_another_process_gets_its_answer(gateway: Running, kiosk: Client) -> None:
     """Two workers, one key: while the first stands at a locked card, the second waits, then replays or is told so."""
     card, key = await add_card(gateway), fresh_key()

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from prometheus_client import REGISTRY
 
+from gateway.directory import Directory
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
 from gateway.settings import Settings, SettingsError, load
@@ -268,3 +269,7 @@ async def test_certificates_that_cannot_be_read_stop_the_start(tmp_path: Path) -
         pool = Pool(Secret(""), settings.gateway.database, "test")
         with pytest.raises(CannotStart, match="ca_file"):
             await PublishedKeys(settings, pool).open()
+        with pytest.raises(
+            SettingsError, match=r"gateway\.toml: callers_keys\.ca_file: .*(No such file|not certificates)"
+        ):
+            Directory(settings)  # as check-config and serve do

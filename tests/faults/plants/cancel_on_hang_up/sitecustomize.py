@@ -3,12 +3,14 @@
 A queued presentation is taken out, a handler is cancelled, and its connection of the pool is not given back.
 """
 
+from asyncio import Future
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from gateway.api.server import Connection, HardenedServer
+from gateway.store import batch
 from gateway.store.batch import Batcher
 from gateway.store.pool import Pool
 
@@ -26,7 +28,10 @@ def init(self: HardenedServer, *args: Any, **kwargs: Any) -> None:
 
 def _client_is_gone(sink: Any) -> bool:
     held = [cell.cell_contents for cell in sink.__closure__ or ()]
-    return any(isinstance(one, Connection) and one.transport is None for one in held)
+    return any(
+        one.transport is None if isinstance(one, Connection) else isinstance(one, Future) and one.cancelled()
+        for one in held
+    )
 
 
 async def serve_one_batch(self: "Batcher[Any, Any]") -> None:
@@ -47,6 +52,7 @@ async def acquire(self: Pool, limit_s: float = 0.7) -> AsyncIterator["PooledConn
     await self._pool.release(connection)
 
 
+batch.IN_FLIGHT_MAX = 1  # so that there is a queue to drop from
 HardenedServer.__init__ = init  # type: ignore[method-assign]
 Batcher._serve_one_batch = serve_one_batch  # type: ignore[method-assign]
 setattr(Pool, "acquire", acquire)  # noqa: B010
