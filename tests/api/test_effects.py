@@ -20,6 +20,7 @@ import pytest
 from gateway.crypto.key_store import open_folder
 from gateway.store.embedded import EmbeddedPostgres
 from tests.conftest import add_card, drop_database, make_database, start_gateway
+from tests.faults.planted import plant
 from tests.registry import CARDS, TestCard, add_cards, new_card
 from tests.running import Client, Running, eventually, request, send_raw, verify_body
 from tests.signing import Signing, signed_headers
@@ -273,27 +274,77 @@ CREATE TRIGGER poison BEFORE INSERT ON operation FOR EACH ROW EXECUTE FUNCTION r
 """
 
 
-@pytest.mark.parametrize("sqlstate", ["23514", "40001"])
-async def test_an_effect_that_the_database_refuses_fails_alone(alone: Client, sqlstate: str) -> None:
-    """63 others are on their way with it; its key is free, and works once the database takes it."""
-    gateway = alone.gateway
-    cards = [new_card() for _ in range(64)]
+class Batch(NamedTuple):
+    """64 effects sent at once, of which the one in the middle is poison."""
+
+    cards: list[TestCard]
+    ids: list[UUID]
+    keys: list[str]
+    answers: list[Answered]
+
+    @property
+    def bad(self) -> Answered:
+        return self.answers[40]
+
+    @property
+    def mates(self) -> list[Answered]:
+        return self.answers[:40] + self.answers[41:]
+
+
+async def send_poison(client: Client, sqlstate: str) -> Batch:
+    gateway = client.gateway
+    cards, keys = [new_card() for _ in range(64)], [fresh_key() for _ in range(64)]
     ids = await add_cards(gateway.environment["DATABASE_URL"], open_folder(gateway.data_dir / "keys"), tuple(cards))
-    keys = [fresh_key() for _ in cards]
     async with owner(gateway) as connection:
         await connection.execute(POISON)
         await connection.execute("INSERT INTO poison VALUES ($1, $2)", ids[40], sqlstate)
+    await client.token()
     answers = await asyncio.gather(
-        *(ask(alone, PATH, report_of(card), key) for card, key in zip(cards, keys, strict=True))
+        *(ask(client, PATH, report_of(card), key) for card, key in zip(cards, keys, strict=True))
     )
-    bad = answers.pop(40)
-    assert {answer.status for answer in answers} == {200}
-    assert bad.status == 503 and bad.headers["Retry-After"]
-    assert "effect failed" in gateway.log, "it had mates"
-    assert len(await operations_of(gateway, ids)) == 63 and (await rows(gateway))[1] == 63
-    async with owner(gateway) as connection:
+    return Batch(cards, ids, keys, answers)
+
+
+@pytest.mark.parametrize("sqlstate", ["23514", "40001"])
+async def test_an_effect_that_the_database_refuses_fails_alone(alone: Client, sqlstate: str) -> None:
+    """63 others are on their way with it; its key is free, and works once the database takes it."""
+    sent = await send_poison(alone, sqlstate)
+    assert {answer.status for answer in sent.mates} == {200}
+    assert sent.bad.status == 503 and sent.bad.headers["Retry-After"]
+    assert "effect failed" in alone.gateway.log, "it had mates"
+    assert len(await operations_of(alone.gateway, sent.ids)) == 63 and (await rows(alone.gateway))[1] == 63
+    async with owner(alone.gateway) as connection:
         await connection.execute("TRUNCATE poison")
-    assert (await ask(alone, PATH, report_of(cards[40]), keys[40])).status == 200
+    assert (await ask(alone, PATH, report_of(sent.cards[40]), sent.keys[40])).status == 200
+
+
+async def test_control_a_batch_that_fails_together_is_noticed(
+    postgres: EmbeddedPostgres, template: str, tmp_path: Path
+) -> None:
+    async with (
+        own_gateway(postgres, template, tmp_path / "data", "1", **plant("batch_fails_together")) as running,
+        Client(running, "demo-kiosk") as client,
+    ):
+        sent = await send_poison(client, "23514")
+    assert 503 in {answer.status for answer in sent.mates}
+
+
+async def test_a_mistake_of_ours_is_that_of_one_effect(
+    postgres: EmbeddedPostgres, template: str, tmp_path: Path
+) -> None:
+    """Whoever finds what breaks our code gets a 500: the loop, the worker and the mates go on, and nothing is kept."""
+    async with (
+        own_gateway(postgres, template, tmp_path / "data", "1", **plant("effect_mistake")) as running,
+        Client(running, "demo-kiosk") as client,
+    ):
+        await client.token()
+        worker = running.children("serve-worker")[0].pid
+        wanted = [(report_of(await add_card(running), "formal" if n % 8 == 5 else "temporary")) for n in range(32)]
+        answers = await asyncio.gather(*(ask(client, PATH, body, f"mistake-{n}") for n, body in enumerate(wanted)))
+        assert [answer.status for answer in answers] == [500 if n % 8 == 5 else 200 for n in range(32)]
+        assert await rows(running) == (28, 28)
+        assert running.children("serve-worker")[0].pid == worker and "ZeroDivisionError" in running.log
+        assert (await ask(client, PATH, report_of(await add_card(running)), "mistake-5")).status == 200
 
 
 @pytest.mark.parametrize("held", [1, 24])
@@ -322,6 +373,26 @@ async def test_a_key_that_another_process_holds_is_waited_for_and_its_mates_go_t
     again = [await ask(alone, PATH, report_of(card), key) for card, key in zip(cards, keys, strict=True)]
     assert [answer.status for answer in again] == [200] * len(cards)
     assert [answer.replayed for answer in again] == [False] * held + [True] * 24
+
+
+@pytest.mark.parametrize("count", [8, 100])
+async def test_a_card_that_somebody_holds_does_not_hold_up_the_others(alone: Client, count: int) -> None:
+    """A long transaction on one card's row: its report is told to come back, its batch mates are carried out."""
+    gateway = alone.gateway
+    cards = tuple(new_card() for _ in range(count))
+    ids = await add_cards(gateway.environment["DATABASE_URL"], open_folder(gateway.data_dir / "keys"), cards)
+    keys = [fresh_key() for _ in cards]
+    async with owner(gateway) as connection:
+        async with connection.transaction():
+            await connection.execute("SELECT FROM card WHERE card_id = $1 FOR UPDATE", ids[count // 2])
+            answers = await asyncio.gather(
+                *(ask(alone, PATH, report_of(card), key) for card, key in zip(cards, keys, strict=True))
+            )
+        held = answers.pop(count // 2)
+        assert (held.status, held.code) == (503, "unavailable") and held.headers["Retry-After"]
+        assert [answer.status for answer in answers] == [200] * (count - 1)
+    again = await ask(alone, PATH, report_of(cards[count // 2]), keys[count // 2])
+    assert again.status == 200 and not again.replayed
 
 
 async def test_who_waits_for_another_process_gets_its_answer(gateway: Running, kiosk: Client) -> None:
