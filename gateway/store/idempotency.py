@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
 KEPT_DAYS = 7
-"""A third of [effects] deadline_ms: the rest is for those who wait in the same batch."""
 
 KeyOf = tuple[str, str]
 """(caller, key): what is unique."""
