@@ -3,6 +3,7 @@
 import msgspec
 from aiohttp import web
 
+from gateway.api import signatures
 from gateway.api.effects import do_once
 from gateway.api.middleware import Call
 from gateway.api.payloads import KeyChange, effect_decoder
@@ -12,6 +13,8 @@ _decode = effect_decoder(KeyChange)
 
 
 async def change_keys(call: Call) -> web.Response:
+    if call.evidence is None:  # a token alone is not enough to take a caller over, whatever its configuration says
+        raise signatures.refused()
     asked: KeyChange = _decode(call.body)
     jwk = None if asked.jwk is None else msgspec.to_builtins(asked.jwk)
     change = Change(call.caller, asked.use, jwk, asked.retire)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -40,6 +41,7 @@ class SlowLane:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="slow-lane")
         self._places = threads + waiting_max
         self._taken = 0
+        self._taken_by: Counter[str] = Counter()
         self._deadline_s = deadline_s
         self._closed = False
         self._pace = Pace(1 / per_second)
@@ -48,11 +50,14 @@ class SlowLane:
         """Checks that run or wait."""
         return self._taken
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What the function returns or raises. Raises Problem 503: no place, too late, closed."""
+    async def run(self, who: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the function returns or raises. Raises Problem 503: no place, too late, closed.
+
+        `who` has at most half of the places: nobody shuts the lane for the others.
+        """
         if self._closed:
             raise unavailable("the gateway is stopping")
-        if self._taken >= self._places:
+        if self._taken >= self._places or self._taken_by[who] >= max(self._places // 2, 1):
             raise overloaded("too many signatures of a slow algorithm are waiting to be checked")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
@@ -63,9 +68,10 @@ class SlowLane:
                 self._pace.wait()
             outcome = None if answer.done() else _outcome(function, *args, **kwargs)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(self._deliver, answer, outcome)
+                loop.call_soon_threadsafe(self._deliver, who, answer, outcome)
 
         self._taken += 1
+        self._taken_by[who] += 1
         self._executor.submit(work)
         try:
             async with asyncio.timeout(self._deadline_s) as deadline:
@@ -75,8 +81,13 @@ class SlowLane:
                 raise  # the function's own
             raise overloaded("the signature could not be checked in time") from None
 
-    def _deliver(self, answer: "asyncio.Future[Any]", outcome: "tuple[Any, BaseException | None] | None") -> None:
+    def _deliver(
+        self, who: str, answer: "asyncio.Future[Any]", outcome: "tuple[Any, BaseException | None] | None"
+    ) -> None:
         self._taken -= 1
+        self._taken_by[who] -= 1
+        if not self._taken_by[who]:
+            del self._taken_by[who]
         if answer.done() or outcome is None:
             return
         result, error = outcome

@@ -21,7 +21,9 @@ import structlog
 
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.digests import sm3
+from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.randomness import RandomBytes
+from gateway.crypto.sealing import SealError, UnknownDataKey
 from gateway.domain.errors import Problem, unavailable
 from gateway.domain.ids import uuid7
 from gateway.flows.data_keys import DataKeys
@@ -139,6 +141,7 @@ class Effects:
             queue_max=queue_max,
             deadline_s=deadline_s,
             on_batch=on_batch,
+            not_known="it is not known whether this was done: ask again with the same Idempotency-Key",
         )
         self.serve = self._batcher.run
 
@@ -177,7 +180,11 @@ class Effects:
         # would need a database that answers
         cut_off = asyncio.get_running_loop().call_later(timeout, connection.terminate)
         try:
-            keys = await self._data_keys.current(connection, ("answers", "operations"))
+            try:
+                keys = await self._data_keys.current(connection, ("answers", "operations"))
+            except (KeyStoreError, SealError) as error:  # made by another machine under a KEK that is not here yet
+                log.error("effects have no data key", error=str(error))
+                return [unavailable("a key is missing") for _ in batch]
             ended: dict[idempotency.KeyOf, Ended | Problem] = {}
             # one kind a transaction: each locks in an order of its own, and two orders in one could cross
             for _, group in groupby(sorted(batch, key=_kind_of), key=_kind_of):
@@ -271,7 +278,13 @@ class Effects:
             return Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
         if stored.fingerprint != effect.fingerprint:
             return Problem("idempotency_key_reused")
-        plain = await self._data_keys.open(_ANSWER_COLUMN, _row_id(key), stored.answer_sealed)
+        try:
+            plain = await self._data_keys.open(_ANSWER_COLUMN, _row_id(key), stored.answer_sealed)
+        except Problem as problem:
+            return problem
+        except (KeyStoreError, SealError, UnknownDataKey) as error:  # that of this key alone: its mates are committed
+            log.error("kept answer not opened", kind=effect.kind.name, error=type(error).__name__)
+            return Problem("internal")
         return Ended(Answer(int.from_bytes(plain[:2], "big"), plain[2:]), True)
 
     def _seal(self, data_key_id: int, key: idempotency.KeyOf, answer: Answer) -> bytes:
@@ -289,9 +302,21 @@ class Effects:
             signature=evidence.signature,
             public_jwk=evidence.jwk,
             proof_sealed=self._data_keys.sealer.seal(
-                data_key_id, PROOF_COLUMN, operation.reference.bytes, evidence.base + b"\0" + evidence.body
+                data_key_id,
+                PROOF_COLUMN,
+                operation.reference.bytes,
+                facts_digest(operation) + evidence.base + b"\0" + evidence.body,
             ),
         )
+
+
+def facts_digest(operation: Operation) -> bytes:
+    """SM3 of what an operation says was done, sealed with its proof: a row that was changed since does not match."""
+    facts = (
+        operation.kind, operation.caller, operation.card_id, operation.parent, operation.result, operation.reason,
+        operation.card_status_before, operation.card_status_after,
+    )  # fmt: skip
+    return sm3("\x1f".join("" if fact is None else str(fact) for fact in facts).encode())
 
 
 def _failure(error: Exception, effect: Effect) -> Problem:

@@ -101,10 +101,12 @@ class ReleaseLoss:
             if item not in cards:
                 done.append(Problem("not_found"))
                 continue
-            card, reported_at = cards[item]
+            card, lost_by_it = cards[item]
             now = changes.now(card)
-            if CardStatus(now.status) in LOST and now.lost_at is not None and reported_at < now.lost_at:
-                done.append(_refused(self.name, asked, "reported_again", card))  # that is another loss
+            # who made a card lost releases it, not who found it lost already: that may have been the registry, or a
+            # formal report of another caller
+            if CardStatus(now.status) in LOST and (lost_by_it is None or lost_by_it != now.lost_at):
+                done.append(_refused(self.name, asked, "other_report", card))
             elif now.status == CardStatus.LOST_FORMAL and now.replacement_started:
                 done.append(_refused(self.name, asked, "replacement_started", card))
             else:
@@ -134,7 +136,7 @@ class _Changes:
         before = CardStatus(card.status)
         after = TRANSITIONS.get((before, action))
         if after is not None and after is not before:
-            since = (card.lost_at if before in LOST else lost_at) if after in LOST else None
+            since = lost_at if after in LOST else None
             self._cards[card.card_id] = card._replace(status=int(after), lost_at=since)
         return before, after
 

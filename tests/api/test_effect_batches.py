@@ -134,6 +134,44 @@ async def test_a_mistake_of_ours_is_that_of_one_effect(
         assert (await ask(client, PATH, report_of(await add_card(running)), "mistake-5")).status == 200
 
 
+async def test_a_kept_answer_that_does_not_open_is_its_own_trouble(alone: Client) -> None:
+    """Its mates in the batch are new effects, and are told so."""
+    gateway, damaged = alone.gateway, fresh_key()
+    body = report_of(await add_card(gateway))
+    assert (await ask(alone, PATH, body, damaged)).status == 200
+    async with owner(gateway) as connection:
+        await connection.execute(
+            "UPDATE idempotency_key SET answer_sealed = set_byte(answer_sealed, 30, 255 - get_byte(answer_sealed, 30))"
+            " WHERE key = $1",
+            damaged,
+        )
+    cards = [await add_card(gateway) for _ in range(16)]
+    again, *mates = await asyncio.gather(
+        ask(alone, PATH, body, damaged), *(ask(alone, PATH, report_of(card), fresh_key()) for card in cards)
+    )
+    assert (again.status, again.code) == (500, "internal")
+    assert [(mate.status, mate.replayed) for mate in mates] == [(200, False)] * 16
+
+
+async def test_a_data_key_under_an_unknown_kek_stops_effects_and_nothing_else(alone: Client) -> None:
+    """Another machine has rotated its KEK and made this month's key; the file is not here yet."""
+    gateway, card = alone.gateway, await add_card(alone.gateway)
+    worker = gateway.children("serve-worker")[0].pid
+    async with owner(gateway) as connection:
+        await connection.execute(
+            "INSERT INTO data_key (table_group, month, kek_id, algorithm, wrapped) VALUES"
+            " ('answers', date_trunc('month', now() AT TIME ZONE 'UTC')::date, 'kek-9', 'SM4-GCM', $1)",
+            bytes(24),
+        )
+        for number in range(8):
+            answer = await ask(alone, PATH, report_of(card), f"kek-{number}")
+            assert (answer.status, answer.code) == (503, "unavailable") and answer.headers["Retry-After"]
+        assert (await alone.verify(card.number, card.identifier, "kiosk.service"))["reason"] == "ok"
+        assert gateway.children("serve-worker")[0].pid == worker, "no worker has ended"
+        await connection.execute("DELETE FROM data_key WHERE kek_id = 'kek-9'")
+    assert (await ask(alone, PATH, report_of(card), "kek-1")).status == 200
+
+
 @pytest.mark.parametrize("held", [1, 24])
 async def test_a_key_that_another_process_holds_is_waited_for_and_its_mates_go_through(
     alone: Client, held: int

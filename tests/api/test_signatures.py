@@ -22,6 +22,7 @@ from gateway.crypto.key_store import open_folder
 from gateway.crypto.sealing import Sealer
 from gateway.crypto.signatures import VerifyKey, verify
 from gateway.flows.effects import PROOF_COLUMN
+from gateway.flows.replay_evidence import FACTS_BYTES
 from gateway.store import data_keys
 from tests.api.mutants import mutants
 from tests.api.mutations import P256_ORDER, Parts, digest_of, parts_of
@@ -151,7 +152,7 @@ async def test_the_base_that_is_kept_is_the_one_of_an_independent_library(
         max_age=dt.timedelta(seconds=300),
     )
     theirs = [f"{name}: {value}" for name, value in result.covered_components.items()]
-    assert kept.partition(b"\0")[0].decode().split("\n") == theirs
+    assert kept[FACTS_BYTES:].partition(b"\0")[0].decode().split("\n") == theirs
 
 
 async def evidence(gateway: Running, reference: str) -> bytes:
@@ -328,6 +329,15 @@ async def test_a_caller_that_need_not_sign_may_leave_it_out(optional: Client) ->
     answer = await send_raw(optional.gateway.port, bare.raw())
     assert answer.status == 200, answer.body
     assert (await send_raw(optional.gateway.port, bare.without("Idempotency-Key").raw())).status == 400
+
+
+async def test_it_must_sign_all_the_same_to_change_its_keys(optional: Client) -> None:
+    """Whoever holds its token for ten minutes would have it for ever."""
+    before = await written(optional.gateway)
+    for body in ({"use": "token", "retire": "demo-kiosk-1"}, {"use": "signing", "retire": "demo-kiosk-signing-1"}):
+        status, problem, _ = await optional.post("/v1/callers/self/keys", body, **{"Idempotency-Key": "bare"})
+        assert (status, problem["code"]) == (401, "invalid_signature")
+    assert await written(optional.gateway) == before
 
 
 async def test_what_it_does_send_is_checked(optional: Client, gateway: Running) -> None:
