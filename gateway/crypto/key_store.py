@@ -1,7 +1,7 @@
 """The seam for the gateway's own keys: what a store does with them, so that a hardware module can be one.
 
-The first store is strict files (key_files.py). Making keys and noticing new ones is not part of the seam: files are made
-by key_files.py and watched by key_watch.py; a module would bring its own ways, and be opened where they are.
+The first store is strict files (key_files.py). Making keys and noticing new ones is not part of the seam: files are
+made by key_files.py and watched by key_watch.py; a module would bring its own ways, and be opened where they are.
 """
 
 import datetime as dt
