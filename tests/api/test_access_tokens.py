@@ -11,7 +11,6 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gateway.crypto.key_store import KeyUse, open_folder
 from tests.api import forging
 from tests.running import Client, Raw, read_answer, request, send_raw, verify_body
 
@@ -27,8 +26,8 @@ class Door:
     def __init__(self, client: Client, good: str) -> None:
         self.client = client
         self.good = good
-        seed = open_folder(client.gateway.data_dir / "keys").current(KeyUse.SIGN).key
-        self.own_key = Ed25519PrivateKey.from_private_bytes(seed)
+        file = json.loads((client.gateway.data_dir / "keys" / f"{SIGN_KID}.json").read_text())
+        self.own_key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(file["key"]))
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         now, issuer = int(time.time()), self.client.file["issuer"]

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from gateway.crypto.key_store import open_folder
+from gateway.crypto.key_files import open_folder
 from gateway.store.embedded import EmbeddedPostgres
 from tests.api.test_effects import (
     MANY,

@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from gateway.crypto.key_store import open_folder
+from gateway.crypto.key_files import open_folder
 from gateway.domain.cards import CardStatus
 from tests.conftest import add_card
 from tests.registry import TestCard, add_cards, new_id_number

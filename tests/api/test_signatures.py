@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, MappingKeyResolver, algorithms
 
 from gateway.crypto.digests import DIGESTS
-from gateway.crypto.key_store import open_folder
+from gateway.crypto.key_files import open_folder
 from gateway.crypto.sealing import Sealer
 from gateway.crypto.signatures import VerifyKey, verify
 from gateway.flows.effects import PROOF_COLUMN

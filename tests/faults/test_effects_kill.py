@@ -18,7 +18,7 @@ import asyncpg
 import psutil
 import pytest
 
-from gateway.crypto.key_store import open_folder
+from gateway.crypto.key_files import open_folder
 from tests.faults.home import Figure, Home
 from tests.faults.waiting import gone, send, tree, until
 from tests.registry import TestCard, add_cards, new_card
