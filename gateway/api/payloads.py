@@ -32,19 +32,26 @@ class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=
     occurred_at: Time | None = None
 
 
+_CardNumber = Annotated[str, msgspec.Meta(pattern=f"^{CARD_NUMBER_PATTERN}{END}", max_length=9)]
+_IdNumber = Annotated[str, msgspec.Meta(pattern=f"^[0-9]{{17}}[0-9Xx]{END}", max_length=18)]
+
+
 class LossReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A card reported lost: presented, or named by its number and its holder's id number, checked together."""
 
     kind: LossKind
     presentation: Presentation | None = None
-    card_number: Annotated[str, msgspec.Meta(pattern=f"^{CARD_NUMBER_PATTERN}{END}", max_length=9)] | None = None
-    id_number: Annotated[str, msgspec.Meta(pattern=f"^[0-9]{{17}}[0-9Xx]{END}", max_length=18)] | None = None
+    card_number: _CardNumber | None = None
+    id_number: _IdNumber | None = None
 
 
 class LossRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """The card of an earlier report is found again."""
+    """The card of an earlier report is found again. If a card is given, as in a report, it must be that one."""
 
-    reason: Annotated[str, msgspec.Meta(max_length=200, pattern=_NO_CONTROLS)] = ""
+    kind: LossKind | None = None
+    presentation: Presentation | None = None
+    card_number: _CardNumber | None = None
+    id_number: _IdNumber | None = None
 
 
 class UsageEvent(msgspec.Struct, frozen=True):

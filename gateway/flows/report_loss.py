@@ -58,6 +58,14 @@ class Report(NamedTuple):
     preset: str = ""
 
 
+class Release(NamedTuple):
+    """`reference` is that of the caller's own report; `card`, if given, must be the report's."""
+
+    reference: UUID
+    card: Wanted | None = None
+    preset: str = ""
+
+
 class ReportLoss:
     """Kind of effect; `what` is a Report."""
 
@@ -87,19 +95,30 @@ class ReportLoss:
 
 
 class ReleaseLoss:
-    """Kind of effect; `what` is the reference of the caller's own report."""
+    """Kind of effect; `what` is a Release."""
 
     name = "loss_release"
 
     async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done | Problem]:
-        references: list[UUID] = [asked.what for asked in batch]
+        releases: list[Release] = [asked.what for asked in batch]
         callers = [asked.caller_id for asked in batch]
-        cards = await losses.lock_reported(connection, references, callers, ReportLoss.name)
+        cards = await losses.lock_reported(
+            connection, [release.reference for release in releases], callers, ReportLoss.name
+        )
+        given: dict[int, UUID] = {}
+        if any(release.card is not None for release in releases):
+            given = await losses.find_wanted(connection, [release.card or Wanted() for release in releases])
         changes = _Changes()
         done: list[Done | Problem] = []
-        for item, asked in enumerate(batch):
+        for item, (asked, release) in enumerate(zip(batch, releases, strict=True)):
             if item not in cards:
                 done.append(Problem("not_found"))
+                continue
+            if release.preset == Reason.PLATFORM_UNAVAILABLE:
+                done.append(unavailable("what was presented cannot be read now"))
+                continue
+            if release.preset or (release.card is not None and given.get(item) != cards[item][0].card_id):
+                done.append(_refused(self.name, asked, release.preset or Reason.UNRECOGNISED.value, cards[item][0]))
                 continue
             card, lost_by_it = cards[item]
             now = changes.now(card)
@@ -160,7 +179,7 @@ def _refused(kind: str, asked: Asked, reason: str, card: Card | None = None) -> 
 
 
 def _parent(asked: Asked) -> UUID | None:
-    return asked.what if isinstance(asked.what, UUID) else None
+    return asked.what.reference if isinstance(asked.what, Release) else None
 
 
 def _answer(asked: Asked, side: SocialSecuritySide) -> Answer:

@@ -30,7 +30,7 @@ class Card(NamedTuple):
 
 
 # a replaced card keeps its number: the one that is not cancelled, else the newest
-_LOCK_WANTED = """
+_FOUND = """
 WITH found AS (
     SELECT asked.item, one.card_id
     FROM unnest($1::bytea[], $2::uuid[], $3::bytea[], $4::bytea[])
@@ -45,9 +45,15 @@ WITH found AS (
          ORDER BY status = 9, issued_on DESC, card_id DESC LIMIT 1)
     ) one
 )
+"""
+_FIND_WANTED = _FOUND + "SELECT item, card_id FROM found"
+_LOCK_WANTED = (
+    _FOUND
+    + """
 SELECT item, card_id, status, lost_at, replacement_started, now()
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
+)
 
 _LOCK_REPORTED = """
 WITH found AS (
@@ -61,6 +67,12 @@ WITH found AS (
 SELECT item, card_id, status, lost_at, replacement_started, lost_by_it
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
+
+
+async def find_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, UUID]:
+    """The ids of cards by their place in `wanted`, without locks."""
+    rows = await connection.fetch(_FIND_WANTED, *(list(column) for column in zip(*wanted, strict=True)))
+    return {row[0] - 1: row[1] for row in rows}
 
 
 async def lock_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, tuple[Card, dt.datetime]]:

@@ -130,6 +130,22 @@ async def test_only_the_reporter_may_release_and_only_its_own_loss(
     assert again["social_security"] == {"status": "released", "card_status": "normal"}
 
 
+async def test_a_release_that_names_a_card_must_name_that_one(
+    gateway: Running, merchant: Client, kiosk: Client
+) -> None:
+    card, other = await add_card(gateway), await add_card(gateway)
+    reference = (await kiosk.report_loss(card))["reference"]
+    for wrong in (other, card._replace(id_number=other.id_number)):
+        body = {"card_number": wrong.number, "id_number": wrong.id_number, "kind": "temporary"}
+        status, raw, _ = await kiosk.effect(f"{PATH}/{reference}/release", body)
+        assert status == 200 and json.loads(raw)["social_security"] == {"status": "refused", "reason": "unrecognised"}
+    assert await reason(merchant, card) == "lost_temporary"
+    presented = {"presentation": verify_body(card.number, card.identifier)["presentation"]}
+    status, raw, _ = await kiosk.effect(f"{PATH}/{reference}/release", presented)
+    assert status == 200 and json.loads(raw)["social_security"]["status"] == "released"
+    assert await reason(merchant, card) == "ok"
+
+
 async def test_who_found_the_card_lost_already_may_not_release_it(
     gateway: Running, merchant: Client, kiosk: Client, bank: Client
 ) -> None:
