@@ -46,7 +46,7 @@ WITH found AS (
     ) one
 )
 """
-_FIND_WANTED = _FOUND + "SELECT item, card_id FROM found"
+_FIND_WANTED = _FOUND + "SELECT item, card_id FROM found"  # noqa: S608 - two constants of ours
 _LOCK_WANTED = (
     _FOUND
     + """
