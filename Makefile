@@ -28,9 +28,10 @@ bench: $(VENV)/.bench
 load: $(VENV)/.dev
 	$(BIN)/locust -f loadtests/locustfile.py --headless -u 50 -r 10 -t 30s --stop-timeout 5 --host http://127.0.0.1:$${PORT:-8080} --only-summary
 	$(BIN)/python -m loadtests.reconcile
+	$(BIN)/python -m loadtests.loss_delay
 
 faults: $(VENV)/.dev
-	FAULT_CYCLES=$${FAULT_CYCLES:-100} $(BIN)/python -m pytest tests/faults --timeout=7200 -s
+	FAULT_CYCLES=$${FAULT_CYCLES:-100} $(BIN)/python -m pytest tests/faults tests/api/test_effects.py --timeout=7200 -s
 
 clean:
 	rm -rf $(VENV) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

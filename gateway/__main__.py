@@ -166,7 +166,7 @@ def check_config() -> None:
 def init_keys() -> None:
     """Make the gateway's own keys that are missing; never replaces one."""
     settings = _settings()
-    from gateway.crypto.key_store import create_missing
+    from gateway.crypto.key_files import create_missing
 
     made = create_missing(settings.keys_dir)
     typer.echo(f"made {', '.join(made)} in {settings.keys_dir}" if made else "nothing is missing")
@@ -189,7 +189,8 @@ def keys_rotate(
 ) -> None:
     """Make a new key; the running gateway takes it up without a failed request."""
     settings = _settings()
-    from gateway.crypto.key_store import KeyUse, create_next
+    from gateway.crypto.key_files import create_next
+    from gateway.crypto.key_store import KeyUse
     from gateway.domain.times import CHINA
     from gateway.flows.rotate_own_keys import STAY, rotate_kek
     from gateway.operators import database_of

@@ -40,7 +40,7 @@ from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.settings import Settings
 from gateway.store import caller_keys
 from gateway.store.batch import Batcher, BatchFigures
-from gateway.store.pool import Pool, connect
+from gateway.store.pool import FOR_EFFECTS, Pool, connect
 from gateway.store.verify import Judged, Presented, verify_batch
 
 if TYPE_CHECKING:
@@ -59,18 +59,20 @@ class Gateway:
         self.settings = settings
         self._dsn = dsn
         config = settings.gateway
-        self._keys = KeyWatch(settings.keys_dir, lambda store: self.tokens.replace(store.all(KeyUse.SIGN)))
+        self._keys = KeyWatch(settings.keys_dir, lambda store: self.tokens.replace(store))
         keys = self._keys.store
         self.directory = Directory(settings, self._caller_keys)
-        self.tokens = AccessTokens(keys.all(KeyUse.SIGN), settings.issuer, config.tokens.lifetime_s)
+        self.tokens = AccessTokens(keys, settings.issuer, config.tokens.lifetime_s)
         self.authenticate = Authenticator(self.tokens, self.directory, config.tokens.cache_max)
         self.quota = Quota(settings.run_dir)
         self.pool = Pool(dsn, config.database, "yikatong serve")
-        self.pseudonyms = Pseudonyms(keys.all(KeyUse.PSEUDONYM))
+        self.pseudonyms = Pseudonyms(keys.working_keys(KeyUse.PSEUDONYM))
         self.data_keys = DataKeys(self.pool, self._keys, config.sealing.algorithm)
-        self.slow_lane = SlowLane(config.sm2.threads, config.sm2.waiting_max, config.sm2.timeout_ms / 1000)
-        self.index = BlindIndex(keys.current(KeyUse.INDEX))
-        self.find_card = FindCard(self.index, self.pseudonyms, keys.current(KeyUse.CARD_PROOF))
+        self.slow_lane = SlowLane(
+            config.sm2.threads, config.sm2.waiting_max, config.sm2.timeout_ms / 1000, config.sm2.per_second
+        )
+        self.index = BlindIndex(keys.working_keys(KeyUse.INDEX)[-1])
+        self.find_card = FindCard(self.index, self.pseudonyms, keys.working_keys(KeyUse.CARD_PROOF)[-1])
         self.verify_card = VerifyCard(self.find_card, self.pseudonyms, self.data_keys.sealer)
         self._status_max_age = dt.timedelta(minutes=config.verify.status_max_age_minutes)
         self.batcher: Batcher[Presented, Judged] = Batcher(
@@ -84,7 +86,13 @@ class Gateway:
         )
         self.hot_lane = HotLane(self)
         self.effects = Effects(
-            partial(connect, dsn, config.database, "yikatong effects", config.effects.claim_timeout_ms),
+            partial(
+                connect,
+                dsn,
+                config.database,
+                "yikatong effects",
+                FOR_EFFECTS | {"lock_timeout": str(config.effects.claim_timeout_ms)},
+            ),
             self.data_keys,
             self.index,
             batch_max=config.effects.batch_max,

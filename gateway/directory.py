@@ -19,7 +19,6 @@ import structlog
 from gateway.crypto.caller_keys import algorithm_of, in_force
 from gateway.crypto.certificates import client_context
 from gateway.crypto.signatures import VerifyKey, read_signing_jwks
-from gateway.crypto.tokens import PublicKey, read_jwks
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import Caller, CallerKind, KeyPurpose
 from gateway.domain.errors import Problem
@@ -38,7 +37,7 @@ class KnownCaller(msgspec.Struct, frozen=True):
     """A caller with its keys parsed."""
 
     caller: Caller
-    keys: tuple[PublicKey, ...]
+    keys: tuple[VerifyKey, ...]
     signing_keys: tuple[VerifyKey, ...]
     scopes: frozenset[str]
     quota_slot: int
@@ -184,9 +183,8 @@ def _known(
     rows: Mapping[KeyPurpose, list[CallerKey]],
 ) -> KnownCaller:
     token, signing = (in_force(caller, use, from_files[use], rows.get(use, ())) for use in KeyPurpose)
-    keys = tuple(PublicKey(key.kid, caller.algorithm, key.public) for key in token)
-    kids = frozenset(key.kid for key in keys)
-    return KnownCaller(caller, keys, tuple(signing), frozenset(caller.scopes), slot, kids, from_files)
+    kids = frozenset(key.kid for key in token)
+    return KnownCaller(caller, tuple(token), tuple(signing), frozenset(caller.scopes), slot, kids, from_files)
 
 
 def _with_rows(callers: Mapping[str, KnownCaller], rows: Collection[CallerKey]) -> dict[str, KnownCaller]:
@@ -208,7 +206,6 @@ def _keys(settings: Settings, caller_id: str, caller: Caller, mistakes: list[str
         return []
     try:
         document = _read_json(settings.data_dir / caller.keys_file)
-        read_jwks(document, caller.algorithm)  # names the key that is wrong
         return read_signing_jwks(document, algorithm_of(caller, KeyPurpose.TOKEN) or "")
     except (OSError, ValueError) as error:
         mistakes.append(_mistake(f"callers.{caller_id}.keys_file", settings.data_dir / caller.keys_file, error))

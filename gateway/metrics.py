@@ -89,8 +89,8 @@ POOL_FREE = Gauge("yikatong_pool_free", "Database connections that could be had 
 CONNECTIONS = Gauge("yikatong_http_connections", "Open client connections", multiprocess_mode="livesum")
 RATE_LIMITED = Counter("yikatong_rate_limited_total", "Requests over a caller's quota", ("caller",))
 SHED = Counter("yikatong_shed_total", "Requests answered 503", ("code",))
-EFFECTS = Counter(
-    "yikatong_effects_total", "Operations with effects, by what came of them", ("kind", "result", "caller")
+EFFECTS = CounterTally(
+    Counter("yikatong_effects_total", "Operations with effects, by what came of them", ("kind", "result", "caller"))
 )
 EFFECT_BATCH_SIZE = HistogramTally(
     Histogram("yikatong_effect_batch_size", "Effects in one transaction", buckets=_BATCH_SIZES), _BATCH_SIZES
@@ -128,5 +128,6 @@ def flush() -> None:
     """Hand over what has been tallied."""
     VERDICTS.flush()
     REQUESTS.flush()
+    EFFECTS.flush()
     for tally in (*_request_seconds.values(), *_BATCHES):
         tally.flush()

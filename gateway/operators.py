@@ -5,7 +5,7 @@ from uuid import UUID
 
 import asyncpg
 
-from gateway.crypto.key_store import open_folder
+from gateway.crypto.key_files import open_folder
 from gateway.domain.masking import Secret
 from gateway.domain.times import CHINA
 from gateway.flows.replay_evidence import replay

@@ -88,6 +88,8 @@ class Sm2(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=16)]
     waiting_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
     """Checks that may wait for a thread; a further one is answered 503 at once."""
+    per_second: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+    """Checks that are begun in a second, so that the others' requests hardly notice."""
     timeout_ms: Annotated[int, msgspec.Meta(ge=10, le=5000)]
     """From the handing in of a check to its result; past it: 503."""
 

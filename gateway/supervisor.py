@@ -22,7 +22,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from gateway.api.ops import ops_application, outcome
 from gateway.api.quota import create_table
-from gateway.crypto.key_store import KeyStoreError, open_folder
+from gateway.crypto.key_files import open_folder
+from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.sealing import Sealer
 from gateway.directory import Directory
 from gateway.domain.errors import CannotStart

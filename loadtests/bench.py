@@ -22,10 +22,12 @@ from rich.console import Console
 
 from loadtests import report
 from loadtests.client import Caller, CallError, Session, call
-from loadtests.measure import DriverError, Load, Row, Run, Server, drive
+from loadtests.effects import BesideRun, Effects, config_copy
+from loadtests.loading import Loading, load_anew
+from loadtests.measure import Beside, DriverError, Load, Row, Run, Server, drive
 from loadtests.processes import CHECKOUT, StartError, started
 
-PARTS = ("bare", "verify", "open", "ordinary", "verify2", "memory")
+PARTS = ("bare", "verify", "open", "ordinary", "verify2", "memory", "effect", "beside", "load")
 SAMPLE = 50_000
 OPEN_SHARE = 0.7
 OPEN_CONNECTIONS = 256  # so many that the server, not the driver, is the limit while it catches up after a stall
@@ -48,14 +50,20 @@ class Bench:
         self.load = Load(self.work / "bodies.ndjson", self.work / "headers.json", seconds)
         self.rows: dict[str, Row] = {}
         self.memory: dict[str, Any] = {}
+        self.beside: list[BesideRun] = []
+        self.loadings: list[Loading] = []
+
+    @staticmethod
+    def say(text: str) -> None:
+        _log.print(text)
 
     @contextlib.contextmanager
-    def gateway(self, workers: int) -> Iterator[Server]:
-        """The gateway's sandbox with its own embedded database."""
+    def gateway(self, workers: int, config: Path | None = None) -> Iterator[Server]:
+        """The gateway's sandbox with its own embedded database; `config` is another folder of settings."""
         port = free_port()
         environment = self._environment() | {
             "PORT": str(port), "OPS_PORT": str(free_port()), "WORKERS": str(workers), "HOST": "127.0.0.1", "ISSUER": "",
-        }  # fmt: skip
+        } | ({"CONFIG_DIR": str(config)} if config else {})  # fmt: skip
         _log.print(f"starting the gateway, WORKERS={workers} (its first start loads {self.cards:,} cards) …")
         with started(
             ["gateway", "sandbox"], environment, "serve-worker", COUNTY_READY_S, self.work / "gateway.log"
@@ -127,9 +135,9 @@ class Bench:
         self.load.headers.touch(mode=0o600)
         self.load.headers.write_text(json.dumps(headers))
 
-    def run(self, key: str, name: str, server: Server, load: Load) -> Run:
+    def run(self, key: str, name: str, server: Server, load: Load, beside: Beside | None = None) -> Run:
         """One run, added to its row."""
-        found = drive(server, load)
+        found = drive(server, load, beside=beside)
         row = self.rows.setdefault(key, Row(name, []))
         row.runs.append(found)
         _log.print(
@@ -175,6 +183,22 @@ class Bench:
                 self.authorize(gateway)
                 self.run("verify2", "verify, 2 processes", gateway, self.load)
 
+    def measure_effects(self, only: set[str], beside_rate: float) -> None:
+        with self.gateway(1, config_copy(self.work / "config")) as gateway:
+            effects = Effects(self, gateway, self._environment())
+            if "effect" in only:
+                effects.measure()
+            if "beside" in only:
+                effects.measure_beside(beside_rate)
+
+    def measure_load(self) -> None:
+        """The county from nothing, in a data folder of its own that is removed."""
+        for _ in range(self.rounds):
+            _log.print(f"loading {self.cards:,} cards from nothing …")
+            found = load_anew(CHECKOUT / "var" / "bench-load", self.cards, free_port)
+            self.loadings.append(found)
+            _log.print(f"  {found}")
+
     def measure_memory(self, count: int) -> None:
         """The resident memory of one fresh worker while a great many verifies pass over many open connections."""
         marks: list[dict[str, float]] = []
@@ -204,6 +228,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cards", type=int, default=415_000)
     parser.add_argument("--quick", action="store_true", help="3 s, 2 rounds, 50 000 verifies for the memory row")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--beside-rate", type=float, default=3000.0, help="verifies/s of the open loop beside SM2")
     parser.add_argument("--memory", type=int, default=1_000_000, help="verifies of the memory row")
     given = parser.parse_args()
     if given.quick:
@@ -211,6 +236,8 @@ def arguments() -> argparse.Namespace:
     given.only = set(given.only.split(","))
     if not given.only <= set(PARTS):
         parser.error(f"--only: some of {','.join(PARTS)}")
+    if not 10 <= given.beside_rate <= 50_000:
+        parser.error("--beside-rate is out of bounds")
     if not (1 <= given.seconds <= 60 and 1 <= given.rounds <= 15 and 4 <= given.memory <= 3_000_000):
         parser.error("--seconds, --rounds or --memory is out of bounds")
     return given
@@ -228,25 +255,34 @@ def main() -> None:
     }  # fmt: skip
     broke_off = ""
     try:
-        measure(bench, given.only, given.memory)
+        measure(bench, given)
     except (StartError, DriverError, CallError, subprocess.CalledProcessError) as error:
         broke_off = f"bench broke off: {error}"
-    report.show(bench.rows, bench.memory, facts)
-    file = report.write(bench.rows, bench.memory, facts)
+    found = report.Found(bench.rows, bench.memory, bench.beside, bench.loadings, facts)
+    report.show(found)
+    file = report.write(found)
     print(f"written: {os.path.relpath(file, Path.cwd())}")
     if broke_off:
         sys.exit(broke_off)
-    if failed := sum(run.failed for row in bench.rows.values() for run in row.runs):
+    runs: list[Run | BesideRun] = [*(run for row in bench.rows.values() for run in row.runs), *bench.beside]
+    if failed := sum(run.failed for run in runs):
         sys.exit(f"{failed} requests failed or were answered wrongly: these figures do not count")
 
 
-def measure(bench: Bench, only: set[str], memory: int) -> None:
+def measure(bench: Bench, given: argparse.Namespace) -> None:
+    only: set[str] = given.only
+    if any(bench.work.glob("lost-*.ndjson")):  # a bench that was broken off has left cards lost
+        bench.measure_effects(set(), given.beside_rate)
     if only & {"bare", "verify", "open", "ordinary"}:
         bench.measure_one_process(only)
     if "verify2" in only:
         bench.measure_two_processes()
     if "memory" in only:
-        bench.measure_memory(memory)
+        bench.measure_memory(given.memory)
+    if only & {"effect", "beside"}:
+        bench.measure_effects(only, given.beside_rate)
+    if "load" in only:
+        bench.measure_load()
 
 
 if __name__ == "__main__":

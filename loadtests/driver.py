@@ -8,6 +8,9 @@ queue.
     python -m loadtests.driver --url http://127.0.0.1:8080 --path /v1/cards/verify --bodies bodies.ndjson \
         --headers headers.json --connections 64 --seconds 10
 
+With `--requests` every request is sent as it stands in the file (wire.packed), once; the run ends when they are used
+up. One that is answered 503 is sent again.
+
 It prints `measuring`, `mark <answers>` and `measured` as they happen, so that whoever started it can read the servers'
 CPU times over exactly that window. Loopback only.
 """
@@ -18,6 +21,7 @@ import gc
 import json
 import os
 import random
+import signal
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -26,8 +30,9 @@ from typing import Any
 
 import uvloop
 
+from loadtests import wire
 from loadtests.histogram import Histogram
-from loadtests.wire import Connection, build_requests, loopback, ticking_every
+from loadtests.wire import Connection, KeepingConnection, ticking_every
 
 QUEUE_MAX = 200_000
 """Requests of an open loop that wait for a connection; further ones are not sent and counted as `queue_full`."""
@@ -63,6 +68,11 @@ class Plan:
     expect: bytes = b""
     """A text that every 2xx answer must hold; those that do not are counted as `unexpected`."""
     seed: int = 1
+    once: bool = False
+    """Send each request once, in their order, and end when they are used up. Closed loop only."""
+    patient: bool = False
+    """`once`: wait after a 503 for as long as its Retry-After says."""
+    keep_answers: bool = False
 
 
 @dataclass
@@ -114,9 +124,23 @@ class Load:
         self._over = asyncio.Event()
         self._cpu_began = 0.0
         self._next_mark = plan.count // plan.marks if plan.marks else 0
+        self.answers: list[bytes] | None = [] if plan.keep_answers else None
+        self._kind = KeepingConnection if plan.once else Connection
+        self._again: deque[bytes] = deque()
+        self._used = 0
+        self.next_request = self._next if plan.once else self._any
 
-    def next_request(self) -> bytes:
+    def _any(self) -> bytes:
         return self.plan.requests[int(self._random() * self._choices)]
+
+    def _next(self) -> bytes:
+        """One that was answered 503, else the next; with the last one the run ends."""
+        if self._again:
+            return self._again.popleft()
+        self._used += 1
+        if self._used == self._choices:
+            self._end_measuring()
+        return self.plan.requests[self._used - 1]
 
     async def run(self) -> Result:
         for begin in range(0, self.plan.connections, CONNECT_TOGETHER):
@@ -130,6 +154,7 @@ class Load:
             loop.call_later(self.plan.warmup, self._begin_measuring),
             loop.call_later(self.plan.warmup + self.plan.seconds, self._end_measuring),
         ]
+        loop.add_signal_handler(signal.SIGTERM, self._end_measuring)
         sweeping = asyncio.create_task(self._sweep())
         ticker = -1
         if self.plan.rate:
@@ -165,8 +190,8 @@ class Load:
                 if self.plan.expect and self.plan.expect not in data:
                     result.errors["unexpected"] += 1
                     result.sample = result.sample or data.decode(errors="replace")
-            else:
-                result.sample = result.sample or data.decode(errors="replace")
+            elif not result.sample or (status != 503 and result.sample.startswith("HTTP/1.1 503")):
+                result.sample = data.decode(errors="replace")
             if self._next_mark and result.answers >= self._next_mark:
                 print(f"mark {result.answers}", flush=True)
                 self._next_mark += self.plan.count // self.plan.marks
@@ -174,8 +199,20 @@ class Load:
                 self._end_measuring()
         if good and (self._measuring if not self.plan.rate else self._counts(intended)):
             result.latency.record((now - intended) * 1e6)
-        if connection is not None:
-            self._use(connection, now)
+        if self.answers is not None and good:
+            self.answers.append(data)
+        if connection is None:
+            return
+        if status == 503 and isinstance(connection, KeepingConnection):
+            self._again.append(connection.request)
+            if self.plan.patient:
+                asyncio.get_running_loop().call_later(wire.retry_after_s(data), self._resume, connection)
+                return
+        self._use(connection, now)
+
+    def _resume(self, connection: Connection) -> None:
+        if connection in self._all:
+            self._use(connection, _clock())
 
     def _counts(self, intended: float) -> bool:
         return self._window[0] <= intended < self._window[1]
@@ -229,7 +266,7 @@ class Load:
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: Connection(self), self.plan.host, self.plan.port)
+        _, connection = await loop.create_connection(lambda: self._kind(self), self.plan.host, self.plan.port)
         self._all.add(connection)
         self._use(connection, _clock())
 
@@ -258,6 +295,8 @@ class Load:
                     connection.fail("timeout")
 
     def _begin_measuring(self) -> None:
+        if self._ending:
+            return
         self._measuring = True
         self._cpu_began = time.process_time()
         self._window = (_clock(), self._window[1])
@@ -289,9 +328,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True)
     parser.add_argument("--method", default="POST")
-    parser.add_argument("--path", required=True)
+    parser.add_argument("--path", default="/")
     parser.add_argument("--bodies", type=Path, help="one body a line; each request takes one at random")
     parser.add_argument("--headers", type=Path, help="a JSON object")
+    parser.add_argument("--requests", type=Path, help="whole requests, each sent once, instead of all of the above")
+    parser.add_argument("--patient", action="store_true", help="with --requests: wait after a 503 as Retry-After says")
+    parser.add_argument("--answers", type=Path, help="where to write the bodies of all 2xx answers, one a line")
     parser.add_argument("--connections", type=int, default=64, choices=range(1, 5001), metavar="1-5000")
     parser.add_argument("--seconds", type=float, default=10.0, help="at most 900")
     parser.add_argument("--warmup", type=float, default=2.0, help="at most 60")
@@ -304,29 +346,43 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if not (0 < given.seconds <= 900 and 0 <= given.warmup <= 60 and 0 <= given.rate <= 100_000):
         parser.error("--seconds, --warmup or --rate is out of bounds")
+    if given.requests and given.rate:
+        parser.error("--requests is for the closed loop")
     try:
-        given.target = loopback(given.url)
+        given.target = wire.loopback(given.url)
     except ValueError as error:
         parser.error(str(error))
     return given
 
 
+def requests_of(given: argparse.Namespace) -> list[bytes]:
+    if given.requests:
+        return wire.unpack(given.requests.read_bytes())
+    bodies = given.bodies.read_bytes().splitlines() if given.bodies else []
+    headers = json.loads(given.headers.read_text()) if given.headers else {}
+    return wire.build_requests(given.method, given.url, given.path, headers, bodies)
+
+
 def main() -> None:
     given = arguments()
     host, port = given.target
-    bodies = given.bodies.read_bytes().splitlines() if given.bodies else []
-    headers = json.loads(given.headers.read_text()) if given.headers else {}
     plan = Plan(
-        host, port, build_requests(given.method, given.url, given.path, headers, bodies), given.connections,
-        given.seconds, given.warmup, given.rate, given.count, given.marks, given.expect.encode(), given.seed,
+        host, port, requests_of(given), given.connections, given.seconds, given.warmup, given.rate, given.count,
+        given.marks, given.expect.encode(), given.seed, bool(given.requests), given.patient, bool(given.answers),
     )  # fmt: skip
     gc.freeze()
     gc.disable()  # a run is bounded and makes no cycles: no pauses of our own in the figures
 
-    async def go() -> Result:
-        return await Load(plan).run()
+    async def go() -> Load:
+        load = Load(plan)
+        await load.run()
+        return load
 
-    text = json.dumps(uvloop.run(go()).document(plan))
+    load = uvloop.run(go())
+    if given.answers and load.answers is not None:
+        bodies = [answer.partition(b"\r\n\r\n")[2] for answer in load.answers]
+        given.answers.write_bytes(b"".join(body + b"\n" for body in bodies))
+    text = json.dumps(load.result.document(plan))
     if given.out:
         given.out.write_text(text)
     else:

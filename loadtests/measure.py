@@ -1,10 +1,12 @@
 """One run of the load driver against one server, with the CPU time that each side used over the measuring window."""
 
+import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -43,6 +45,11 @@ class Load:
     count: int = 0
     marks: int = 0
     expect: str = '"verdict":"valid"'
+    requests: Path | None = None
+    """Whole requests, each sent once: `bodies` and `headers` are not used."""
+    answers: Path | None = None
+    """Where the bodies of the answers are left."""
+    patient: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,40 +93,86 @@ class Row:
         }
 
 
-def drive(server: Server, load: Load, on_mark: Callable[[int], None] | None = None) -> Run:
+class Beside:
+    """A second driver that runs while the block does."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.found: dict[str, Any] = {}
+        """Its result, when the block has ended."""
+
+
+def drive(
+    server: Server, load: Load, on_mark: Callable[[int], None] | None = None, beside: Beside | None = None
+) -> Run:
     """Run the driver in its own process. `on_mark` is called with the number of answers at each mark."""
     out = load.headers.parent / "driver.json"
-    out.unlink(missing_ok=True)
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "loadtests.driver", *_arguments(server, load), "--out", str(out)],
-        cwd=CHECKOUT, env=os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    aside = beside.process.pid if beside else None
     began: Cpu | None = None
     ended: Cpu | None = None
-    assert driver.stdout is not None
-    try:
+    with _driver(server, load, out) as driver:
+        assert driver.stdout is not None
         for line in driver.stdout:
             word = line.split()[0]
             if word == "measuring":
-                began = cpu_of(server.running, server.database)
+                began = cpu_of(server.running, server.database, aside)
             elif word == "measured":
-                ended = cpu_of(server.running, server.database)
+                ended = cpu_of(server.running, server.database, aside)
             elif word == "mark" and on_mark:
                 on_mark(int(line.split()[1]))
         driver.wait(DRIVER_ENDS_S)
-    finally:
-        if driver.poll() is None:
-            driver.kill()
-            driver.wait()
-        driver.stdout.close()
+    if ended and not began:
+        raise DriverError("the requests were used up before the measuring began: there were too few")
     if not (began and ended and out.exists()):
         raise DriverError(f"the driver ended with code {driver.returncode} against {server.url}")
     return _figures(json.loads(out.read_text()), began, ended)
 
 
+@contextlib.contextmanager
+def driving_beside(server: Server, load: Load) -> Iterator[Beside]:
+    """Have a second driver at work, past its warm-up, for as long as the block runs. Raises DriverError."""
+    out = load.headers.parent / "driver-beside.json"
+    with _driver(server, load, out) as driver:
+        assert driver.stdout is not None
+        if driver.stdout.readline().strip() != "measuring":
+            raise DriverError(f"the driver beside did not begin against {server.url}")
+        beside = Beside(driver)
+        yield beside
+        if select.select([driver.stdout], [], [], 0)[0]:
+            raise DriverError("the driver beside ended too early: its requests were used up")
+        driver.terminate()
+        driver.wait(DRIVER_ENDS_S)
+    if not out.exists():
+        raise DriverError(f"the driver beside ended with code {driver.returncode}")
+    beside.found = json.loads(out.read_text())
+
+
+@contextlib.contextmanager
+def _driver(server: Server, load: Load, out: Path) -> Iterator[subprocess.Popen[str]]:
+    out.unlink(missing_ok=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "loadtests.driver", *_arguments(server, load), "--out", str(out)],
+        cwd=CHECKOUT, env=os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield driver
+    finally:
+        if driver.poll() is None:
+            driver.kill()
+            driver.wait()
+        assert driver.stdout is not None
+        driver.stdout.close()
+
+
 def _arguments(server: Server, load: Load) -> list[str]:
+    if load.requests:
+        what = ["--requests", str(load.requests), *(["--patient"] if load.patient else [])]
+    else:
+        what = ["--path", VERIFY, "--bodies", str(load.bodies), "--headers", str(load.headers)]
+    if load.answers:
+        what += ["--answers", str(load.answers)]
     return [
-        "--url", server.url, "--path", VERIFY, "--bodies", str(load.bodies), "--headers", str(load.headers),
+        "--url", server.url, *what,
         "--seconds", str(load.seconds), "--warmup", str(load.warmup), "--connections", str(load.connections),
         "--rate", str(load.rate), "--count", str(load.count), "--marks", str(load.marks), "--expect", load.expect,
     ]  # fmt: skip

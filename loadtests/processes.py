@@ -28,7 +28,7 @@ class Cpu:
     """The processes that answer requests."""
     database: float
     rest: float
-    """The supervisor and its background worker."""
+    """The supervisor, its background worker, and a second load driver if there is one."""
     machine: float
     """Everything that runs on this machine, ours included."""
     at: float
@@ -62,10 +62,17 @@ class Running:
         return max((float(server.memory_info().rss) for server in self.servers()), default=0.0) / 2**20
 
 
-def cpu_of(serving: Running, database: Running | None) -> Cpu:
-    """CPU used so far by a server's tree and by the PostgreSQL below `database` (which may be the same tree)."""
+def cpu_of(serving: Running, database: Running | None, aside: int | None = None) -> Cpu:
+    """CPU used so far by a server's tree and by the PostgreSQL below `database` (which may be the same tree).
+
+    `aside` is one more process of ours, which counts as `rest`.
+    """
     at = time.monotonic()
     server = rest = 0.0
+    if aside is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(aside).cpu_times()
+            rest += times.user + times.system
     servers = {process.pid for process in serving.servers()}
     for process in serving.tree():
         if process.name() != "postgres":

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.effects import KINDS, BesideRun
+from loadtests.loading import Loading
 from loadtests.measure import Row
 from loadtests.processes import CHECKOUT
 
@@ -25,6 +28,26 @@ PACKAGES = (
 )  # fmt: skip
 FSYNC_TRIES = 200
 BUSY_CORES = 0.25
+
+
+WANTED = {
+    "unsigned effect/verify CPU, server and database": 2.5,
+    "verify p99 beside sm2/alone, closed loop": 1.5,
+    "verify p99 beside sm2/alone, open loop": 1.5,
+}
+"""At most."""
+LOAD_WANTED_S = 60
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that a bench has measured."""
+
+    rows: dict[str, Row]
+    memory: dict[str, Any]
+    beside: list[BesideRun]
+    loadings: list[Loading]
+    facts: dict[str, Any]
 
 
 def fsync_ms(folder: Path) -> float:
@@ -95,16 +118,37 @@ def ratios(rows: dict[str, Row]) -> dict[str, float]:
     ratio("verify/bare p99, open loop", "verify-open", "bare-open", "p99_ms")
     ratio("2 processes/1 process requests/s", "verify2", "verify", "per_second")
     ratio("verify/ordinary requests/s", "verify", "ordinary", "per_second")
-    if "verify" in rows and "ordinary" in rows:
-        ours, theirs = (
-            rows[name].middle("server_us") + rows[name].middle("database_us") for name in ("verify", "ordinary")
-        )
-        found["ordinary/verify CPU, server and database"] = round(theirs / ours, 3)
+    for name, one, other in (
+        ("ordinary/verify", "ordinary", "verify"),
+        ("unsigned effect/verify", KINDS[0].key, "verify"),
+    ):
+        if one in rows and other in rows:
+            found[f"{name} CPU, server and database"] = round(_both(rows[one]) / _both(rows[other]), 3)
+    for mode in ("closed", "open"):
+        ratio(f"verify p99 beside sm2/alone, {mode} loop", f"beside-{mode}", f"alone-{mode}", "p99_ms")
     return found
 
 
-def show(rows: dict[str, Row], memory: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Print the table. A median stands with its spread over the runs in brackets."""
+def _both(row: Row) -> float:
+    return row.middle("server_us") + row.middle("database_us")
+
+
+def signature_us(rows: dict[str, Row]) -> dict[str, dict[str, float]]:
+    """What a signed effect costs above an unsigned one, in µs of CPU: its check, and keeping the proof."""
+    unsigned = rows.get(KINDS[0].key)
+    if unsigned is None:
+        return {}
+    return {
+        kind.name: {
+            figure: round(rows[kind.key].middle(figure) - unsigned.middle(figure), 1)
+            for figure in ("server_us", "database_us")
+        }
+        for kind in KINDS[1:]
+        if kind.key in rows
+    }
+
+
+def _table(rows: dict[str, Row]) -> Table:
     table = Table(title="the gateway on loopback; CPU in µs a request, latency in ms; medians, [least..most]")
     for name in (
         "",
@@ -131,13 +175,28 @@ def show(rows: dict[str, Row], memory: dict[str, Any], facts: dict[str, Any]) ->
             f"{row.middle('others_cores'):.2f}",
             style="red" if any(run.failed for run in row.runs) else None,
         )  # fmt: skip
+    return table
+
+
+def show(found: Found) -> None:
+    """Print the table. A median stands with its spread over the runs in brackets."""
+    rows, memory, facts = found.rows, found.memory, found.facts
     console = Console(width=None if Console().is_terminal else 180)
-    console.print(table)
-    console.print("`others`: cores used meanwhile by processes that are not part of the measurement.")
+    if rows:
+        console.print(_table(rows))
+        console.print("`others`: cores used meanwhile by processes that are not part of the measurement.")
     if any(run.others_cores > BUSY_CORES for row in rows.values() for run in row.runs):
         console.print("[yellow]The machine was busy with other work: these figures are too low.[/yellow]")
     for name, value in ratios(rows).items():
-        console.print(f"  {name}: {value:.3g}")
+        console.print(f"  {name}: {value:.3g}" + (f" (wanted: at most {WANTED[name]})" if name in WANTED else ""))
+    for name, above in signature_us(rows).items():
+        console.print(
+            f"  {name}: {above['server_us']:+.0f} µs on the server, {above['database_us']:+.0f} in the database above "
+            "an unsigned one"
+        )
+    _show_beside(console, found.beside)
+    if found.loadings:
+        _show_loadings(console, found.loadings)
     if memory:
         console.print(
             f"  memory of one worker, {memory['connections']} connections: {memory['start_mib']:.0f} MiB before, "
@@ -146,13 +205,35 @@ def show(rows: dict[str, Row], memory: dict[str, Any], facts: dict[str, Any]) ->
     console.print(f"  {facts['machine']['cpu']}, {facts['machine']['cores']} cores, fsync {facts['fsync_ms']:.2f} ms")
 
 
-def write(rows: dict[str, Row], memory: dict[str, Any], facts: dict[str, Any]) -> Path:
+def _show_beside(console: Console, runs: list[BesideRun]) -> None:
+    for mode in sorted({run.mode for run in runs}):
+        those = [run for run in runs if run.mode == mode]
+        console.print(
+            f"  sm2 beside verify, {mode} loop: {median(run.accepted_per_second for run in those):,.0f} effects/s "
+            f"accepted, {median(run.refused_per_second for run in those):,.0f}/s answered 503, "
+            f"p99 {median(run.p99_ms for run in those):.0f} ms, failed {sum(run.failed for run in those)}"
+        )
+
+
+def _show_loadings(console: Console, loadings: list[Loading]) -> None:
+    ready = [one.ready_s for one in loadings]
+    console.print(
+        f"  load of {loadings[0].cards:,} cards from nothing: ready after {median(ready):.1f} s "
+        f"[{min(ready):.1f}..{max(ready):.1f}], the load alone {median(one.load_s for one in loadings):.1f} s "
+        f"(wanted for 415,000: at most {LOAD_WANTED_S})"
+    )
+
+
+def write(found: Found) -> Path:
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"bench-{dt.datetime.now().astimezone():%Y%m%d-%H%M%S}.json"
-    document = facts | {
-        "ratios": ratios(rows),
-        "rows": {key: {"name": row.name} | row.document() for key, row in rows.items()},
-        "memory": memory,
+    document = found.facts | {
+        "ratios": ratios(found.rows),
+        "signature_us": signature_us(found.rows),
+        "rows": {key: {"name": row.name} | row.document() for key, row in found.rows.items()},
+        "memory": found.memory,
+        "sm2_beside": [asdict(run) for run in found.beside],
+        "loadings": [asdict(one) | {"load_s": one.load_s} for one in found.loadings],
     }
     file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return file

@@ -4,12 +4,15 @@ import asyncio
 import ctypes
 import ipaddress
 import os
+import re
 import struct
 import time
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 HEAD_MAX_BYTES = 65_536
+_RETRY_AFTER = re.compile(rb"(?i)\r\nretry-after: *([0-9]{1,4})\r\n")
+_LENGTH = struct.Struct("<I")
 
 
 class Answers(Protocol):
@@ -108,6 +111,30 @@ class Connection(asyncio.Protocol):
         self._load.lost(self)
 
 
+class KeepingConnection(Connection):
+    """A connection that knows its last request, so that it can be sent again."""
+
+    __slots__ = ("request",)
+
+    def __init__(self, load: Answers) -> None:
+        super().__init__(load)
+        self.request = b""
+
+    def send(self, intended: float, now: float) -> None:
+        self.busy = True
+        self.intended = intended
+        self.sent = now
+        assert self._transport is not None
+        self.request = self._load.next_request()
+        self._transport.write(self.request)
+
+
+def retry_after_s(answer: bytes) -> float:
+    """What Retry-After says; 1 s if it says nothing."""
+    found = _RETRY_AFTER.search(answer)
+    return float(found[1]) if found else 1.0
+
+
 def ticking_every(ns: int) -> int:
     """A descriptor that becomes readable every `ns` (timerfd): the loop's own timers are only good to 1 ms."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -125,6 +152,22 @@ def build_requests(method: str, url: str, path: str, headers: dict[str, str], bo
     if not bodies:
         return [head + b"\r\n\r\n"]
     return [head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body for body in bodies]
+
+
+def packed(request: bytes) -> bytes:
+    """One request in a file of requests: its length as 32 bits, little-endian, and its bytes."""
+    return _LENGTH.pack(len(request)) + request
+
+
+def unpack(data: bytes) -> list[bytes]:
+    """The requests of such a file. Raises ValueError if it ends within one."""
+    requests, at = [], 0
+    while at < len(data):
+        begin = at + _LENGTH.size
+        if begin > len(data) or (at := begin + _LENGTH.unpack_from(data, at)[0]) > len(data):
+            raise ValueError("the file of requests is cut off")
+        requests.append(data[begin:at])
+    return requests
 
 
 def loopback(url: str) -> tuple[str, int]:

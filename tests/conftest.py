@@ -10,7 +10,8 @@ import asyncpg
 import hypothesis
 import pytest
 
-from gateway.crypto.key_store import KeyStore, create_missing, open_folder
+from gateway.crypto.key_files import create_missing, open_folder
+from gateway.crypto.key_store import KeyStore
 from gateway.domain.cards import CardStatus
 from gateway.sandbox.callers import write_callers
 from gateway.settings import load

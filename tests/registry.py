@@ -87,12 +87,11 @@ async def add_sources(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
 
 async def add_cards(dsn: str, keys: KeyStore, cards: tuple[TestCard, ...] = CARDS) -> list[UUID]:
     """Insert cards as the registry keeps them; returns their ids."""
-    index, sealer, ids = BlindIndex(keys.current(KeyUse.INDEX)), Sealer(), []
+    index, sealer, ids = BlindIndex(keys.working_keys(KeyUse.INDEX)[-1]), Sealer(), []
     connection = await asyncpg.connect(dsn)
     try:
         await add_sources(connection)
-        kek = keys.current(KeyUse.KEK)
-        key_id = await data_keys.for_month(connection, "registry", TODAY, new_data_key(kek))
+        key_id = await data_keys.for_month(connection, "registry", TODAY, new_data_key(keys))
         sealer.add(await data_keys.load(connection), keys)
         for card in cards:
             person, card_id = uuid4(), uuid4()

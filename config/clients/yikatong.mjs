@@ -64,7 +64,8 @@ export class Client {
     return this.effect(`/v1/cards/loss-reports/${reference}/release`, {}, key);
   }
 
-  /** Put a new signing key in the place of the present one, which signs this request. */
+  /** Put a new signing key in the place of the present one, which signs this request.
+   * If the answer is lost: take the new key into caller.signing and ask again with the same key and body. */
   rotate(publicJwk, key) {
     return this.effect("/v1/callers/self/keys", { use: "signing", jwk: publicJwk, retire: this.caller.signing.kid }, key);
   }

@@ -79,7 +79,10 @@ class Client:
         return self.effect(f"/v1/cards/loss-reports/{reference}/release", {}, key)
 
     def rotate(self, public_jwk: dict[str, str], key: str) -> Answer:
-        """Put a new signing key in the place of the present one, which signs this request."""
+        """Put a new signing key in the place of the present one, which signs this request.
+
+        If the answer is lost: take the new key into `caller["signing"]` and ask again with the same `key` and body.
+        """
         body = {"use": "signing", "jwk": public_jwk, "retire": self.caller["signing"]["kid"]}
         return self.effect("/v1/callers/self/keys", body, key)
 

@@ -165,7 +165,7 @@ async def _evidence(
     if key is None or key.algorithm != claimed.algorithm:
         raise signatures.refused()
     check = partial(verify, key, claimed.base, claimed.signature)
-    if not (await gateway.slow_lane.run(check) if is_slow(key) else check()):
+    if not (await gateway.slow_lane.run(caller_id, check) if is_slow(key) else check()):
         raise signatures.refused()
     return claimed.evidence(key, body)
 

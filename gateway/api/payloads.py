@@ -1,6 +1,7 @@
 """What requests and answers look like: the types that decode them also make the published contract."""
 
 import datetime as dt
+import json
 import re
 from typing import Annotated, Any
 
@@ -31,19 +32,26 @@ class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=
     occurred_at: Time | None = None
 
 
+_CardNumber = Annotated[str, msgspec.Meta(pattern=f"^{CARD_NUMBER_PATTERN}{END}", max_length=9)]
+_IdNumber = Annotated[str, msgspec.Meta(pattern=f"^[0-9]{{17}}[0-9Xx]{END}", max_length=18)]
+
+
 class LossReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A card reported lost: presented, or named by its number and its holder's id number, checked together."""
 
     kind: LossKind
     presentation: Presentation | None = None
-    card_number: Annotated[str, msgspec.Meta(pattern=f"^{CARD_NUMBER_PATTERN}{END}", max_length=9)] | None = None
-    id_number: Annotated[str, msgspec.Meta(pattern=f"^[0-9]{{17}}[0-9Xx]{END}", max_length=18)] | None = None
+    card_number: _CardNumber | None = None
+    id_number: _IdNumber | None = None
 
 
 class LossRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """The card of an earlier report is found again."""
+    """The card of an earlier report is found again. If a card is given, as in a report, it must be that one."""
 
-    reason: Annotated[str, msgspec.Meta(max_length=200, pattern=_NO_CONTROLS)] = ""
+    kind: LossKind | None = None
+    presentation: Presentation | None = None
+    card_number: _CardNumber | None = None
+    id_number: _IdNumber | None = None
 
 
 class UsageEvent(msgspec.Struct, frozen=True):
@@ -193,3 +201,20 @@ def decoder(kind: Any) -> Any:
             raise Problem("malformed_json") from None
 
     return checked
+
+
+def effect_decoder(kind: Any) -> Any:
+    """decoder() for what is signed: a field given twice is refused, as two readers could read two things from it."""
+    decode = decoder(kind)
+
+    def checked(body: bytes) -> Any:
+        asked = decode(body)  # first: it knows no deep nesting
+        json.loads(body, object_pairs_hook=_each_once, parse_int=str)
+        return asked
+
+    return checked
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise Problem("validation_failed", errors=[FieldError("$", "has a field twice")])

@@ -35,6 +35,7 @@ _INPUT = re.compile(
 _BYTES = "([A-Za-z0-9+/]{1,400}={0,2})"
 _VALUE = re.compile(f"sig1=:{_BYTES}:")
 _DIGEST = re.compile(f"(sha-256|sm3)=:{_BYTES}:")
+_AUTHORITY = re.compile(r"([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
 
 
 class Claimed(NamedTuple):
@@ -72,10 +73,14 @@ def read(method: str, raw_path: str, headers: "CIMultiDictProxy[str]", body: byt
         raise refused()
     if _decoded(digest[2]) != DIGESTS[digest[1]](body):
         raise refused()
+    authority = _AUTHORITY.fullmatch(headers[hdrs.HOST].lower())
+    # "?" alone would be signed as no query is: two requests with one signature
+    if authority is None or (raw_path.endswith("?") and raw_path.count("?") == 1):
+        raise refused()
     path, _, query = raw_path.partition("?")
     values = {
         "@method": method,
-        "@authority": headers[hdrs.HOST].lower().removesuffix(default_port),
+        "@authority": authority[1] if authority[2] == default_port else authority[0],
         "@path": path,
         "@query": f"?{query}",
         "content-digest": headers[_CONTENT_DIGEST],

@@ -7,13 +7,13 @@ from cryptography.hazmat.primitives.hashes import SM3
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from gateway.crypto.key_store import Key
+from gateway.domain.masking import Secret
 
 
 class BlindIndex:
     """32-byte indexes, each column with a key of its own derived from the index key."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Secret[bytes]) -> None:
         self._chip = _keyed(key, b"card.chip_index")
         self._number = _keyed(key, b"card.number_index")
         self._id_number = _keyed(key, b"person.id_number_index")
@@ -42,5 +42,5 @@ class BlindIndex:
         return mac.finalize()
 
 
-def _keyed(key: Key, column: bytes) -> HMAC:
-    return HMAC(HKDFExpand(SM3(), 32, column).derive(key.key), SM3())
+def _keyed(key: Secret[bytes], column: bytes) -> HMAC:
+    return HMAC(HKDFExpand(SM3(), 32, column).derive(key.reveal()), SM3())

@@ -10,17 +10,17 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import SM4
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
-from gateway.crypto.key_store import Key
+from gateway.domain.masking import Secret
 
 
-def expected_cryptogram(master: Key, card_identifier: str, challenge: bytes) -> bytes:
+def expected_cryptogram(master: Secret[bytes], card_identifier: str, challenge: bytes) -> bytes:
     """What a genuine card answers to a 16-byte challenge."""
     seed = bytes.fromhex(card_identifier)[8:]
-    card_key = _sm4(master.key[:16], seed + bytes(byte ^ 0xFF for byte in seed))
+    card_key = _sm4(master.reveal()[:16], seed + bytes(byte ^ 0xFF for byte in seed))
     return _sm4(card_key, challenge)
 
 
-def is_genuine(master: Key, card_identifier: str, challenge_hex: str, cryptogram_hex: str) -> bool:
+def is_genuine(master: Secret[bytes], card_identifier: str, challenge_hex: str, cryptogram_hex: str) -> bool:
     """Whether the cryptogram answers the challenge; anything malformed does not."""
     try:
         challenge, cryptogram = bytes.fromhex(challenge_hex), bytes.fromhex(cryptogram_hex)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import structlog
 
-from gateway.crypto.key_store import KeyStore, KeyStoreError, open_folder
+from gateway.crypto.key_files import open_folder
+from gateway.crypto.key_store import KeyStore, KeyStoreError
 from gateway.metrics import OWN_KEY_RELOADS
 
 log = structlog.get_logger()
@@ -15,13 +16,13 @@ POLL_S = 5
 
 
 class KeyWatch:
-    """Holds the keys in use; `taken` is told of every change."""
+    """Holds the key files in use; `taken` is told of every change."""
 
     def __init__(self, folder: Path, taken: Callable[[KeyStore], None]) -> None:
         self._folder = folder
         self._taken = taken
         self._stamps = _stamps(folder)
-        self.store = open_folder(folder)
+        self.store: KeyStore = open_folder(folder)
 
     async def watch(self) -> None:
         """Look for changes every POLL_S seconds, until cancelled."""

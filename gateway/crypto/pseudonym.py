@@ -5,14 +5,16 @@ reference, two callers cannot join theirs, and we turn it back without a table o
 turns into an id that no card has. The leading letter is the version of the pseudonym key.
 """
 
+from collections.abc import Sequence
+
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from gateway.crypto.key_store import Key
 from gateway.domain.cards import END
+from gateway.domain.masking import Secret
 
 _VERSIONS = "kmnpqrstuvwxyz"
 CARD_REF_PATTERN = f"^[{_VERSIONS}][0-9a-f]{{32}}{END}"
@@ -21,7 +23,7 @@ CARD_REF_PATTERN = f"^[{_VERSIONS}][0-9a-f]{{32}}{END}"
 class Pseudonyms:
     """References of every caller; one block operation each way."""
 
-    def __init__(self, keys: list[Key]) -> None:
+    def __init__(self, keys: Sequence[Secret[bytes]]) -> None:
         self._keys = dict(zip(_VERSIONS, keys, strict=False))
         self._version = max(self._keys)
         self._ciphers: dict[tuple[str, str], tuple[CipherContext, CipherContext]] = {}
@@ -39,7 +41,7 @@ class Pseudonyms:
     def _cipher(self, version: str, caller_id: str) -> tuple[CipherContext, CipherContext]:
         pair = self._ciphers.get((version, caller_id))
         if pair is None:
-            key = HKDFExpand(SHA256(), 32, b"card_ref " + caller_id.encode()).derive(self._keys[version].key)
+            key = HKDFExpand(SHA256(), 32, b"card_ref " + caller_id.encode()).derive(self._keys[version].reveal())
             # ECB of single blocks of unique ids is a permutation, which is what a pseudonym is
             cipher = Cipher(AES256(key), ECB())  # noqa: S305
             pair = self._ciphers[version, caller_id] = cipher.encryptor(), cipher.decryptor()

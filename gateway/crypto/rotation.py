@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from gateway.crypto.key_store import Key
+from gateway.crypto.key_store import OwnKey
 
 CLOCK_SKEW_S = 30
 """How far the clocks of two of our hosts, or of a caller and us, may be apart."""
@@ -26,12 +26,12 @@ class Scheduled(NamedTuple):
     until: float | None
 
 
-def signs(keys: Sequence[Key], now: float) -> Key:
+def signs(keys: Sequence[OwnKey], now: float) -> OwnKey:
     """The newest key (they are oldest first) whose time has come, or the oldest one."""
     return next((key for key in reversed(keys) if (_start(key) or 0) <= now), keys[0])
 
 
-def schedule(keys: Sequence[Key], now: float, lifetime_s: float) -> list[Scheduled]:
+def schedule(keys: Sequence[OwnKey], now: float, lifetime_s: float) -> list[Scheduled]:
     """Every key with its state, oldest first. `lifetime_s`: of a token."""
     current = signs(keys, now).kid
     position = [key.kid for key in keys].index(current)
@@ -50,5 +50,5 @@ def schedule(keys: Sequence[Key], now: float, lifetime_s: float) -> list[Schedul
     return found
 
 
-def _start(key: Key) -> float | None:
+def _start(key: OwnKey) -> float | None:
     return None if key.active_from is None else key.active_from.timestamp()

@@ -10,10 +10,8 @@ import struct
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
-from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap_with_padding, aes_key_wrap_with_padding
-
 from gateway.crypto.ciphers import NONCE_BYTES, TAG_BYTES, Aead, Aes256Gcm, DoesNotOpen, Sm4Gcm
-from gateway.crypto.key_store import Key, KeyStore, KeyUse
+from gateway.crypto.key_store import KeyStore
 from gateway.domain.errors import CannotStart
 
 SealingAlgorithm = Literal["SM4-GCM", "AES-256-GCM"]
@@ -55,19 +53,23 @@ class UnknownDataKey(Exception):
     """A sealed value names a data key that is not loaded (another process made it): load and try again."""
 
 
-def new_data_key(kek: Key, algorithm: SealingAlgorithm = "SM4-GCM") -> NewDataKey:
-    """A fresh data key, wrapped by the KEK (RFC 5649)."""
-    secret = os.urandom(_KINDS[algorithm].key_bytes)
-    return NewDataKey(kek.kid, algorithm, aes_key_wrap_with_padding(kek.key, secret))
+def new_data_key(store: KeyStore, algorithm: SealingAlgorithm = "SM4-GCM") -> NewDataKey:
+    """A fresh data key, wrapped by the newest KEK."""
+    kek_id, wrapped = store.wrap(os.urandom(_KINDS[algorithm].key_bytes))
+    return NewDataKey(kek_id, algorithm, wrapped)
 
 
-def rewrap(row: WrappedDataKey, old: Key, new: Key) -> WrappedDataKey:
-    """The same data key, wrapped by another KEK. Raises SealError."""
+def rewrap(row: WrappedDataKey, store: KeyStore) -> WrappedDataKey:
+    """The same data key, wrapped by the newest KEK. Raises KeyStoreError, SealError."""
+    kek_id, wrapped = store.wrap(_unwrap(row, store))
+    return row._replace(kek_id=kek_id, wrapped=wrapped)
+
+
+def _unwrap(row: WrappedDataKey, store: KeyStore) -> bytes:
     try:
-        plain = aes_key_unwrap_with_padding(old.key, row.wrapped)
-    except InvalidUnwrap:
+        return store.unwrap(row.kek_id, row.wrapped)
+    except DoesNotOpen:
         raise SealError(f"data key {row.data_key_id} was wrapped by another {row.kek_id}") from None
-    return row._replace(kek_id=new.kid, wrapped=aes_key_wrap_with_padding(new.key, plain))
 
 
 class Sealer:
@@ -86,11 +88,7 @@ class Sealer:
             kind = _KINDS.get(row.algorithm)
             if kind is None:
                 raise SealError(f"data key {row.data_key_id}: algorithm {row.algorithm!r} is not supported")
-            kek = store.get(KeyUse.KEK, row.kek_id)
-            try:
-                secret = aes_key_unwrap_with_padding(kek.key, row.wrapped)
-            except InvalidUnwrap:
-                raise SealError(f"data key {row.data_key_id} was wrapped by another {row.kek_id}") from None
+            secret = _unwrap(row, store)
             if len(secret) != kind.key_bytes:
                 raise SealError(f"data key {row.data_key_id} is not one for {row.algorithm}")
             head = self._heads[row.data_key_id] = _HEAD.pack(kind.byte, row.data_key_id)

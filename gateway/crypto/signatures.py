@@ -22,6 +22,8 @@ ED25519 = "ed25519"
 ES256 = "ecdsa-p256-sha256"
 SM2_SM3 = "sm2-sm3"
 KEYS_MAX = 2
+JOSE_NAMES = {ED25519: "EdDSA", ES256: "ES256"}
+"""Of the algorithms that sign JWTs."""
 
 _KINDS = {ED25519: ("OKP", "Ed25519"), ES256: ("EC", "P-256"), SM2_SM3: ("EC", "SM2")}
 
@@ -41,11 +43,7 @@ class VerifyKey(NamedTuple):
 
 
 class Signer(NamedTuple):
-    """A private key of ours, ready to sign.
-
-    This is the seam for a hardware module (SDF of GM/T 0018, PKCS #11): the KeyStore would give out signers whose
-    `sign` asks the module, and nothing that signs would notice.
-    """
+    """A private key of ours, ready to sign; where the key is (crypto/key_store.py) only its `sign` knows."""
 
     kid: str
     algorithm: str
@@ -56,6 +54,12 @@ class Signer(NamedTuple):
 def ed25519_signer(kid: str, secret: bytes) -> Signer:
     """`secret` is 32 bytes. Raises ValueError."""
     return Signer(kid, ED25519, Ed25519PrivateKey.from_private_bytes(secret).sign)
+
+
+def ed25519_public(kid: str, secret: bytes) -> VerifyKey:
+    """The public key of ed25519_signer(). Raises ValueError."""
+    x = _base64url(Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw())
+    return read_signing_jwk({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": x}, ED25519)
 
 
 def ecdsa_p256_signer(kid: str, secret: bytes, form: SignatureForm = SignatureForm.RAW) -> Signer:

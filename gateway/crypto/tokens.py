@@ -6,16 +6,16 @@ the caller's registered key, never the header's.
 
 import base64
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from gateway.crypto.key_store import Key
+from gateway.crypto.key_store import KeyStore, KeyUse
 from gateway.crypto.rotation import CLOCK_SKEW_S, State, schedule, signs
+from gateway.crypto.signatures import JOSE_NAMES, VerifyKey
 
 TOKEN_MAX_CHARS = 4096
 ASSERTION_MAX_LIFETIME_S = 60
@@ -24,14 +24,6 @@ _ASSERTION_TYPES = (None, "JWT", "client-authentication+jwt")
 
 class InvalidToken(Exception):
     """A token or assertion that is not accepted; the caller is not told why, the log is."""
-
-
-class PublicKey(NamedTuple):
-    """A caller's registered key."""
-
-    kid: str
-    algorithm: str
-    key: Any
 
 
 class Access(NamedTuple):
@@ -51,30 +43,7 @@ class Assertion(NamedTuple):
     kid: str
 
 
-def read_jwks(document: Any, algorithm: str) -> list[PublicKey]:
-    """The keys of a caller's JWKS: one or two, public, of the registered algorithm. Raises ValueError."""
-    kinds = {"EdDSA": ("OKP", "Ed25519"), "ES256": ("EC", "P-256")}
-    keys = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(keys, list) or not 1 <= len(keys) <= 2:
-        raise ValueError("expected a JWKS with one or two keys")
-    found = []
-    for jwk in keys:
-        if not isinstance(jwk, dict) or not isinstance(kid := jwk.get("kid"), str) or not 1 <= len(kid) <= 100:
-            raise ValueError("every key needs a kid")
-        if "d" in jwk:
-            raise ValueError(f"key {kid!r} is a private key: give the public part only")
-        if (jwk.get("kty"), jwk.get("crv")) != kinds[algorithm]:
-            raise ValueError(f"key {kid!r} is not a key for {algorithm}")
-        try:
-            found.append(PublicKey(kid, algorithm, jwt.PyJWK(jwk, algorithm).key))
-        except (jwt.PyJWTError, ValueError, UnsupportedAlgorithm):
-            raise ValueError(f"key {kid!r} is malformed") from None
-    if len({key.kid for key in found}) != len(found):
-        raise ValueError("two keys have the same kid")
-    return found
-
-
-def read_assertion(token: str, client_id: str, keys: Sequence[PublicKey], issuer: str, now: float) -> Assertion:
+def read_assertion(token: str, client_id: str, keys: Sequence[VerifyKey], issuer: str, now: float) -> Assertion:
     """Check a client assertion (api.md, Getting in). Raises InvalidToken."""
     header = _header(token)
     if header.get("typ") not in _ASSERTION_TYPES:
@@ -82,7 +51,7 @@ def read_assertion(token: str, client_id: str, keys: Sequence[PublicKey], issuer
     key = next((key for key in keys if key.kid == header.get("kid")), None)
     if key is None:
         raise InvalidToken("kid")
-    claims = _decode(token, key.key, key.algorithm, issuer, ["exp", "iat", "jti", "iss", "sub", "aud"], CLOCK_SKEW_S)
+    claims = _decode(token, key, issuer, ["exp", "iat", "jti", "iss", "sub", "aud"], CLOCK_SKEW_S)
     issued, expires, jti = claims["iat"], claims["exp"], claims["jti"]
     if claims["iss"] != client_id or claims["sub"] != client_id:
         raise InvalidToken("iss or sub")
@@ -110,37 +79,35 @@ def subject_of(token: str) -> tuple[str, str] | None:
 class AccessTokens:
     """Makes and checks access tokens with the gateway's signing keys, each in its time (crypto/rotation.py)."""
 
-    def __init__(self, keys: Sequence[Key], issuer: str, lifetime_s: int) -> None:
+    def __init__(self, store: KeyStore, issuer: str, lifetime_s: int) -> None:
         self._issuer = issuer
         self.lifetime_s = lifetime_s
-        self._keys: dict[str, _OwnKey] = {}
-        self._order: tuple[Key, ...] = ()
-        self.replace(keys)
+        self.replace(store)
 
-    def replace(self, keys: Sequence[Key]) -> None:
-        """Take up another set of signing keys, oldest first."""
-        own = {}
-        for key in keys:
-            private = Ed25519PrivateKey.from_private_bytes(key.key)
-            own[key.kid] = _OwnKey(private, private.public_key())
-        self._keys, self._order = own, tuple(keys)
+    def replace(self, store: KeyStore) -> None:
+        """Take up another set of signing keys."""
+        keys = store.keys(KeyUse.SIGN)
+        signers = {key.kid: store.signer(key.kid) for key in keys}
+        public = {key.kid: store.public_key(key.kid) for key in keys}
+        self._keys, self._signers, self._public = keys, signers, public
 
     def issue(self, caller_id: str, scopes: Sequence[str], now: int, jti: str, client_kid: str) -> str:
         claims = {
             "iss": self._issuer, "aud": self._issuer, "sub": caller_id, "client_id": caller_id,
             "iat": now, "exp": now + self.lifetime_s, "jti": jti, "scope": " ".join(scopes), "client_kid": client_kid,
         }  # fmt: skip
-        current = signs(self._order, now)
-        headers = {"typ": "at+jwt", "kid": current.kid}
-        return jwt.encode(claims, self._keys[current.kid].private, algorithm="EdDSA", headers=headers)
+        signer = self._signers[signs(self._keys, now).kid]
+        header = {"typ": "at+jwt", "alg": JOSE_NAMES[signer.algorithm], "kid": signer.kid}
+        signed = f"{_part(header)}.{_part(claims)}"
+        return f"{signed}.{_base64url(signer.sign(signed.encode()))}"
 
     def read(self, token: str) -> Access:
         """Raises InvalidToken."""
         header = _header(token)
-        key = self._keys.get(header.get("kid", ""))
+        key = self._public.get(header.get("kid", ""))
         if header.get("typ") != "at+jwt" or key is None or header["kid"] not in self._published():
             raise InvalidToken("typ or kid")
-        claims = _decode(token, key.public, "EdDSA", self._issuer, ["exp", "iat", "sub", "iss", "aud"], 0)
+        claims = _decode(token, key, self._issuer, ["exp", "iat", "sub", "iss", "aud"], 0)
         expires, issued, subject, scope = claims["exp"], claims["iat"], claims["sub"], claims.get("scope")
         if type(expires) is not int or type(issued) is not int or expires - issued > self.lifetime_s:
             raise InvalidToken("times")
@@ -152,21 +119,24 @@ class AccessTokens:
         return Access(subject, frozenset(scope.split()), expires, issued, client_kid)
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
-        return {"keys": [public_jwk(kid, self._keys[kid].public) for kid in self._published()]}
+        return {"keys": [_published_jwk(self._public[kid]) for kid in self._published()]}
 
     def _published(self) -> list[str]:
         """The kids of tokens that may still be valid, and of the key that signs next."""
-        return [found.kid for found in schedule(self._order, time.time(), self.lifetime_s) if found.state != State.OUT]
+        return [found.kid for found in schedule(self._keys, time.time(), self.lifetime_s) if found.state != State.OUT]
 
 
-class _OwnKey(NamedTuple):
-    private: Ed25519PrivateKey
-    public: Ed25519PublicKey
+def _published_jwk(key: VerifyKey) -> dict[str, str]:
+    jwk: dict[str, str] = json.loads(key.jwk)
+    return jwk | {"use": "sig", "alg": JOSE_NAMES[key.algorithm], "kid": key.kid}
 
 
-def public_jwk(kid: str, key: Ed25519PublicKey) -> dict[str, str]:
-    x = base64.urlsafe_b64encode(key.public_bytes_raw()).rstrip(b"=").decode()
-    return {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": kid, "x": x}
+def _part(content: dict[str, Any]) -> str:
+    return _base64url(json.dumps(content, separators=(",", ":")).encode())
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def digest(token: str) -> bytes:
@@ -184,10 +154,10 @@ def _header(token: str) -> dict[str, Any]:
     return header
 
 
-def _decode(token: str, key: Any, algorithm: str, audience: str, require: list[str], leeway: int) -> dict[str, Any]:
+def _decode(token: str, key: VerifyKey, audience: str, require: list[str], leeway: int) -> dict[str, Any]:
     try:
         claims: dict[str, Any] = jwt.decode(
-            token, key, algorithms=[algorithm], audience=audience, leeway=leeway,
+            token, key.public, algorithms=[JOSE_NAMES[key.algorithm]], audience=audience, leeway=leeway,
             options={"require": require, "strict_aud": True, "verify_sub": False, "verify_jti": False},
         )  # fmt: skip
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:

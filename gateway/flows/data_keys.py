@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gateway.crypto.key_store import KeyStoreError, KeyUse
+from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.key_watch import KeyWatch
 from gateway.crypto.sealing import Sealer, SealingAlgorithm, WrappedDataKey, new_data_key
 from gateway.store import data_keys
@@ -34,7 +34,7 @@ class DataKeys:
         month = dt.datetime.now(dt.UTC).date().replace(day=1)
         for group in groups:
             if (group, month) not in self._months:
-                new = new_data_key(self._keys.store.current(KeyUse.KEK), self._algorithm)
+                new = new_data_key(self._keys.store, self._algorithm)
                 key_id = await data_keys.for_month(connection, group, month, new)
                 self._add(await data_keys.load(connection))
                 self._months = {known: id_ for known, id_ in self._months.items() if known[1] == month}

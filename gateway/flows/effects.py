@@ -21,14 +21,18 @@ import structlog
 
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.digests import sm3
+from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.randomness import RandomBytes
+from gateway.crypto.sealing import SealError, UnknownDataKey
 from gateway.domain.errors import Problem, unavailable
 from gateway.domain.ids import uuid7
 from gateway.flows.data_keys import DataKeys
+from gateway.log import describe
 from gateway.metrics import EFFECTS
 from gateway.store import idempotency, operations
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.operations import Operation
+from gateway.store.pool import GONE
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection, Connection
@@ -38,6 +42,8 @@ log = structlog.get_logger()
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _ANSWER_COLUMN = b"idempotency_key.answer_sealed"
 PROOF_COLUMN = b"operation.proof_sealed"
+_AGAIN_MS = 10
+"""How long an effect may wait for a lock when its batch has waited already: all of them within the deadline."""
 
 
 def is_key(text: str) -> bool:
@@ -96,6 +102,10 @@ class Effect(NamedTuple):
     fingerprint: bytes
     evidence: Evidence | None
 
+    @property
+    def claim(self) -> idempotency.KeyOf:
+        return self.asked.caller_id, self.key
+
 
 class Ended(NamedTuple):
     answer: Answer
@@ -131,6 +141,7 @@ class Effects:
             queue_max=queue_max,
             deadline_s=deadline_s,
             on_batch=on_batch,
+            not_known="it is not known whether this was done: ask again with the same Idempotency-Key",
         )
         self.serve = self._batcher.run
 
@@ -157,53 +168,74 @@ class Effects:
         finally:
             self._running.discard(claim)
         if isinstance(ended, Problem):
-            EFFECTS.labels(kind.name, ended.code, caller_id).inc()
+            EFFECTS.add((kind.name, ended.code, caller_id))
             raise ended
-        EFFECTS.labels(kind.name, "replayed" if ended.replayed else "done", caller_id).inc()
+        EFFECTS.add((kind.name, "replayed" if ended.replayed else "done", caller_id))
         return ended
 
     async def _execute(
         self, connection: "Connection", batch: Sequence[Effect], timeout: float
     ) -> Sequence[Ended | Problem]:
-        async with asyncio.timeout(timeout):  # past it the connection is given up, and with it the transaction
-            keys = await self._data_keys.current(connection, ("answers", "operations"))
-            return await self._attempt(connection, batch, keys)
+        # past it the connection is given up, and with it the transaction: to cancel a statement, or to roll back,
+        # would need a database that answers
+        cut_off = asyncio.get_running_loop().call_later(timeout, connection.terminate)
+        try:
+            try:
+                keys = await self._data_keys.current(connection, ("answers", "operations"))
+            except (KeyStoreError, SealError) as error:  # made by another machine under a KEK that is not here yet
+                log.error("effects have no data key", error=str(error))
+                return [unavailable("a key is missing") for _ in batch]
+            ended: dict[idempotency.KeyOf, Ended | Problem] = {}
+            # one kind a transaction: each locks in an order of its own, and two orders in one could cross
+            for _, group in groupby(sorted(batch, key=_kind_of), key=_kind_of):
+                effects = list(group)
+                for effect, end in zip(effects, await self._attempt(connection, effects, keys), strict=True):
+                    ended[effect.claim] = end
+            return [ended[effect.claim] for effect in batch]
+        finally:
+            cut_off.cancel()
 
     async def _attempt(
-        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int]
+        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
     ) -> Sequence[Ended | Problem]:
         try:
-            return await self._transact(connection, batch, data_keys)
-        except _KeyInUse:
+            return await self._transact(connection, batch, data_keys, waited)
+        except Exception as error:
             if len(batch) == 1:
-                return [Problem("idempotency_key_in_use", headers={"Retry-After": "1"})]
-        except asyncpg.PostgresError:
-            if len(batch) == 1:
+                return [_failure(error, batch[0])]
+            if isinstance(error, GONE) and not isinstance(error, asyncpg.PostgresError):
                 raise
+            waited = waited or isinstance(error, (_KeyInUse, asyncpg.LockNotAvailableError))
         # one of them fails, or has to wait for another process: each by itself, so that it is the only one
         ended: list[Ended | Problem] = []
         for effect in batch:
             try:
-                ended += await self._attempt(connection, [effect], data_keys)
+                ended += await self._attempt(connection, [effect], data_keys, waited)
             except asyncpg.PostgresError as error:
                 log.error("effect failed", kind=effect.kind.name, sqlstate=error.sqlstate)
                 ended.append(unavailable("the effect could not be written"))
         return ended
 
     async def _transact(
-        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int]
+        self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
     ) -> list[Ended | Problem]:
-        effects = {(effect.asked.caller_id, effect.key): effect for effect in batch}
+        """One transaction for effects of one kind. `waited`: for locks, as a batch; now each hardly waits again."""
+        effects = {effect.claim: effect for effect in batch}
         assert len(effects) == len(batch), "run() lets one use of a key in at a time"
         ended: dict[idempotency.KeyOf, Ended | Problem] = {}
         async with connection.transaction():
+            if waited:
+                await connection.execute(f"SET LOCAL lock_timeout = {_AGAIN_MS}")
             fingerprints = [effect.fingerprint for effect in effects.values()]
             try:
                 claimed = await idempotency.claim(connection, list(effects), fingerprints)
             except asyncpg.LockNotAvailableError as error:
                 raise _KeyInUse from error
-            await idempotency.wait_longer(connection)
-            done = await self._carry_out(connection, [effect for key, effect in effects.items() if key in claimed])
+            fresh = [effect for key, effect in effects.items() if key in claimed]
+            done: dict[idempotency.KeyOf, Done | Problem] = {}
+            if fresh:
+                results = await fresh[0].kind.perform(connection, [effect.asked for effect in fresh])
+                done = {effect.claim: each for effect, each in zip(fresh, results, strict=True)}
             ended |= {
                 key: each if isinstance(each, Problem) else Ended(each.answer, False) for key, each in done.items()
             }
@@ -213,18 +245,6 @@ class Effects:
             for key in replays:
                 ended[key] = await self._replay(key, effects[key], found.get(key))
         return [ended[key] for key in effects]
-
-    async def _carry_out(
-        self, connection: "Connection", fresh: Sequence[Effect]
-    ) -> dict[idempotency.KeyOf, Done | Problem]:
-        """Each kind at once for all of its effects."""
-        done: dict[idempotency.KeyOf, Done | Problem] = {}
-        for _, same in groupby(sorted(fresh, key=lambda effect: effect.kind.name), lambda effect: effect.kind.name):
-            group = list(same)
-            ended = await group[0].kind.perform(connection, [effect.asked for effect in group])
-            for effect, each in zip(group, ended, strict=True):
-                done[effect.asked.caller_id, effect.key] = each
-        return done
 
     async def _keep(
         self,
@@ -258,7 +278,13 @@ class Effects:
             return Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
         if stored.fingerprint != effect.fingerprint:
             return Problem("idempotency_key_reused")
-        plain = await self._data_keys.open(_ANSWER_COLUMN, _row_id(key), stored.answer_sealed)
+        try:
+            plain = await self._data_keys.open(_ANSWER_COLUMN, _row_id(key), stored.answer_sealed)
+        except Problem as problem:
+            return problem
+        except (KeyStoreError, SealError, UnknownDataKey) as error:  # that of this key alone: its mates are committed
+            log.error("kept answer not opened", kind=effect.kind.name, error=type(error).__name__)
+            return Problem("internal")
         return Ended(Answer(int.from_bytes(plain[:2], "big"), plain[2:]), True)
 
     def _seal(self, data_key_id: int, key: idempotency.KeyOf, answer: Answer) -> bytes:
@@ -276,9 +302,40 @@ class Effects:
             signature=evidence.signature,
             public_jwk=evidence.jwk,
             proof_sealed=self._data_keys.sealer.seal(
-                data_key_id, PROOF_COLUMN, operation.reference.bytes, evidence.base + b"\0" + evidence.body
+                data_key_id,
+                PROOF_COLUMN,
+                operation.reference.bytes,
+                facts_digest(operation) + evidence.base + b"\0" + evidence.body,
             ),
         )
+
+
+def facts_digest(operation: Operation) -> bytes:
+    """SM3 of what an operation says was done, sealed with its proof: a row that was changed since does not match."""
+    facts = (
+        operation.kind, operation.caller, operation.card_id, operation.parent, operation.result, operation.reason,
+        operation.card_status_before, operation.card_status_after,
+    )  # fmt: skip
+    return sm3("\x1f".join("" if fact is None else str(fact) for fact in facts).encode())
+
+
+def _failure(error: Exception, effect: Effect) -> Problem:
+    """What went wrong with one effect alone. Raises what is wrong with the database."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, _KeyInUse):
+        return Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return unavailable("another operation is at it")
+    if isinstance(error, (asyncpg.PostgresError, *GONE)):
+        raise error
+    # a mistake of ours, perhaps called forth by what this effect asks for: it must not end the loop for all others
+    log.error("effect failed", kind=effect.kind.name, exception=describe(type(error), error.__traceback__))
+    return Problem("internal")
+
+
+def _kind_of(effect: Effect) -> str:
+    return effect.kind.name
 
 
 def _row_id(key: idempotency.KeyOf) -> bytes:

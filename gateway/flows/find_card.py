@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.card_proof import is_genuine
-from gateway.crypto.key_store import Key
 from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
 from gateway.domain.cards import Medium, tell_apart
 from gateway.domain.errors import FieldError, Problem
+from gateway.domain.masking import Secret
 from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation
 from gateway.domain.verdicts import Reason
 
@@ -31,7 +31,7 @@ _NOT_OURS = CardKey()
 class FindCard:
     """Keys of cards, for one caller's presentations."""
 
-    def __init__(self, index: BlindIndex, pseudonyms: Pseudonyms, proof_key: Key) -> None:
+    def __init__(self, index: BlindIndex, pseudonyms: Pseudonyms, proof_key: Secret[bytes]) -> None:
         self._index = index
         self._pseudonyms = pseudonyms
         self._proof_key = proof_key

@@ -9,12 +9,16 @@ from gateway.crypto.digests import DIGESTS, sm3
 from gateway.crypto.key_store import KeyStore
 from gateway.crypto.sealing import Sealer
 from gateway.crypto.signatures import read_signing_jwk, verify
-from gateway.flows.effects import PROOF_COLUMN
+from gateway.crypto.tokens import subject_of
+from gateway.flows.effects import PROOF_COLUMN, facts_digest
 from gateway.store import data_keys, operations
 from gateway.store.operations import Recorded
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
+
+
+FACTS_BYTES = 32
 
 
 class Replay(NamedTuple):
@@ -41,6 +45,7 @@ async def replay(connection: "AnyConnection", keys: KeyStore, reference: UUID) -
     sealer = Sealer()
     sealer.add(await data_keys.load(connection), keys)
     proof = sealer.open(PROOF_COLUMN, operation.reference.bytes, operation.proof_sealed)
+    facts, proof = proof[:FACTS_BYTES], proof[FACTS_BYTES:]
     base, _, body = proof.partition(b"\0")
     key = read_signing_jwk(json.loads(operation.public_jwk) | {"kid": operation.key_id}, operation.algorithm)
     values = dict(line[1:].split('": ', 1) for line in base.decode().splitlines())
@@ -48,7 +53,10 @@ async def replay(connection: "AnyConnection", keys: KeyStore, reference: UUID) -
     parameters = (
         f';created={operation.signed_at.timestamp():.0f};keyid="{operation.key_id}";alg="{operation.algorithm}"'
     )
+    token = values["authorization"].partition(" ")[2]
     checks = {
+        "what was done and for whom is what was recorded": facts == facts_digest(operation),
+        "the token in it is that caller's": (subject_of(token) or ("",))[0] == operation.caller,
         "the signature base is the one that was recorded": sm3(base) == operation.base_digest,
         "the signature under it is good": verify(key, base, operation.signature),
         "it names the recorded key and time": parameters in values["@signature-params"],

@@ -58,6 +58,14 @@ class Report(NamedTuple):
     preset: str = ""
 
 
+class Release(NamedTuple):
+    """`reference` is that of the caller's own report; `card`, if given, must be the report's."""
+
+    reference: UUID
+    card: Wanted | None = None
+    preset: str = ""
+
+
 class ReportLoss:
     """Kind of effect; `what` is a Report."""
 
@@ -66,11 +74,10 @@ class ReportLoss:
     async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done | Problem]:
         reports: list[Report] = [asked.what for asked in batch]
         cards = await losses.lock_wanted(connection, [report.wanted for report in reports])
-        now = await connection.fetchval("SELECT now()")
-        changes = _Changes(now)
+        changes = _Changes()
         done: list[Done | Problem] = []
         for item, (asked, report) in enumerate(zip(batch, reports, strict=True)):
-            card = cards.get(item)
+            card, now = cards.get(item, (None, None))
             if report.preset == Reason.PLATFORM_UNAVAILABLE:
                 done.append(unavailable("what was presented cannot be read now"))
             elif card is None:
@@ -78,7 +85,7 @@ class ReportLoss:
             elif report.preset:
                 done.append(_refused(self.name, asked, report.preset, card))
             else:
-                before, after = changes.apply(card, REPORT[report.kind])
+                before, after = changes.apply(card, REPORT[report.kind], now)
                 if after is None:
                     done.append(_refused(self.name, asked, STATUS_REASON[before].value, card))
                 else:
@@ -88,24 +95,37 @@ class ReportLoss:
 
 
 class ReleaseLoss:
-    """Kind of effect; `what` is the reference of the caller's own report."""
+    """Kind of effect; `what` is a Release."""
 
     name = "loss_release"
 
     async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done | Problem]:
-        references: list[UUID] = [asked.what for asked in batch]
+        releases: list[Release] = [asked.what for asked in batch]
         callers = [asked.caller_id for asked in batch]
-        cards = await losses.lock_reported(connection, references, callers, ReportLoss.name)
-        changes = _Changes(None)
+        cards = await losses.lock_reported(
+            connection, [release.reference for release in releases], callers, ReportLoss.name
+        )
+        given: dict[int, UUID] = {}
+        if any(release.card is not None for release in releases):
+            given = await losses.find_wanted(connection, [release.card or Wanted() for release in releases])
+        changes = _Changes()
         done: list[Done | Problem] = []
-        for item, asked in enumerate(batch):
+        for item, (asked, release) in enumerate(zip(batch, releases, strict=True)):
             if item not in cards:
                 done.append(Problem("not_found"))
                 continue
-            card, reported_at = cards[item]
+            if release.preset == Reason.PLATFORM_UNAVAILABLE:
+                done.append(unavailable("what was presented cannot be read now"))
+                continue
+            if release.preset or (release.card is not None and given.get(item) != cards[item][0].card_id):
+                done.append(_refused(self.name, asked, release.preset or Reason.UNRECOGNISED.value, cards[item][0]))
+                continue
+            card, lost_by_it = cards[item]
             now = changes.now(card)
-            if CardStatus(now.status) in LOST and now.lost_at is not None and reported_at < now.lost_at:
-                done.append(_refused(self.name, asked, "reported_again", card))  # that is another loss
+            # who made a card lost releases it, not who found it lost already: that may have been the registry, or a
+            # formal report of another caller
+            if CardStatus(now.status) in LOST and (lost_by_it is None or lost_by_it != now.lost_at):
+                done.append(_refused(self.name, asked, "other_report", card))
             elif now.status == CardStatus.LOST_FORMAL and now.replacement_started:
                 done.append(_refused(self.name, asked, "replacement_started", card))
             else:
@@ -121,21 +141,22 @@ class ReleaseLoss:
 class _Changes:
     """What a batch makes of its cards: several effects of one card follow one another, and it is written once."""
 
-    def __init__(self, lost_at: dt.datetime | None) -> None:
-        self._lost_at = lost_at
+    def __init__(self) -> None:
         self._cards: dict[UUID, Card] = {}
 
     def now(self, card: Card) -> Card:
         return self._cards.get(card.card_id, card)
 
-    def apply(self, card: Card, action: CardAction) -> tuple[CardStatus, CardStatus | None]:
-        """(status before, status after or None if the table refuses)."""
+    def apply(
+        self, card: Card, action: CardAction, lost_at: dt.datetime | None = None
+    ) -> tuple[CardStatus, CardStatus | None]:
+        """(status before, status after or None if the table refuses). `lost_at`: if it is lost from now on."""
         card = self.now(card)
         before = CardStatus(card.status)
         after = TRANSITIONS.get((before, action))
         if after is not None and after is not before:
-            lost_at = (card.lost_at if before in LOST else self._lost_at) if after in LOST else None
-            self._cards[card.card_id] = card._replace(status=int(after), lost_at=lost_at)
+            since = lost_at if after in LOST else None
+            self._cards[card.card_id] = card._replace(status=int(after), lost_at=since)
         return before, after
 
     async def write(self, connection: "AnyConnection") -> None:
@@ -158,7 +179,7 @@ def _refused(kind: str, asked: Asked, reason: str, card: Card | None = None) -> 
 
 
 def _parent(asked: Asked) -> UUID | None:
-    return asked.what if isinstance(asked.what, UUID) else None
+    return asked.what.reference if isinstance(asked.what, Release) else None
 
 
 def _answer(asked: Asked, side: SocialSecuritySide) -> Answer:

@@ -117,7 +117,13 @@ class RotateCallerKey:
                 done.append(problem)
                 continue
             answer = CallerKeys(rotated.use, rotated.keys, rotated.kid or msgspec.UNSET)
-            operation = Operation(asked.reference, self.name, asked.caller_id, result="changed")
+            operation = Operation(
+                asked.reference,
+                self.name,
+                asked.caller_id,
+                result="changed",
+                reason=f"{change.use}: +{rotated.kid or ''} -{change.retire or ''}",
+            )
             done.append(Done(Answer(200, _encode(answer)), operation))
         return done
 

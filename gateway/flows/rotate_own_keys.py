@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import asyncpg
 
-from gateway.crypto.key_store import KeyStore, KeyUse, create_next, open_folder
+from gateway.crypto.key_files import create_next, open_folder
+from gateway.crypto.key_store import KeyStore, KeyUse
 from gateway.crypto.rotation import State, schedule
-from gateway.crypto.sealing import WrappedDataKey, rewrap
+from gateway.crypto.sealing import Sealer, rewrap
 from gateway.domain.masking import Secret
 from gateway.store import data_keys
 
@@ -39,15 +40,10 @@ async def rotate_kek(folder: Path, dsn: Secret[str], now: dt.datetime) -> tuple[
     connection = await asyncpg.connect(dsn.reveal(), timeout=10)
     try:
         store = open_folder(folder)
-        for row in await data_keys.load(connection):  # before a file is made for nothing
-            store.get(KeyUse.KEK, row.kek_id)
+        Sealer().add(await data_keys.load(connection), store)  # before a file is made for nothing
         kid, _ = create_next(folder, KeyUse.KEK, now, 0)
         store = open_folder(folder)
-
-        def by_new(row: WrappedDataKey) -> WrappedDataKey:
-            return rewrap(row, store.get(KeyUse.KEK, row.kek_id), store.get(KeyUse.KEK, kid))
-
-        return kid, await data_keys.rewrap_all(connection, by_new)
+        return kid, await data_keys.rewrap_all(connection, lambda row: rewrap(row, store))
     finally:
         await connection.close()
 
@@ -67,13 +63,13 @@ async def wrapped_by(dsn: Secret[str]) -> dict[str, int]:
 def status(store: KeyStore, now: dt.datetime, lifetime_s: int, data_keys_by: Mapping[str, int] | None) -> list[KeyLine]:
     """Every key; `data_keys_by` None: the database was not there to be asked."""
     lines = []
-    for found in schedule(store.all(KeyUse.SIGN), now.timestamp(), lifetime_s):
+    for found in schedule(store.keys(KeyUse.SIGN), now.timestamp(), lifetime_s):
         note = "its file may be removed" if found.state == State.OUT else ""
         lines.append(KeyLine(KeyUse.SIGN, found.kid, found.state, _time(found.since), _time(found.until), note))
-    for key in store.all(KeyUse.KEK):
+    for key in store.keys(KeyUse.KEK):
         count = None if data_keys_by is None else data_keys_by.get(key.kid, 0)
         state, note = State.ACCEPTED, "unknown whether it is needed: no database" if count is None else ""
-        if key == store.current(KeyUse.KEK):
+        if key == store.keys(KeyUse.KEK)[-1]:
             state = State.CURRENT
         elif count == 0:
             state, note = State.OUT, "wraps nothing here; backups may need it"
@@ -81,11 +77,11 @@ def status(store: KeyStore, now: dt.datetime, lifetime_s: int, data_keys_by: Map
             note = f"wraps {count} data keys"
         lines.append(KeyLine(KeyUse.KEK, key.kid, state, key.active_from, None, note))
     for use in (KeyUse.INDEX, KeyUse.PSEUDONYM, KeyUse.CARD_PROOF):
-        for key in store.all(use):
-            state = State.CURRENT if key == store.current(use) else State.ACCEPTED
+        for key in store.keys(use):
+            state = State.CURRENT if key == store.keys(use)[-1] else State.ACCEPTED
             lines.append(KeyLine(use, key.kid, state, key.active_from, None, "does not rotate"))
     if data_keys_by is not None:
-        known = {key.kid for key in store.all(KeyUse.KEK)}
+        known = {key.kid for key in store.keys(KeyUse.KEK)}
         missing = sorted(data_keys_by.keys() - known)
         lines += [KeyLine(KeyUse.KEK, kid, State.ACCEPTED, None, None, "MISSING, and needed") for kid in missing]
     return lines

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.crypto import sm2
-from gateway.crypto.key_store import write_private
+from gateway.crypto.key_files import write_private
 from gateway.crypto.signatures import SM2_SM3, sm2_public_jwk
 from gateway.settings import Settings
 

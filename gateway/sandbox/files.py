@@ -3,7 +3,7 @@
 import datetime as dt
 from pathlib import Path
 
-from gateway.crypto.key_store import write_private
+from gateway.crypto.key_files import write_private
 from gateway.domain.cards import CardStatus, Medium
 from gateway.sandbox.county import COUNTY_REGION, Citizen, County
 

@@ -51,6 +51,8 @@ _CARD = (
 _ECARD = ("card_id", "sign_level", "signed_on")
 
 Row = tuple[Any, ...]
+OpenKeys = Callable[[], KeyStore]
+"""Picklable: each worker opens the key store itself."""
 
 
 class _Rows(NamedTuple):
@@ -82,7 +84,7 @@ async def refresh_sources(dsn: str) -> None:
 
 async def load_county(
     dsn: str,
-    keys: KeyStore,
+    open_keys: OpenKeys,
     county: County,
     on_progress: Callable[[int], None],
     processes: int = 2,
@@ -98,9 +100,9 @@ async def load_county(
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             if not await _empty_registry(connection):
                 return
-            data_key = await _data_key(connection, keys, county.today, algorithm)
+            data_key = await _data_key(connection, open_keys(), county.today, algorithm)
             async with _indexed_at_the_end(connection):
-                await _fill(connection, keys, data_key, county, on_progress, processes)
+                await _fill(connection, open_keys, data_key, county, on_progress, processes)
             await connection.execute(
                 "INSERT INTO sandbox_county VALUES ($1, $2, $3, now())", county.seed, county.cards, county.today
             )
@@ -167,7 +169,7 @@ async def _indexed_at_the_end(connection: "Connection") -> AsyncIterator[None]:
 async def _data_key(
     connection: "Connection", keys: KeyStore, today: dt.date, algorithm: SealingAlgorithm
 ) -> WrappedDataKey:
-    new = new_data_key(keys.current(KeyUse.KEK), algorithm)
+    new = new_data_key(keys, algorithm)
     data_key_id = await data_keys.for_month(connection, "registry", today, new)
     data_key = next(key for key in await data_keys.load(connection) if key.data_key_id == data_key_id)
     Sealer().add([data_key], keys)  # a key that does not open says so here, not in a worker
@@ -175,12 +177,12 @@ async def _data_key(
 
 
 async def _fill(
-    connection: "Connection", keys: KeyStore, data_key: WrappedDataKey, county: County,
+    connection: "Connection", open_keys: OpenKeys, data_key: WrappedDataKey, county: County,
     on_progress: Callable[[int], None], processes: int,
 ) -> None:  # fmt: skip
     """COPY the citizens in the order of their ids, while the workers make the next ones."""
     workers = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(), keys, data_key, county)
+        processes, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(), open_keys, data_key, county)
     )
     try:
         steps = (range(start, min(start + _CHUNK, county.cards)) for start in range(0, county.cards, _CHUNK))
@@ -201,7 +203,7 @@ class _Maker:
 
     def __init__(self, keys: KeyStore, data_key: WrappedDataKey, county: County) -> None:
         self._county = county
-        self._index = BlindIndex(keys.current(KeyUse.INDEX))
+        self._index = BlindIndex(keys.working_keys(KeyUse.INDEX)[-1])
         self._data_key_id = data_key.data_key_id
         self._sealer = Sealer()
         self._sealer.add([data_key], keys)
@@ -250,11 +252,11 @@ _maker: _Maker
 """Of this worker process."""
 
 
-def _start_worker(parent_pid: int, keys: KeyStore, data_key: WrappedDataKey, county: County) -> None:
+def _start_worker(parent_pid: int, open_keys: OpenKeys, data_key: WrappedDataKey, county: County) -> None:
     global _maker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends us
     end_with_parent(parent_pid, signal.SIGKILL)
-    _maker = _Maker(keys, data_key, county)
+    _maker = _Maker(open_keys(), data_key, county)
 
 
 def _make(citizens: range) -> _Rows:

@@ -5,11 +5,12 @@ import datetime as dt
 import json
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gateway.crypto.key_store import create_missing, open_folder
+from gateway.crypto.key_files import create_missing, open_folder
 from gateway.domain.cards import CardStatus
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
@@ -67,7 +68,7 @@ async def _load(settings: Settings, dsn: Secret[str], county: County) -> None:
         task = progress.add_task("loading the synthetic county 海盐 (no real person)", total=county.cards)
         await load_county(
             dsn.reveal(),
-            open_folder(settings.keys_dir),
+            partial(open_folder, settings.keys_dir),
             county,
             lambda count: progress.update(task, advance=count),
             algorithm=settings.gateway.sealing.algorithm,

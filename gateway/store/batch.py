@@ -58,7 +58,9 @@ class Batcher(Generic[Item, Answer]):
         deadline_s: float,
         on_batch: Callable[[BatchFigures], None],
         on_delivered: Callable[[], None] = lambda: None,
+        not_known: str = "the event could not be written",
     ) -> None:
+        """`not_known` is what a caller is told when the database went away in the middle of its batch."""
         self._connect = connect
         self._execute = execute
         self._batch_max = batch_max
@@ -66,6 +68,7 @@ class Batcher(Generic[Item, Answer]):
         self._deadline_s = deadline_s
         self._on_batch = on_batch
         self._on_delivered = on_delivered
+        self._not_known = not_known
         self._queue: deque[tuple[Item, Sink[Answer], float]] = deque()
         self._resting: list[asyncio.Future[None]] = []
         self._in_flight = 0
@@ -174,12 +177,12 @@ class Batcher(Generic[Item, Answer]):
             log.warning("batch failed", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
             connection.terminate()
             self._queue.extendleft(reversed(taken))
-            self._fail(len(taken), "the event could not be written")
+            self._fail(len(taken), self._not_known)
             return
         except BaseException:  # a mistake of ours ends the loop, but nobody is left waiting, and nothing is sent twice
             connection.terminate()
             self._queue.extendleft(reversed(taken))
-            self._fail(len(taken), "the event could not be written")
+            self._fail(len(taken), self._not_known)
             raise
         self._free.append(connection)
         self._statement_s = time.monotonic() - began

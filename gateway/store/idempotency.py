@@ -34,11 +34,6 @@ async def claim(connection: "AnyConnection", keys: Sequence[KeyOf], fingerprints
     return {(row["caller"], row["key"]) for row in rows}
 
 
-async def wait_longer(connection: "AnyConnection") -> None:
-    """The claims are ours: the work's own waits, for a card's row, may take as long as its statement."""
-    await connection.execute("SET LOCAL lock_timeout = 0")
-
-
 async def stored(connection: "AnyConnection", keys: Sequence[KeyOf]) -> dict[KeyOf, Stored]:
     """What is kept of keys that claim() did not give us: committed, so it is there."""
     rows = await connection.fetch(

@@ -30,7 +30,7 @@ class Card(NamedTuple):
 
 
 # a replaced card keeps its number: the one that is not cancelled, else the newest
-_LOCK_WANTED = """
+_FOUND = """
 WITH found AS (
     SELECT asked.item, one.card_id
     FROM unnest($1::bytea[], $2::uuid[], $3::bytea[], $4::bytea[])
@@ -45,42 +45,56 @@ WITH found AS (
          ORDER BY status = 9, issued_on DESC, card_id DESC LIMIT 1)
     ) one
 )
-SELECT item, card_id, status, lost_at, replacement_started
+"""
+_FIND_WANTED = _FOUND + "SELECT item, card_id FROM found"  # noqa: S608 - two constants of ours
+_LOCK_WANTED = (
+    _FOUND
+    + """
+SELECT item, card_id, status, lost_at, replacement_started, now()
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
+)
 
 _LOCK_REPORTED = """
 WITH found AS (
-    SELECT asked.item, o.card_id, o.recorded_at
+    SELECT asked.item, o.card_id,
+           CASE WHEN o.card_status_before <> o.card_status_after THEN o.recorded_at END AS lost_by_it
     FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[])
          WITH ORDINALITY AS asked(reference, caller, since, until, item)
     JOIN operation o ON o.reference = asked.reference AND o.caller = asked.caller AND o.kind = $5
         AND o.recorded_at BETWEEN asked.since AND asked.until AND o.result = 'accepted'
 )
-SELECT item, card_id, status, lost_at, replacement_started, recorded_at
+SELECT item, card_id, status, lost_at, replacement_started, lost_by_it
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
 
 
-async def lock_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, Card]:
-    """The cards by their place in `wanted`; what was not found is absent."""
+async def find_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, UUID]:
+    """The ids of cards by their place in `wanted`, without locks."""
+    rows = await connection.fetch(_FIND_WANTED, *(list(column) for column in zip(*wanted, strict=True)))
+    return {row[0] - 1: row[1] for row in rows}
+
+
+async def lock_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, tuple[Card, dt.datetime]]:
+    """The cards, each with the transaction's time, by their place in `wanted`; what was not found is absent."""
     rows = await connection.fetch(_LOCK_WANTED, *(list(column) for column in zip(*wanted, strict=True)))
-    return {row[0] - 1: Card(*tuple(row)[1:]) for row in rows}
+    return {row[0] - 1: (Card(*tuple(row)[1:5]), row[5]) for row in rows}
 
 
 async def lock_reported(
     connection: "AnyConnection", references: Sequence[UUID], callers: Sequence[str], kind: str
-) -> dict[int, tuple[Card, dt.datetime]]:
-    """The cards of accepted reports of these callers, each with the report's time, by their place in `references`."""
+) -> dict[int, tuple[Card, dt.datetime | None]]:
+    """The cards of accepted reports of these callers by their place in `references`, each with the time at which the
+    report changed its card (its lost_at then), None if it changed nothing."""
     since, until = zip(*map(recorded_between, references), strict=True)
     rows = await connection.fetch(_LOCK_REPORTED, references, callers, list(since), list(until), kind)
     return {row[0] - 1: (Card(*tuple(row)[1:5]), row[5]) for row in rows}
 
 
 async def change(connection: "AnyConnection", cards: Sequence[Card]) -> None:
-    """Write the status and lost_at of locked cards, none twice."""
+    """Write the status and lost_at of locked cards, none twice. How fresh the registry's word is stays as it was."""
     await connection.execute(
-        "UPDATE card SET status = new.status, lost_at = new.lost_at, status_as_of = now()"
+        "UPDATE card SET status = new.status, lost_at = new.lost_at"
         " FROM unnest($1::uuid[], $2::smallint[], $3::timestamptz[]) AS new(card_id, status, lost_at)"
         " WHERE card.card_id = new.card_id",
         [card.card_id for card in cards], [card.status for card in cards], [card.lost_at for card in cards],

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
 _AROUND = dt.timedelta(hours=1)
+_LATEST_MS = int(dt.datetime(9999, 1, 1, tzinfo=dt.UTC).timestamp()) * 1000
 
 
 class Operation(NamedTuple):
@@ -52,8 +53,12 @@ async def record(connection: "AnyConnection", operations: Sequence[Operation]) -
 
 
 def recorded_between(reference: UUID) -> tuple[dt.datetime, dt.datetime]:
-    """Bounds of the time at which an operation was recorded, from the time inside its reference."""
-    made = dt.datetime.fromtimestamp((reference.int >> 80) / 1000, dt.UTC)
+    """Bounds of the time at which an operation was recorded, from the time inside its reference.
+
+    A caller may have made the reference up: a time beyond the calendar is one at which nothing was recorded.
+    """
+    milliseconds = min(reference.int >> 80, _LATEST_MS)
+    made = dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
     return made - _AROUND, made + _AROUND
 
 

@@ -1,7 +1,7 @@
 """Connections to PostgreSQL: as the application's role, its settings asserted, never waited for without a limit."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +67,17 @@ async def assert_fit(connection: "AnyConnection") -> None:
         raise UnfitDatabase(f"schema version {version}, must be {latest()}: run `python -m gateway migrate`")
 
 
-async def connect(dsn: Secret[str], settings: Database, name: str, lock_timeout_ms: int = 0) -> "Connection":
-    """One connection as the application's role, to a durable database. `lock_timeout_ms` 0: that of the statement."""
+FOR_EFFECTS = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+"""Settings of connections that look few rows up by their keys: a plan made while a table was empty would read all of it
+later, until its statistics are taken."""
+
+
+async def connect(
+    dsn: Secret[str], settings: Database, name: str, more: Mapping[str, str] | None = None
+) -> "Connection":
+    """One connection as the application's role, to a durable database, with `more` session settings."""
     connection: Connection = await asyncpg.connect(
-        dsn.reveal(), timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name, lock_timeout_ms)
+        dsn.reveal(), timeout=settings.acquire_timeout_ms / 1000, **_options(settings, name, more)
     )
     try:
         await assert_durable(connection)
@@ -80,7 +87,7 @@ async def connect(dsn: Secret[str], settings: Database, name: str, lock_timeout_
     return connection
 
 
-def _options(settings: Database, name: str, lock_timeout_ms: int = 0) -> dict[str, Any]:
+def _options(settings: Database, name: str, more: Mapping[str, str] | None = None) -> dict[str, Any]:
     return {
         "command_timeout": settings.statement_timeout_ms / 1000,
         "server_settings": {
@@ -89,8 +96,8 @@ def _options(settings: Database, name: str, lock_timeout_ms: int = 0) -> dict[st
             "timezone": "UTC",
             "statement_timeout": str(settings.statement_timeout_ms),
             "idle_in_transaction_session_timeout": str(settings.statement_timeout_ms),
-            "lock_timeout": str(lock_timeout_ms),
             "jit": "off",
+            **(more or {}),
             **discretion.OF_A_SESSION,
         },
     }

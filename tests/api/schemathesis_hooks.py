@@ -141,7 +141,7 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str,
         x = base64.urlsafe_b64encode(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).rstrip(b"=")
         jwk: dict[str, Any] = {"kty": "OKP", "crv": "Ed25519", "kid": secrets.token_hex(8), "x": x.decode()}
         case.body.update({"use": "signing", "jwk": jwk, "retire": None})
-    elif case.path == REPORT:
+    elif case.operation.path == RELEASE or case.path == REPORT:
         case.body.update({"presentation": CARD, "card_number": None, "id_number": None})
 
 

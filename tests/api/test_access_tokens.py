@@ -11,12 +11,12 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gateway.crypto.key_store import KeyUse, open_folder
 from tests.api import forging
 from tests.running import Client, Raw, read_answer, request, send_raw, verify_body
 
 SIGN_KID = "sign-1"
 VERDICT = b'{"presentation":{"type":"ecard_code","code":"12345678"},"scene":"parking.exit","terminal_id":"P-door"}'
+EFFECT = "/v1/cards/loss-reports"
 Forge = Callable[["Door"], str]
 
 
@@ -26,8 +26,8 @@ class Door:
     def __init__(self, client: Client, good: str) -> None:
         self.client = client
         self.good = good
-        seed = open_folder(client.gateway.data_dir / "keys").current(KeyUse.SIGN).key
-        self.own_key = Ed25519PrivateKey.from_private_bytes(seed)
+        file = json.loads((client.gateway.data_dir / "keys" / f"{SIGN_KID}.json").read_text())
+        self.own_key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(file["key"]))
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         now, issuer = int(time.time()), self.client.file["issuer"]
@@ -112,6 +112,8 @@ async def ask(client: Client, authorization: bytes | None, path: str, used: bool
     """Send exactly this Authorization header. The request id is fixed, so that bodies can be compared."""
     if path == "/v1/cards/verify":
         sent = request("POST", path, VERDICT, authorization=authorization, x_request_id="x")
+    elif path == EFFECT:
+        sent = request("POST", path, b"{}", authorization=authorization, x_request_id="x", idempotency_key="forged")
     else:
         sent = request("GET", path, authorization=authorization, x_request_id="x")
     return await send_raw(client.gateway.port, sent, used=used)
@@ -125,7 +127,7 @@ async def refusal(merchant: Client) -> bytes:
     return answer.body
 
 
-@pytest.mark.parametrize("path", ["/v1/cards/verify", "/v1/usage-events"])
+@pytest.mark.parametrize("path", ["/v1/cards/verify", "/v1/usage-events", EFFECT])
 @pytest.mark.parametrize("how", FORGED)
 async def test_a_forged_token_opens_nothing(merchant: Client, refusal: bytes, how: str, path: str) -> None:
     token = FORGED[how](Door(merchant, await merchant.token()))

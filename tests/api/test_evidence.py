@@ -40,7 +40,7 @@ async def test_the_check_of_an_operation_can_be_replayed(
     code, said = await show(gateway, reference)
     assert code == 0, said
     assert f"with {client.file['signing']['kid']} ({algorithm})" in said
-    assert said.count("\ngood ") == 4 and "WRONG" not in said
+    assert said.count("\ngood ") == 6 and "WRONG" not in said
     assert f"caller     {client.name}" in said and "loss_report" in said and "AAZ502 1 -> 4" in said
     assert card.id_number not in said
     _, with_body = await show(gateway, reference, "--body")
@@ -53,6 +53,11 @@ TAMPERINGS = {
     "another digest": ("base_digest = decode(repeat('00', 32), 'hex')", 1),
     "another operation's proof": ("proof_sealed = other.proof_sealed", None),
     "another key": ("", 1),
+    "another caller": ("caller = 'demo-bank'", 2),
+    "another kind": ("kind = 'loss_release'", 1),
+    "another card": ("card_id = 'aaaaaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaa'", 1),
+    "another result": ("result = 'refused'", 1),
+    "another state": ("card_status_after = 2", 1),
 }
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from gateway.crypto.key_store import open_folder
+from gateway.crypto.key_files import open_folder
 from gateway.domain.cards import CardStatus
 from tests.conftest import add_card
 from tests.registry import TestCard, add_cards, new_id_number
@@ -123,11 +123,62 @@ async def test_only_the_reporter_may_release_and_only_its_own_loss(
     assert (await kiosk.effect(f"{PATH}/{release}/release", {}))[0] == 404
     second = (await bureau.report_loss(card))["reference"]
     refused = await kiosk.release_loss(first)
-    assert refused["social_security"] == {"status": "refused", "reason": "reported_again"}
+    assert refused["social_security"] == {"status": "refused", "reason": "other_report"}
     assert await reason(merchant, card) == "lost_temporary"
     assert (await bureau.release_loss(second))["social_security"]["status"] == "released"
     again = await bureau.release_loss(second)
     assert again["social_security"] == {"status": "released", "card_status": "normal"}
+
+
+async def test_a_release_that_names_a_card_must_name_that_one(
+    gateway: Running, merchant: Client, kiosk: Client
+) -> None:
+    card, other = await add_card(gateway), await add_card(gateway)
+    reference = (await kiosk.report_loss(card))["reference"]
+    for wrong in (other, card._replace(id_number=other.id_number)):
+        body = {"card_number": wrong.number, "id_number": wrong.id_number, "kind": "temporary"}
+        status, raw, _ = await kiosk.effect(f"{PATH}/{reference}/release", body)
+        assert status == 200 and json.loads(raw)["social_security"] == {"status": "refused", "reason": "unrecognised"}
+    assert await reason(merchant, card) == "lost_temporary"
+    presented = {"presentation": verify_body(card.number, card.identifier)["presentation"]}
+    status, raw, _ = await kiosk.effect(f"{PATH}/{reference}/release", presented)
+    assert status == 200 and json.loads(raw)["social_security"]["status"] == "released"
+    assert await reason(merchant, card) == "ok"
+
+
+async def test_who_found_the_card_lost_already_may_not_release_it(
+    gateway: Running, merchant: Client, kiosk: Client, bank: Client
+) -> None:
+    """By the registry's word, by a formal report of another caller, or by the same report of another caller."""
+    for status in (CardStatus.LOST_TEMPORARY, CardStatus.LOST_FORMAL):
+        card = await add_card(gateway, status)
+        word = await reason(merchant, card)
+        report = await kiosk.report_loss(card)
+        assert report["social_security"]["status"] == "accepted"
+        refused = await kiosk.release_loss(report["reference"])
+        assert refused["social_security"] == {"status": "refused", "reason": "other_report"}
+        assert await reason(merchant, card) == word
+    for kind, word in (("formal", "lost_formal"), ("temporary", "lost_temporary")):
+        card = await add_card(gateway)
+        mine = (await kiosk.report_loss(card))["reference"]
+        theirs = (await bank.report_loss(card, kind))["reference"]
+        first, second = (mine, theirs) if kind == "formal" else (theirs, mine)
+        who, other = (kiosk, bank) if kind == "formal" else (bank, kiosk)
+        assert (await who.release_loss(first))["social_security"] == {"status": "refused", "reason": "other_report"}
+        assert await reason(merchant, card) == word
+        assert (await other.release_loss(second))["social_security"]["status"] == "released"
+        assert await reason(merchant, card) == "ok"
+
+
+async def test_a_report_and_its_release_do_not_make_an_old_status_fresh(
+    gateway: Running, merchant: Client, kiosk: Client
+) -> None:
+    card = await add_card(gateway, source_id=3)
+    assert await reason(merchant, card) == "status_stale"
+    reference = (await kiosk.report_loss(card))["reference"]
+    assert await reason(merchant, card) == "lost_temporary"
+    assert (await kiosk.release_loss(reference))["social_security"]["status"] == "released"
+    assert await reason(merchant, card) == "status_stale"
 
 
 async def test_a_formal_loss_is_final_once_a_replacement_was_started(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.crypto.card_proof import expected_cryptogram
-from gateway.crypto.key_store import KeyUse, open_folder
+from gateway.crypto.key_files import open_folder
+from gateway.crypto.key_store import KeyUse
 from tests.registry import CARDS, TestCard, identifier
 from tests.running import Client, verify_body
 
@@ -143,7 +144,7 @@ async def test_a_scene_is_for_its_kinds_of_caller(
 
 
 def right_cryptogram(merchant: Client, card: TestCard) -> str:
-    key = open_folder(merchant.gateway.data_dir / "keys").current(KeyUse.CARD_PROOF)
+    (key,) = open_folder(merchant.gateway.data_dir / "keys").working_keys(KeyUse.CARD_PROOF)
     return expected_cryptogram(key, card.identifier, CHALLENGE).hex()
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import re
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from tests.faults.load import VERIFY, Load
 from tests.faults.planted import plant
 from tests.faults.waiting import gone, named, tree, until
 from tests.registry import CARDS, add_cards
-from tests.running import Client, Running, verify_body
+from tests.running import ROOT, Client, Running, verify_body
 
 Figure = Callable[..., None]
 """Keeps what a test has measured, given as keywords."""
@@ -104,6 +106,19 @@ class Home:
                 process.kill()
             await process.wait()
             await gone(processes, 15)
+
+
+def configured(home: Home, folder: Path, **values: int) -> Home:
+    """With other numbers in its gateway.toml, by `table.key`."""
+    shutil.copytree(ROOT / "config", folder)
+    text = (folder / "gateway.toml").read_text()
+    for name, value in values.items():
+        table, key = name.split(".")
+        text, found = re.subn(rf"(?ms)^(\[{table}\].*?^{key} = )[0-9_]+", rf"\g<1>{value}", text, count=1)
+        assert found == 1, f"no {name} in gateway.toml"
+    (folder / "gateway.toml").write_text(text)
+    home.running.environment["CONFIG_DIR"] = str(folder)
+    return home
 
 
 @contextlib.asynccontextmanager

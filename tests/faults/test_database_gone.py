@@ -22,7 +22,9 @@ FREED_S = 2.0
 ON_ITS_WAY_S = 0.2
 """What the database had answered before it stood still has reached our client by then."""
 ACQUIRED_S = 0.25 + SLACK_S
-GIVE_UP_S = 2.0
+GIVE_UP_S = 1.0
+EFFECT_S = 3.0
+"""deadline_ms of [effects] (config/gateway.toml)."""
 POOL = 4
 """Connections of one worker's pool (config/gateway.toml)."""
 
@@ -33,21 +35,22 @@ class Answer(NamedTuple):
     status: int
     retry_after: str | None
     seconds: float
+    within_s: float = ANSWER_S
 
     @property
     def in_time(self) -> bool:
-        return self.status == 503 and bool(self.retry_after) and self.seconds <= ANSWER_S + SLACK_S
+        return self.status == 503 and bool(self.retry_after) and self.seconds <= self.within_s + SLACK_S
 
 
-async def timed(asking: Awaitable[aiohttp.ClientResponse]) -> Answer:
+async def timed(asking: Awaitable[aiohttp.ClientResponse], within_s: float = ANSWER_S) -> Answer:
     began = time.monotonic()
     try:
-        async with asyncio.timeout(GIVE_UP_S):
+        async with asyncio.timeout(within_s + GIVE_UP_S):
             answer = await asking
             await answer.read()
     except TimeoutError:
-        return Answer(0, None, time.monotonic() - began)
-    return Answer(answer.status, answer.headers.get("Retry-After"), time.monotonic() - began)
+        return Answer(0, None, time.monotonic() - began, within_s)
+    return Answer(answer.status, answer.headers.get("Retry-After"), time.monotonic() - began, within_s)
 
 
 async def ask_token(client: Client) -> Answer:
@@ -63,10 +66,10 @@ async def ask_feed(bureau: Client) -> Answer:
 
 
 async def ask_once(merchant: Client, key: str) -> Answer:
-    """A verify with an Idempotency-Key, which takes a connection of the pool."""
+    """A verify with an Idempotency-Key: an effect, with the deadline of effects."""
     body = verify_body(CARDS[0].number, CARDS[0].identifier, terminal_id="once")
     headers = await merchant.authorization() | {"Idempotency-Key": key}
-    return await timed(merchant.session.post(VERIFY, json=body, headers=headers))
+    return await timed(merchant.session.post(VERIFY, json=body, headers=headers), EFFECT_S)
 
 
 @asynccontextmanager

@@ -4,10 +4,11 @@ import asyncio
 import itertools
 import time
 from collections import Counter
+from pathlib import Path
 
 import asyncpg
 
-from tests.faults.home import Figure, Home, locked
+from tests.faults.home import Figure, Home, configured, locked
 from tests.faults.load import Outcome, check
 from tests.faults.waiting import until
 from tests.faults.wire import Answer, get, verify, wires
@@ -20,9 +21,7 @@ BEGUN = 60
 POOLED = 4
 """So many at once fill the pool of one worker (config/gateway.toml)."""
 KEYED = 20
-"""So many with an Idempotency-Key have a second transaction of effects begin (store/batch.py)."""
-LANES = 4
-"""Statements of verifies and transactions of effects at a time, two each."""
+"""With an Idempotency-Key: effects."""
 STORED_S = 3.0
 PIPELINED = 60
 HELD_S = 0.4
@@ -55,19 +54,13 @@ async def events(home: Home, prefix: str) -> Counter[str]:
     return Counter(row[0] for row in rows)
 
 
-async def use_all_connections(home: Home, authorization: str) -> None:
-    """Make the gateway open all connections that it may, so that a count before and after compares."""
-    async with Client(home.running, "demo-merchant") as client, wires(home.running.port, KEYED + BEGUN) as opened:
-        async with locked(home.dsn, "usage_event"):
-            for number, wire in enumerate(opened):
-                key = {"Idempotency_Key": f"all-{number}"} if number < KEYED else {}
-                await wire.send(verify(authorization, f"all-{number}", number, **key))
-            await until(lambda: _waiting(home, LANES), 5, "all lanes are in use")
-        await asyncio.gather(*(wire.answer() for wire in opened))
-        async with locked(home.dsn, "client_assertion"):
-            asking = [asyncio.create_task(client.ask_token()) for _ in range(POOLED)]
-            await until(lambda: _waiting(home, POOLED), 5, "the whole pool is in use")
-        await asyncio.gather(*asking)
+async def use_the_whole_pool(home: Home, client: Client) -> None:
+    """Make the gateway open all connections that it may, so that a count before and after compares: those of the pool,
+    beside those that it has from its start."""
+    async with locked(home.dsn, "client_assertion"):
+        asking = [asyncio.create_task(client.ask_token()) for _ in range(POOLED)]
+        await until(lambda: _waiting(home, POOLED), 5, "the whole pool is in use")
+    await asyncio.gather(*asking)
 
 
 async def _waiting(home: Home, count: int) -> bool:
@@ -100,7 +93,7 @@ async def test_clients_that_hang_up_leave_nothing_behind(tenant: Home, cycles: i
     await tenant.start()
     async with Client(tenant.running, "demo-merchant") as client, tenant.load("hl", connections=4) as load:
         authorization = (await client.authorization())["Authorization"]
-        await use_all_connections(tenant, authorization)
+        await use_the_whole_pool(tenant, client)
         before = sum((await connections(tenant)).values())
         for first in range(0, hang_ups, AT_ONCE):
             await asyncio.gather(
@@ -170,15 +163,20 @@ async def hang_up_in_time(home: Home, prefix: str) -> tuple[int, int, bool]:
     raise AssertionError("this machine is too slow for this test")
 
 
-async def test_what_was_begun_is_finished_and_stored(tenant: Home, figure: Figure) -> None:
-    await tenant.start()
+def patient(home: Home, folder: Path) -> Home:
+    """Effects wait for a lock as long as this test may hold it."""
+    return configured(home, folder / "config", **{"effects.claim_timeout_ms": 1000})
+
+
+async def test_what_was_begun_is_finished_and_stored(tenant: Home, tmp_path: Path, figure: Figure) -> None:
+    await patient(tenant, tmp_path).start()
     begun, stored, pool_is_free = await hang_up_in_time(tenant, "hb")
     figure(begun=begun, stored=stored)
     assert (stored, pool_is_free) == (begun, True)
 
 
-async def test_control_dropping_what_was_begun_is_noticed(tenant: Home, figure: Figure) -> None:
-    await tenant.start("cancel_on_hang_up")
+async def test_control_dropping_what_was_begun_is_noticed(tenant: Home, tmp_path: Path, figure: Figure) -> None:
+    await patient(tenant, tmp_path).start("cancel_on_hang_up")
     begun, stored, _ = await hang_up_in_time(tenant, "hc")
     figure(begun=begun, stored=stored)
     assert stored < begun

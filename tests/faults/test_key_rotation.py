@@ -16,7 +16,8 @@ import asyncpg
 import jwt
 import pytest
 
-from gateway.crypto.key_store import KeyUse, create_next
+from gateway.crypto.key_files import create_next
+from gateway.crypto.key_store import KeyUse
 from tests.conftest import Database, start_gateway
 from tests.faults.planted import plant
 from tests.registry import CARDS

@@ -1,8 +1,6 @@
 """More verifies than the database takes: who finds the queue full is refused at once, who is taken is served."""
 
 import asyncio
-import re
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,11 +8,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.faults.home import Figure, Home, locked
+from tests.faults.home import Figure, Home, configured, locked
 from tests.faults.load import ANSWER_S, SLACK_S, Load, Outcome, check
 from tests.faults.waiting import until
 from tests.faults.wire import Answer, get, verify, wires
-from tests.running import ROOT, Client
+from tests.running import Client
 
 AT_ONCE_S = 0.25
 AGAIN_S = 2.0
@@ -26,28 +24,16 @@ OVERLOAD_S = 3.0
 GOODPUT_SHARE = 0.6
 
 
-def configured(home: Home, folder: Path, **values: int) -> Home:
-    """With other numbers in its gateway.toml."""
-    shutil.copytree(ROOT / "config", folder)
-    text = (folder / "gateway.toml").read_text()
-    for name, value in values.items():
-        text, found = re.subn(rf"(?m)^{name} = [0-9_]+", f"{name} = {value}", text)
-        assert found == 1, f"no {name} in gateway.toml"
-    (folder / "gateway.toml").write_text(text)
-    home.running.environment["CONFIG_DIR"] = str(folder)
-    return home
-
-
 @pytest.fixture
 def small(tenant: Home, tmp_path: Path) -> Home:
     """A gateway whose queue takes a handful."""
-    return configured(tenant, tmp_path / "config", batch_max=BATCH_MAX, queue_max=QUEUE_MAX)
+    return configured(tenant, tmp_path / "config", **{"verify.batch_max": BATCH_MAX, "verify.queue_max": QUEUE_MAX})
 
 
 @pytest.fixture
 def slow(tenant: Home, tmp_path: Path) -> Home:
     """A gateway that takes many, on a database that takes few."""
-    return configured(tenant, tmp_path / "config", batch_max=BATCH_MAX)
+    return configured(tenant, tmp_path / "config", **{"verify.batch_max": BATCH_MAX})
 
 
 async def flood(home: Home) -> tuple[list[tuple[Answer, float]], float]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.crypto.key_store import KeyUse, write_private
+from gateway.crypto.key_files import write_private
+from gateway.crypto.key_store import KeyUse
 from tests.conftest import Database, prepare_data_dir
 from tests.registry import add_cards
 from tests.running import Running

@@ -5,7 +5,7 @@ import os
 
 import asyncpg
 
-from gateway.crypto.key_store import KeyStore, KeyUse
+from gateway.crypto.key_store import KeyStore
 from gateway.crypto.sealing import Sealer, SealingAlgorithm, new_data_key
 from gateway.store import data_keys
 from tests.conftest import Database
@@ -14,11 +14,11 @@ from tests.conftest import Database
 async def test_a_data_key_keeps_its_algorithm_when_the_configuration_changes(
     database: Database, keys: KeyStore
 ) -> None:
-    kek, row = keys.current(KeyUse.KEK), os.urandom(16)
+    row = os.urandom(16)
     connection = await asyncpg.connect(database.dsn)
 
     async def key_of(month: dt.date, algorithm: SealingAlgorithm) -> int:
-        return await data_keys.for_month(connection, "registry", month, new_data_key(kek, algorithm))
+        return await data_keys.for_month(connection, "registry", month, new_data_key(keys, algorithm))
 
     try:
         aes = await key_of(dt.date(2026, 10, 1), "AES-256-GCM")

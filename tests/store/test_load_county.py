@@ -5,6 +5,7 @@ import datetime as dt
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -13,7 +14,8 @@ import msgspec
 import pytest
 
 from gateway.crypto.blind_index import BlindIndex
-from gateway.crypto.key_store import KeyStore, KeyUse
+from gateway.crypto.key_files import create_missing, open_folder
+from gateway.crypto.key_store import KeyUse
 from gateway.crypto.sealing import Sealer
 from gateway.flows.verify_card import HOLDER_COLUMN, SealedHolder
 from gateway.sandbox.county import COUNTY_REGION, County
@@ -22,6 +24,7 @@ from gateway.sandbox.load import (
     CARD_NUMBER_COLUMN,
     ID_NUMBER_COLUMN,
     NotASandboxError,
+    OpenKeys,
     load_county,
     loaded,
     refresh_sources,
@@ -43,8 +46,8 @@ ORDER BY 1, 2, 3
 """
 
 LOAD_A_LARGE_COUNTY = """
-import asyncio, datetime, multiprocessing, pathlib, sys
-from gateway.crypto.key_store import open_folder
+import asyncio, datetime, functools, multiprocessing, pathlib, sys
+from gateway.crypto.key_files import open_folder
 from gateway.sandbox.county import County
 from gateway.sandbox.load import load_county
 
@@ -52,11 +55,17 @@ def say_workers(_):
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
 county = County(1, 200_000, datetime.date(2026, 11, 23))
-asyncio.run(load_county(sys.argv[1], open_folder(pathlib.Path(sys.argv[2])), county, say_workers))
+asyncio.run(load_county(sys.argv[1], functools.partial(open_folder, pathlib.Path(sys.argv[2])), county, say_workers))
 """
 
 
-async def load(database: Database, keys: KeyStore, county: County = COUNTY) -> list[int]:
+@pytest.fixture
+def keys(tmp_path: Path) -> OpenKeys:
+    create_missing(tmp_path / "keys")
+    return partial(open_folder, tmp_path / "keys")
+
+
+async def load(database: Database, keys: OpenKeys, county: County = COUNTY) -> list[int]:
     steps: list[int] = []
     await load_county(database.dsn, keys, county, steps.append, processes=1)
     return steps
@@ -76,15 +85,15 @@ async def counts(database: Database) -> tuple[int, int, int]:
     return person, card, ecard
 
 
-async def test_every_citizen_is_found_and_opened(database: Database, keys: KeyStore) -> None:
+async def test_every_citizen_is_found_and_opened(database: Database, keys: OpenKeys) -> None:
     assert await loaded(database.dsn) is None
     assert sum(await load(database, keys)) == COUNTY.cards
     assert await loaded(database.dsn) == FACTS
     assert await counts(database) == (COUNTY.cards, COUNTY.cards, COUNTY.ecards)
 
-    index, sealer = BlindIndex(keys.current(KeyUse.INDEX)), Sealer()
+    index, sealer = BlindIndex(keys().working_keys(KeyUse.INDEX)[-1]), Sealer()
     connection = await asyncpg.connect(database.dsn)
-    sealer.add(await data_keys.load(connection), keys)
+    sealer.add(await data_keys.load(connection), keys())
     rows = await connection.fetch(
         "SELECT * FROM card JOIN person USING (person_id) LEFT JOIN ecard USING (card_id) ORDER BY card_id"
     )
@@ -110,20 +119,20 @@ async def test_every_citizen_is_found_and_opened(database: Database, keys: KeySt
         assert row["status_as_of"].date() <= TODAY
 
 
-async def test_the_schema_is_as_the_migrations_made_it(database: Database, keys: KeyStore) -> None:
+async def test_the_schema_is_as_the_migrations_made_it(database: Database, keys: OpenKeys) -> None:
     before = await query(database, SCHEMA)
     await load(database, keys)
     assert await query(database, SCHEMA) == before
     assert len(before) > 15
 
 
-async def test_a_county_that_is_there_stays(database: Database, keys: KeyStore) -> None:
+async def test_a_county_that_is_there_stays(database: Database, keys: OpenKeys) -> None:
     await load(database, keys)
     assert await load(database, keys, County(9, 2000, TODAY)) == []
     assert await loaded(database.dsn) == FACTS
 
 
-async def test_a_half_loaded_county_is_loaded_anew(database: Database, keys: KeyStore) -> None:
+async def test_a_half_loaded_county_is_loaded_anew(database: Database, keys: OpenKeys) -> None:
     await load(database, keys)
     await query(database, "DELETE FROM sandbox_county")
     await query(database, "DELETE FROM ecard WHERE sign_level = 1")
@@ -135,7 +144,7 @@ async def test_a_half_loaded_county_is_loaded_anew(database: Database, keys: Key
     assert await counts(database) == (COUNTY.cards, COUNTY.cards, COUNTY.ecards)
 
 
-async def test_a_load_that_fails_leaves_the_database_as_it_was(database: Database, keys: KeyStore) -> None:
+async def test_a_load_that_fails_leaves_the_database_as_it_was(database: Database, keys: OpenKeys) -> None:
     schema = await query(database, SCHEMA)
 
     def fail(_: int) -> None:
@@ -150,7 +159,7 @@ async def test_a_load_that_fails_leaves_the_database_as_it_was(database: Databas
     assert await loaded(database.dsn) == FACTS
 
 
-async def test_a_killed_load_leaves_no_process_and_no_rows(database: Database, keys: KeyStore, tmp_path: Path) -> None:
+async def test_a_killed_load_leaves_no_process_and_no_rows(database: Database, keys: OpenKeys, tmp_path: Path) -> None:
     loading = await asyncio.create_subprocess_exec(
         sys.executable, "-c", LOAD_A_LARGE_COUNTY, database.dsn, str(tmp_path / "keys"), stdout=asyncio.subprocess.PIPE
     )
@@ -176,7 +185,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-async def test_a_registry_that_is_not_the_sandboxs_is_not_touched(database: Database, keys: KeyStore) -> None:
+async def test_a_registry_that_is_not_the_sandboxs_is_not_touched(database: Database, keys: OpenKeys) -> None:
     await query(database, "INSERT INTO registry_source VALUES (1, '海盐县持卡库', now())")
     await query(database, "INSERT INTO person VALUES ($1, 'x', 'x', 2000, NULL)", UUID(bytes=os.urandom(16)))
     with pytest.raises(NotASandboxError, match="海盐县持卡库"):
@@ -184,7 +193,7 @@ async def test_a_registry_that_is_not_the_sandboxs_is_not_touched(database: Data
     assert await counts(database) == (1, 0, 0)
 
 
-async def test_usage_events_outlive_a_reload(database: Database, keys: KeyStore) -> None:
+async def test_usage_events_outlive_a_reload(database: Database, keys: OpenKeys) -> None:
     await query(
         database,
         "INSERT INTO usage_event (event_id, position, recorded_at, occurred_at, kind, caller, scene, terminal_id,"
@@ -194,7 +203,7 @@ async def test_usage_events_outlive_a_reload(database: Database, keys: KeyStore)
     assert len(await query(database, "SELECT FROM usage_event")) == 1
 
 
-async def test_refreshed_sources_are_of_now(database: Database, keys: KeyStore) -> None:
+async def test_refreshed_sources_are_of_now(database: Database, keys: OpenKeys) -> None:
     await load(database, keys)
     await query(database, "UPDATE registry_source SET as_of = now() - interval '3 days'")
     await refresh_sources(database.dsn)

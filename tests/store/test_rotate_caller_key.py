@@ -13,7 +13,8 @@ import pytest
 
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.caller_keys import in_force
-from gateway.crypto.key_store import KeyUse, create_missing
+from gateway.crypto.key_files import create_missing
+from gateway.crypto.key_store import KeyUse
 from gateway.crypto.key_watch import KeyWatch
 from gateway.crypto.signatures import ED25519, ES256, VerifyKey, read_signing_jwk
 from gateway.directory import KnownCaller
@@ -189,8 +190,8 @@ async def test_as_an_effect_it_is_done_once_and_a_refused_one_gives_its_key_back
     await pool.open()
     watch = KeyWatch(tmp_path / "keys", lambda store: None)
     effects = Effects(
-        partial(connect, Secret(database.dsn), settings.database, "test", 200),
-        DataKeys(pool, watch, settings.sealing.algorithm), BlindIndex(watch.store.current(KeyUse.INDEX)),
+        partial(connect, Secret(database.dsn), settings.database, "test", {"lock_timeout": "200"}),
+        DataKeys(pool, watch, settings.sealing.algorithm), BlindIndex(watch.store.working_keys(KeyUse.INDEX)[-1]),
         batch_max=16, queue_max=64, deadline_s=5, on_batch=lambda figures: None,
     )  # fmt: skip
     serving = asyncio.create_task(effects.serve())

@@ -13,6 +13,7 @@ import pytest
 from gateway import directory as directory_module
 from gateway.api.auth import Authenticator, Unauthorised
 from gateway.crypto.caller_keys import in_force, published
+from gateway.crypto.key_files import FileKeyStore
 from gateway.crypto.signatures import ED25519, VerifyKey, read_signing_jwk
 from gateway.crypto.tokens import Access, AccessTokens
 from gateway.directory import Directory
@@ -172,7 +173,7 @@ async def test_without_such_a_look_a_new_key_would_wait(house: House, monkeypatc
 
 def test_a_token_dies_with_its_key_and_not_before_the_worker_knows(house: House) -> None:
     directory = Directory(house.settings())
-    tokens = AccessTokens([own_key(1)], "https://g.example", 600)
+    tokens = AccessTokens(FileKeyStore([own_key(1)]), "https://g.example", 600)
     authenticate = Authenticator(tokens, directory, 10)
     now = time.time()
 

@@ -10,10 +10,10 @@ import jwt
 import pytest
 from prometheus_client import REGISTRY
 
-from gateway.crypto.key_store import Key, KeyStore, KeyStoreError, KeyUse, create_missing, create_next, open_folder
+from gateway.crypto.key_files import FileKeyStore, KeyFile, create_missing, create_next, open_folder
+from gateway.crypto.key_store import KeyStore, KeyStoreError, KeyUse, OwnKey
 from gateway.crypto.key_watch import KeyWatch
 from gateway.crypto.rotation import CLOCK_SKEW_S, schedule, signs
-from gateway.crypto.sealing import Sealer, SealError, WrappedDataKey, new_data_key, rewrap
 from gateway.crypto.tokens import AccessTokens, InvalidToken
 from gateway.flows.rotate_own_keys import status
 
@@ -21,8 +21,12 @@ T0 = dt.datetime(2026, 11, 23, 8, tzinfo=dt.UTC)
 LIFETIME_S = 600
 
 
-def key(number: int, active_from: dt.datetime | None = None, use: KeyUse = KeyUse.SIGN) -> Key:
-    return Key(f"{use}-{number}", use, os.urandom(32), active_from)
+def key(number: int, active_from: dt.datetime | None = None) -> KeyFile:
+    return KeyFile(f"sign-{number}", KeyUse.SIGN, os.urandom(32), active_from)
+
+
+def own(number: int, active_from: dt.datetime | None = None) -> OwnKey:
+    return OwnKey(f"sign-{number}", active_from)
 
 
 def after(seconds: float) -> float:
@@ -35,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
-OLD, NEW = key(1), key(2, T0)
+OLD, NEW = own(1), own(2, T0)
 END = LIFETIME_S + CLOCK_SKEW_S
 
 
@@ -59,8 +63,8 @@ def test_the_last_token_of_a_key_is_always_accepted() -> None:
 
 
 def test_keys_without_a_time_are_as_before() -> None:
-    assert [one.state for one in schedule([key(1), key(2)], after(0), LIFETIME_S)] == ["accepted", "current"]
-    only = [key(1, T0)]
+    assert [one.state for one in schedule([own(1), own(2)], after(0), LIFETIME_S)] == ["accepted", "current"]
+    only = [own(1, T0)]
     assert signs(only, after(-5)) is only[0], "a gateway always has a key that signs"
 
 
@@ -71,7 +75,7 @@ def tokens_with(*starts: float | None) -> AccessTokens:
         key(number, None if start is None else now + dt.timedelta(seconds=start))
         for number, start in enumerate(starts, 1)
     ]
-    return AccessTokens(keys, "https://g.example", LIFETIME_S)
+    return AccessTokens(FileKeyStore(keys), "https://g.example", LIFETIME_S)
 
 
 def kids(tokens: AccessTokens) -> list[str]:
@@ -90,19 +94,20 @@ def test_a_key_that_is_next_is_published_and_does_not_sign() -> None:
 
 def test_a_key_that_ran_out_is_neither_published_nor_accepted() -> None:
     old, new = key(1), key(2, dt.datetime.now(dt.UTC) - dt.timedelta(seconds=END + 1))
-    token = issued(AccessTokens([old], "https://g.example", LIFETIME_S))
-    rotated = AccessTokens([old, new], "https://g.example", LIFETIME_S)
+    token = issued(AccessTokens(FileKeyStore([old]), "https://g.example", LIFETIME_S))
+    rotated = AccessTokens(FileKeyStore([old, new]), "https://g.example", LIFETIME_S)
     assert kids(rotated) == ["sign-2"]
     with pytest.raises(InvalidToken):
         rotated.read(token)
-    accepted = AccessTokens([old, key(2, dt.datetime.now(dt.UTC))], "https://g.example", LIFETIME_S)
+    both = FileKeyStore([old, key(2, dt.datetime.now(dt.UTC))])
+    accepted = AccessTokens(both, "https://g.example", LIFETIME_S)
     assert accepted.read(token).key_id == "k", "the control: a moment before it is"
 
 
 def test_a_rotation_makes_one_key_and_not_the_next_before_its_time(folder: Path) -> None:
     kid, takes_over = create_next(folder, KeyUse.SIGN, T0, 30)
     assert (kid, takes_over) == ("sign-2", T0 + dt.timedelta(seconds=30))
-    made = open_folder(folder).current(KeyUse.SIGN)
+    made = open_folder(folder).keys(KeyUse.SIGN)[-1]
     assert (made.kid, made.active_from) == (kid, takes_over)
     assert (folder / "sign-2.json").stat().st_mode & 0o777 == 0o600
     with pytest.raises(KeyStoreError, match="has not taken over yet"):
@@ -127,13 +132,13 @@ def counted(result: str) -> float:
 
 def test_new_and_removed_keys_are_taken_up(folder: Path) -> None:
     seen: list[list[str]] = []
-    watch = KeyWatch(folder, lambda store: seen.append([key.kid for key in store.all(KeyUse.SIGN)]))
+    watch = KeyWatch(folder, lambda store: seen.append([key.kid for key in store.keys(KeyUse.SIGN)]))
     assert watch.reload_if_changed() is False and seen == []
     create_next(folder, KeyUse.SIGN, T0, 0)
     assert watch.reload_if_changed() is True and watch.reload_if_changed() is False
     (folder / "sign-1.json").unlink()
     assert watch.reload_if_changed() is True
-    assert seen == [["sign-1", "sign-2"], ["sign-2"]] and watch.store.current(KeyUse.SIGN).kid == "sign-2"
+    assert seen == [["sign-1", "sign-2"], ["sign-2"]] and watch.store.keys(KeyUse.SIGN)[-1].kid == "sign-2"
 
 
 @pytest.mark.parametrize("how", ["cut short", "others may read it", "folder open", "the only key removed", "not a key"])
@@ -154,7 +159,7 @@ def test_a_mistake_leaves_the_keys_in_use(folder: Path, how: str) -> None:
         (folder / "notes.json").write_text("{}")
         (folder / "notes.json").chmod(0o600)
     assert watch.reload_if_changed() is False and seen == []
-    assert [key.kid for key in watch.store.all(KeyUse.SIGN)] == ["sign-1"] and counted("refused") == refused + 1
+    assert [key.kid for key in watch.store.keys(KeyUse.SIGN)] == ["sign-1"] and counted("refused") == refused + 1
 
 
 def test_a_mistake_that_is_repaired_is_taken_up(folder: Path) -> None:
@@ -166,18 +171,6 @@ def test_a_mistake_that_is_repaired_is_taken_up(folder: Path) -> None:
     assert watch.reload_if_changed() is False
     folder.chmod(0o700)
     assert watch.reload_if_changed() is True and len(seen) == 1
-
-
-def test_a_data_key_wrapped_anew_is_the_same_key() -> None:
-    old, new = key(1, use=KeyUse.KEK), key(2, use=KeyUse.KEK)
-    row = WrappedDataKey(7, *new_data_key(old))
-    before, after_it = Sealer(), Sealer()
-    before.add([row], KeyStore([old]))
-    after_it.add([rewrap(row, old, new)], KeyStore([new]))
-    sealed = before.seal(7, b"t.c", b"r" * 16, b"secret")
-    assert after_it.open(b"t.c", b"r" * 16, sealed) == b"secret"
-    with pytest.raises(SealError, match="data key 7"):
-        rewrap(row, new, old)
 
 
 def test_the_status_names_a_missing_key(folder: Path) -> None:

@@ -8,36 +8,42 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.crypto.blind_index import BlindIndex
-from gateway.crypto.key_store import Key, KeyStore, KeyStoreError, KeyUse, create_missing, open_folder
+from gateway.crypto.key_files import FileKeyStore, KeyFile, create_missing, open_folder
+from gateway.crypto.key_store import KeyStoreError, KeyUse
 from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
 from gateway.crypto.sealing import Sealer, SealError, SealingAlgorithm, UnknownDataKey, WrappedDataKey, new_data_key
+from gateway.domain.masking import Secret
 
 COLUMN, OTHER_COLUMN = b"card.holder_sealed", b"card.number_sealed"
 ROW, OTHER_ROW = uuid4().bytes, uuid4().bytes
 TEXT = '["张三","1961-01-01"]'.encode()
 
 
-def key(use: KeyUse, number: int = 1) -> Key:
-    return Key(f"{use}-{number}", use, os.urandom(32))
+def new_store() -> FileKeyStore:
+    return FileKeyStore([KeyFile("kek-1", KeyUse.KEK, os.urandom(32))])
 
 
-KEK, OTHER_KEK = key(KeyUse.KEK), key(KeyUse.KEK)
+def working_key() -> Secret[bytes]:
+    return Secret(os.urandom(32))
 
+
+STORE, OTHER_STORE = new_store(), new_store()
 
 ALGORITHMS: tuple[SealingAlgorithm, ...] = ("SM4-GCM", "AES-256-GCM")
 SM4, AES = 1, 3  # data keys of SEALER
 
 
-def sealer_of(*ids: int, kek: Key = KEK) -> Sealer:
+def sealer_of(*ids: int, store: FileKeyStore = STORE) -> Sealer:
     """Odd and even ids are two keys of one algorithm: 1 and 2 of SM4-GCM, 3 and 4 of AES-256-GCM."""
     sealer = Sealer()
-    rows = [WrappedDataKey(number, *new_data_key(kek, ALGORITHMS[(number - 1) // 2 % 2])) for number in ids]
-    sealer.add(rows, KeyStore([kek]))
+    rows = [WrappedDataKey(number, *new_data_key(store, ALGORITHMS[(number - 1) // 2 % 2])) for number in ids]
+    sealer.add(rows, store)
     return sealer
 
 
@@ -74,9 +80,9 @@ OLD_SEALED = (
 
 def test_what_aes_sealed_before_sm4_was_the_default_stays_readable() -> None:
     """A value of the first release, byte for byte: AES-256-GCM, data key 7 under a KEK of zeros."""
-    sealer, kek = Sealer(), Key("kek-1", KeyUse.KEK, bytes(32))
+    sealer, kek = Sealer(), KeyFile("kek-1", KeyUse.KEK, bytes(32))
     wrapped = bytes.fromhex(OLD_DATA_KEY)
-    sealer.add([WrappedDataKey(7, "kek-1", "AES-256-GCM", wrapped)], KeyStore([kek]))
+    sealer.add([WrappedDataKey(7, "kek-1", "AES-256-GCM", wrapped)], FileKeyStore([kek]))
     assert sealer.open(COLUMN, bytes(16), bytes.fromhex(OLD_SEALED)) == TEXT
 
 
@@ -137,13 +143,13 @@ def test_a_data_key_of_the_same_number_and_another_secret_does_not_open() -> Non
 @pytest.mark.parametrize(
     ("row", "error"),
     [
-        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(OTHER_KEK).wrapped), SealError),
-        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(KEK).wrapped[:-1]), SealError),
+        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(OTHER_STORE).wrapped), SealError),
+        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(STORE).wrapped[:-1]), SealError),
         (WrappedDataKey(1, "kek-1", "SM4-GCM", b""), SealError),
-        (WrappedDataKey(1, "kek-1", "SM4-CBC", new_data_key(KEK).wrapped), SealError),
-        (WrappedDataKey(1, "kek-1", "AES-256-GCM", new_data_key(KEK, "SM4-GCM").wrapped), SealError),
-        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(KEK, "AES-256-GCM").wrapped), SealError),
-        (WrappedDataKey(1, "kek-2", "SM4-GCM", new_data_key(KEK).wrapped), KeyStoreError),
+        (WrappedDataKey(1, "kek-1", "SM4-CBC", new_data_key(STORE).wrapped), SealError),
+        (WrappedDataKey(1, "kek-1", "AES-256-GCM", new_data_key(STORE, "SM4-GCM").wrapped), SealError),
+        (WrappedDataKey(1, "kek-1", "SM4-GCM", new_data_key(STORE, "AES-256-GCM").wrapped), SealError),
+        (WrappedDataKey(1, "kek-2", "SM4-GCM", new_data_key(STORE).wrapped), KeyStoreError),
     ],
     ids=[
         "wrapped by another KEK",
@@ -157,11 +163,11 @@ def test_a_data_key_of_the_same_number_and_another_secret_does_not_open() -> Non
 )
 def test_a_data_key_that_does_not_unwrap_is_refused(row: WrappedDataKey, error: type[Exception]) -> None:
     with pytest.raises(error):
-        Sealer().add([row], KeyStore([KEK]))
+        Sealer().add([row], STORE)
 
 
 def test_data_keys_are_all_different() -> None:
-    assert len({new_data_key(KEK).wrapped for _ in range(50)}) == 50
+    assert len({new_data_key(STORE).wrapped for _ in range(50)}) == 50
 
 
 @pytest.fixture
@@ -189,19 +195,17 @@ def test_the_newest_key_is_the_one_with_the_highest_number(folder: Path) -> None
         (folder / f"kek-{number}.json").write_text(text)
         (folder / f"kek-{number}.json").chmod(0o600)
     store = open_folder(folder)
-    assert [found.kid for found in store.all(KeyUse.KEK)] == ["kek-1", "kek-2", "kek-10"]
-    assert store.current(KeyUse.KEK).kid == "kek-10" and store.get(KeyUse.KEK, "kek-2").kid == "kek-2"
-    with pytest.raises(KeyStoreError):
-        store.get(KeyUse.KEK, "kek-3")
-    with pytest.raises(KeyStoreError):
-        store.get(KeyUse.INDEX, "kek-1")
+    assert [found.kid for found in store.keys(KeyUse.KEK)] == ["kek-1", "kek-2", "kek-10"]
+    assert store.wrap(b"s" * 16).kek_id == "kek-10"
 
 
 def test_a_key_does_not_show_itself(folder: Path) -> None:
-    secret = open_folder(folder).current(KeyUse.KEK)
-    shown = f"{secret} {secret!r} {[secret]}"
-    assert repr(secret.key) not in shown and base64.b64encode(secret.key).decode() not in shown
-    assert "Key(kek-1)" in shown
+    text = (folder / "index-1.json").read_text()
+    file, (secret,) = msgspec.json.decode(text, type=KeyFile), open_folder(folder).working_keys(KeyUse.INDEX)
+    assert secret.reveal() == file.key == base64.b64decode(json.loads(text)["key"])
+    shown = f"{file} {file!r} {[file]} {secret} {[secret]}"
+    assert repr(file.key) not in shown and json.loads(text)["key"] not in shown
+    assert "KeyFile(index-1)" in shown
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o610])
@@ -252,13 +256,13 @@ def test_a_key_file_of_another_name_is_refused(folder: Path, name: str) -> None:
         open_folder(folder)
 
 
-INDEX = BlindIndex(key(KeyUse.INDEX))
+INDEX = BlindIndex(working_key())
 IDS = ["330424190001010016", "AB1234567", "330424D15600000500000000000000A1", ""]
 
 
 @pytest.mark.parametrize("text", IDS)
 def test_each_column_and_each_key_has_an_index_of_its_own(text: str) -> None:
-    other = BlindIndex(key(KeyUse.INDEX))
+    other = BlindIndex(working_key())
     found = [
         index(text) for one in (INDEX, other) for index in (one.number, one.id_number, lambda t, o=one: o.chip(t, ""))
     ]
@@ -271,7 +275,7 @@ def test_the_index_of_a_chip_is_that_of_the_pair() -> None:
     assert len({INDEX.chip(*pair) for pair in pairs}) == 3
 
 
-PSEUDONYMS = Pseudonyms([key(KeyUse.PSEUDONYM)])
+PSEUDONYMS = Pseudonyms([working_key()])
 
 
 @given(st.binary(min_size=16, max_size=16))
@@ -290,7 +294,7 @@ def test_a_card_ref_has_the_form_that_is_published() -> None:
 
 
 def test_references_of_an_older_key_still_open_after_a_rotation() -> None:
-    old, new = key(KeyUse.PSEUDONYM), key(KeyUse.PSEUDONYM, 2)
+    old, new = working_key(), working_key()
     card_id = uuid4().bytes
     before = Pseudonyms([old]).card_ref("demo-merchant", card_id)
     rotated = Pseudonyms([old, new])

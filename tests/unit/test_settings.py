@@ -98,7 +98,7 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
     "an unknown log level": ("gateway.toml", replace('"info"', '"loud"'), "log_level"),
     "a cipher we do not have": ("gateway.toml", replace('"SM4-GCM"', '"SM4-ECB"'), "sealing.algorithm"),
     "a slow lane without threads": ("gateway.toml", replace("threads = 1", "threads = 0"), "sm2.threads"),
-    "a slow lane without an end": ("gateway.toml", replace("waiting_max = 128", ""), "sm2.waiting_max"),
+    "a slow lane without an end": ("gateway.toml", replace("waiting_max = 100", ""), "sm2.waiting_max"),
     "a flag that is a text": (
         "callers.toml", append('[callers.demo-more]\nenabled = "yes"\n'), "callers.demo-more.enabled"
     ),

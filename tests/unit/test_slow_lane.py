@@ -18,8 +18,8 @@ Make = Callable[..., SlowLane]
 async def lane() -> AsyncIterator[Make]:
     made: list[SlowLane] = []
 
-    def make(threads: int = 1, waiting_max: int = 2, deadline_s: float = 5.0) -> SlowLane:
-        made.append(SlowLane(threads, waiting_max, deadline_s))
+    def make(threads: int = 1, waiting_max: int = 2, deadline_s: float = 5.0, pace: int = 10_000) -> SlowLane:
+        made.append(SlowLane(threads, waiting_max, deadline_s, pace))
         return made[-1]
 
     yield make
@@ -35,44 +35,66 @@ async def emptied(lane: SlowLane) -> None:
 
 async def test_it_runs_in_threads_of_its_own_and_gives_what_the_function_gave(lane: Make) -> None:
     slow = lane(threads=2)
-    names = await asyncio.gather(*(slow.run(threading.get_ident) for _ in range(4)))
+    names = await asyncio.gather(*(slow.run(str(number), threading.get_ident) for number in range(4)))
     assert threading.get_ident() not in names
-    assert await slow.run(max, 3, 7) == 7
+    assert await slow.run("one", max, 3, 7) == 7
     with pytest.raises(ZeroDivisionError):
-        await slow.run(divmod, 1, 0)
+        await slow.run("one", divmod, 1, 0)
     assert len(slow) == 0
 
 
 async def test_what_blocks_does_not_block_the_loop(lane: Make) -> None:
     slow = lane()
     with blockbuster_ctx():
-        await slow.run(time.sleep, 0.01)
+        await slow.run("one", time.sleep, 0.01)
         with pytest.raises(BlockingError):
             time.sleep(0.01)  # noqa: ASYNC251 - the control: on the loop it would be seen
 
 
+async def test_one_caller_has_at_most_half_of_the_places(lane: Make) -> None:
+    slow, gate = lane(threads=1, waiting_max=5), threading.Event()
+    waiting = [asyncio.create_task(slow.run("greedy", gate.wait)) for _ in range(10)]
+    await asyncio.sleep(0)
+    assert len(slow) == 3
+    other = asyncio.create_task(slow.run("other", max, 3, 7))
+    gate.set()
+    assert await other == 7
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [isinstance(end, Problem) for end in ended] == [False] * 3 + [True] * 7
+    assert await slow.run("greedy", max, 3, 7) == 7, "its places are free again"
+
+
+async def test_no_more_are_begun_than_its_pace_allows(lane: Make) -> None:
+    """Twenty at a hundred a second take a fifth of a second; without a pace they take no time."""
+    for pace, least, most in ((100, 0.19, 5.0), (10_000, 0.0, 0.15)):
+        slow = lane(threads=2, waiting_max=50, pace=pace)
+        began = time.monotonic()
+        await asyncio.gather(*(slow.run(str(number), time.monotonic) for number in range(20)))
+        assert least <= time.monotonic() - began <= most
+
+
 async def test_when_it_is_full_it_refuses_at_once(lane: Make) -> None:
     slow, gate = lane(threads=1, waiting_max=2), threading.Event()
-    waiting = [asyncio.create_task(slow.run(gate.wait)) for _ in range(3)]
+    waiting = [asyncio.create_task(slow.run(str(number), gate.wait)) for number in range(3)]
     await asyncio.sleep(0)
     assert len(slow) == 3
     began = time.monotonic()
     with pytest.raises(Problem) as refused:
-        await slow.run(max, 3, 7)
+        await slow.run("one", max, 3, 7)
     assert time.monotonic() - began < 0.05
     assert (refused.value.code, refused.value.headers) == ("overloaded", {"Retry-After": "1"})
     gate.set()
     assert await asyncio.gather(*waiting) == [True, True, True]
-    assert await slow.run(max, 3, 7) == 7, "a place is free again"
+    assert await slow.run("one", max, 3, 7) == 7, "a place is free again"
 
 
 async def test_past_its_deadline_it_answers_and_what_still_waits_is_skipped(lane: Make) -> None:
     slow, gate, ran = lane(waiting_max=1, deadline_s=0.05), threading.Event(), list[int]()
-    results = await asyncio.gather(slow.run(gate.wait), slow.run(ran.append, 1), return_exceptions=True)
+    results = await asyncio.gather(slow.run("one", gate.wait), slow.run("two", ran.append, 1), return_exceptions=True)
     assert [getattr(result, "code", result) for result in results] == ["overloaded", "overloaded"]
     assert len(slow) == 2, "the places are given back by the thread, not by who stopped waiting"
     with pytest.raises(Problem):
-        await slow.run(max, 3, 7)
+        await slow.run("one", max, 3, 7)
     gate.set()
     await emptied(slow)
     assert ran == []
@@ -80,14 +102,14 @@ async def test_past_its_deadline_it_answers_and_what_still_waits_is_skipped(lane
 
 async def test_a_caller_who_hangs_up_leaves_nothing_behind(lane: Make) -> None:
     slow, gate = lane(), threading.Event()
-    task = asyncio.create_task(slow.run(gate.wait))
+    task = asyncio.create_task(slow.run("one", gate.wait))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     gate.set()
     await emptied(slow)
-    assert await slow.run(max, 3, 7) == 7
+    assert await slow.run("one", max, 3, 7) == 7
 
 
 async def test_a_timeout_of_the_function_is_its_own(lane: Make) -> None:
@@ -95,12 +117,12 @@ async def test_a_timeout_of_the_function_is_its_own(lane: Make) -> None:
         raise TimeoutError("mine")
 
     with pytest.raises(TimeoutError, match="mine"):
-        await lane().run(too_late)
+        await lane().run("one", too_late)
 
 
 async def test_closed_it_takes_nothing_more(lane: Make) -> None:
     slow = lane()
     slow.close()
     with pytest.raises(Problem) as refused:
-        await slow.run(max, 3, 7)
+        await slow.run("one", max, 3, 7)
     assert refused.value.code == "unavailable"

@@ -13,18 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.crypto.card_proof import expected_cryptogram, is_genuine
-from gateway.crypto.key_store import Key, KeyUse
+from gateway.crypto.key_files import FileKeyStore, KeyFile
+from gateway.crypto.key_store import KeyUse
+from gateway.crypto.signatures import ED25519, ES256, read_signing_jwks
 from gateway.crypto.tokens import (
     TOKEN_MAX_CHARS,
     Access,
     AccessTokens,
     InvalidToken,
-    PublicKey,
     digest,
     read_assertion,
-    read_jwks,
     subject_of,
 )
+from gateway.domain.masking import Secret
 
 ISSUER = "https://gateway.example"
 
@@ -33,12 +34,16 @@ def now() -> int:
     return int(time.time())
 
 
-def signing_key(number: int = 1) -> Key:
-    return Key(f"sign-{number}", KeyUse.SIGN, os.urandom(32))
+def signing_key(number: int = 1) -> KeyFile:
+    return KeyFile(f"sign-{number}", KeyUse.SIGN, os.urandom(32))
+
+
+def tokens_by(*keys: KeyFile, issuer: str = ISSUER, lifetime_s: int = 600) -> AccessTokens:
+    return AccessTokens(FileKeyStore(list(keys)), issuer, lifetime_s)
 
 
 OLD, NEW = signing_key(1), signing_key(2)
-TOKENS = AccessTokens([OLD], ISSUER, 600)
+TOKENS = tokens_by(OLD)
 
 
 def test_a_token_comes_back_as_what_it_was_made_of() -> None:
@@ -48,7 +53,7 @@ def test_a_token_comes_back_as_what_it_was_made_of() -> None:
 
 
 def test_after_a_rotation_the_new_key_signs_and_the_old_one_still_verifies() -> None:
-    rotated = AccessTokens([OLD, NEW], ISSUER, 600)
+    rotated = tokens_by(OLD, NEW)
     old, new = TOKENS.issue("a", [], now(), "j", "k-1"), rotated.issue("a", [], now(), "j", "k-1")
     assert jwt.get_unverified_header(new)["kid"] == "sign-2"
     assert rotated.read(old) == rotated.read(new)
@@ -58,14 +63,14 @@ def test_after_a_rotation_the_new_key_signs_and_the_old_one_still_verifies() -> 
 
 
 def test_a_token_of_another_gateway_is_refused() -> None:
-    for other in (AccessTokens([OLD], "https://other.example", 600), AccessTokens([signing_key(1)], ISSUER, 600)):
+    for other in (tokens_by(OLD, issuer="https://other.example"), tokens_by(signing_key(1))):
         with pytest.raises(InvalidToken):
             TOKENS.read(other.issue("demo-merchant", [], now(), "j", "k-1"))
 
 
 def test_a_token_made_for_longer_than_we_make_them_is_refused() -> None:
     with pytest.raises(InvalidToken):
-        TOKENS.read(AccessTokens([OLD], ISSUER, 601).issue("demo-merchant", [], now(), "j", "k-1"))
+        TOKENS.read(tokens_by(OLD, lifetime_s=601).issue("demo-merchant", [], now(), "j", "k-1"))
 
 
 @given(st.text(max_size=200))
@@ -104,49 +109,46 @@ def jwk_of(private: Any, **more: Any) -> dict[str, Any]:
     return dict(json.loads(algorithm.to_jwk(private.public_key()))) | {"kid": "k-1"} | more
 
 
-ED25519, P256 = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
+EDDSA, P256 = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
 
 
-@pytest.mark.parametrize(("private", "algorithm"), [(ED25519, "EdDSA"), (P256, "ES256")])
+@pytest.mark.parametrize(("private", "algorithm"), [(EDDSA, ED25519), (P256, ES256)])
 def test_a_callers_keys_are_read_with_the_registered_algorithm(private: Any, algorithm: str) -> None:
-    (found,) = read_jwks({"keys": [jwk_of(private)]}, algorithm)
+    (found,) = read_signing_jwks({"keys": [jwk_of(private)]}, algorithm)
     assert (found.kid, found.algorithm) == ("k-1", algorithm)
-    assert found.key == private.public_key()
+    assert found.public == private.public_key()
 
 
 BAD_JWKS: dict[str, tuple[Any, str]] = {
-    "not an object": ([], "EdDSA"), "no keys": ({}, "EdDSA"), "an empty list": ({"keys": []}, "EdDSA"),
-    "three": ({"keys": [jwk_of(ED25519, kid=str(number)) for number in range(3)]}, "EdDSA"),
-    "the same kid twice": ({"keys": [jwk_of(ED25519)] * 2}, "EdDSA"),
-    "no kid": ({"keys": [jwk_of(ED25519, kid=None)]}, "EdDSA"),
-    "a kid that is too long": ({"keys": [jwk_of(ED25519, kid="k" * 101)]}, "EdDSA"),
-    "a private key": ({"keys": [jwk_of(ED25519, d="AAAA")]}, "EdDSA"),
-    "ES256 for EdDSA": ({"keys": [jwk_of(P256)]}, "EdDSA"), "EdDSA for ES256": ({"keys": [jwk_of(ED25519)]}, "ES256"),
-    "another curve": ({"keys": [jwk_of(ec.generate_private_key(ec.SECP384R1()))]}, "ES256"),
-    "a secret": ({"keys": [{"kty": "oct", "k": "AAAA", "kid": "k-1"}]}, "ES256"),
-    "a list for a key": ({"keys": [[]]}, "EdDSA"),
-    "no x": ({"keys": [{name: value for name, value in jwk_of(ED25519).items() if name != "x"}]}, "EdDSA"),
-    "x that is a number": ({"keys": [jwk_of(ED25519, x=1)]}, "EdDSA"),
-    "x that is null": ({"keys": [jwk_of(P256, x=None)]}, "ES256"),
-    "a point off the curve": ({"keys": [jwk_of(P256, y="A" * 43)]}, "ES256"),
+    "not an object": ([], ED25519), "no keys": ({}, ED25519), "an empty list": ({"keys": []}, ED25519),
+    "three": ({"keys": [jwk_of(EDDSA, kid=str(number)) for number in range(3)]}, ED25519),
+    "the same kid twice": ({"keys": [jwk_of(EDDSA)] * 2}, ED25519),
+    "no kid": ({"keys": [jwk_of(EDDSA, kid=None)]}, ED25519),
+    "a kid that is too long": ({"keys": [jwk_of(EDDSA, kid="k" * 101)]}, ED25519),
+    "a private key": ({"keys": [jwk_of(EDDSA, d="AAAA")]}, ED25519),
+    "ES256 for EdDSA": ({"keys": [jwk_of(P256)]}, ED25519), "EdDSA for ES256": ({"keys": [jwk_of(EDDSA)]}, ES256),
+    "another curve": ({"keys": [jwk_of(ec.generate_private_key(ec.SECP384R1()))]}, ES256),
+    "a secret": ({"keys": [{"kty": "oct", "k": "AAAA", "kid": "k-1"}]}, ES256),
+    "a list for a key": ({"keys": [[]]}, ED25519),
+    "no x": ({"keys": [{name: value for name, value in jwk_of(EDDSA).items() if name != "x"}]}, ED25519),
+    "x that is a number": ({"keys": [jwk_of(EDDSA, x=1)]}, ED25519),
+    "x that is null": ({"keys": [jwk_of(P256, x=None)]}, ES256),
+    "a point off the curve": ({"keys": [jwk_of(P256, y="A" * 43)]}, ES256),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("how", BAD_JWKS)
 def test_bad_keys_of_a_caller_are_refused(how: str) -> None:
     with pytest.raises(ValueError, match=r"key|JWKS"):
-        read_jwks(*BAD_JWKS[how])
+        read_signing_jwks(*BAD_JWKS[how])
 
 
 def assertion(**changes: Any) -> str:
     claims = {"iss": "c", "sub": "c", "aud": ISSUER, "iat": now(), "exp": now() + 60, "jti": "j"} | changes
-    return jwt.encode(claims, ED25519, algorithm="EdDSA", headers={"kid": "k-1"})
+    return jwt.encode(claims, EDDSA, algorithm="EdDSA", headers={"kid": "k-1"})
 
 
-KEYS = [
-    PublicKey("k-0", "EdDSA", Ed25519PrivateKey.generate().public_key()),
-    PublicKey("k-1", "EdDSA", ED25519.public_key()),
-]
+KEYS = read_signing_jwks({"keys": [jwk_of(Ed25519PrivateKey.generate(), kid="k-0"), jwk_of(EDDSA)]}, ED25519)
 
 
 def test_an_assertion_is_read_with_the_key_that_it_names() -> None:
@@ -174,7 +176,7 @@ def test_the_times_of_an_assertion_with_the_skew_of_clocks(iat: int, exp: int, a
         assert accepted
 
 
-MASTER = Key("card-proof-1", KeyUse.CARD_PROOF, os.urandom(32))
+MASTER = Secret(os.urandom(32))
 IDENTIFIER, CHALLENGE = "330424D15600000500000000000000A1", os.urandom(16)
 
 
@@ -184,7 +186,7 @@ def test_a_genuine_card_is_told_from_others() -> None:
     assert is_genuine(MASTER, IDENTIFIER.lower(), CHALLENGE.hex().upper(), right.upper())
     assert not is_genuine(MASTER, IDENTIFIER[:-1] + "2", CHALLENGE.hex(), right)
     assert not is_genuine(MASTER, IDENTIFIER, os.urandom(16).hex(), right)
-    assert not is_genuine(Key("card-proof-1", KeyUse.CARD_PROOF, os.urandom(32)), IDENTIFIER, CHALLENGE.hex(), right)
+    assert not is_genuine(Secret(os.urandom(32)), IDENTIFIER, CHALLENGE.hex(), right)
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

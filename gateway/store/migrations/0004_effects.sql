@@ -25,6 +25,9 @@ CREATE TABLE operation (
 
 GRANT SELECT, INSERT ON operation TO yikatong_app;
 
+-- a claim is updated with its answer in the same transaction: room for that on its page keeps the indexes as they are
+ALTER TABLE idempotency_key SET (fillfactor = 40);
+
 -- since when the card is lost: a report from before is closed; NULL: not lost, or lost by the registry's word
 ALTER TABLE card ADD COLUMN lost_at timestamptz;
 -- a formally lost card may be released only while no replacement was started (AAZ502 2 -> 1)

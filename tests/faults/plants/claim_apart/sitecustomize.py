@@ -1,0 +1,24 @@
+"""Planted bug: keys are claimed in a transaction of their own, before the work."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.flows.effects import Effect, Effects
+from gateway.store import idempotency
+
+_real, _claim = Effects._transact, idempotency.claim
+_claimed: dict[int, set[idempotency.KeyOf]] = {}
+
+
+async def transact(self: Effects, connection: Any, batch: Sequence[Effect], *rest: Any) -> Any:
+    keys = [(effect.asked.caller_id, effect.key) for effect in batch]
+    _claimed[id(connection)] = await _claim(connection, keys, [effect.fingerprint for effect in batch])
+    return await _real(self, connection, batch, *rest)
+
+
+async def claim(connection: Any, keys: object, fingerprints: object) -> set[idempotency.KeyOf]:
+    return _claimed[id(connection)]
+
+
+setattr(Effects, "_transact", transact)  # noqa: B010
+setattr(idempotency, "claim", claim)  # noqa: B010

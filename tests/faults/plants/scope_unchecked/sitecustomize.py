@@ -1,0 +1,14 @@
+"""Planted bug: a token is good for everything."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.api import middleware
+
+
+def admit(gateway: Any, headers: Mapping[str, str], scope: object) -> tuple[str, Any]:
+    known, access = gateway.authenticate(headers.get("Authorization"))
+    return access.caller_id, known
+
+
+setattr(middleware, "_admit", admit)  # noqa: B010

@@ -1,0 +1,102 @@
+"""The parser of signatures alone (RFC 9421): whatever comes, it reads or refuses, and at once."""
+
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway.api import signatures
+from gateway.domain.errors import Problem
+from tests.api.mutations import digest_of
+
+PATH = "/v1/cards/loss-reports"
+
+
+def some_headers(created: int | None = None, **changes: str) -> "CIMultiDictProxy[str]":
+    """Headers of the right form; nobody checks their signature here."""
+    now = int(time.time()) if created is None else created
+    given = {
+        "Host": "gateway", "Authorization": "Bearer x", "Idempotency-Key": "k", "Content-Digest": digest_of(b""),
+        "Signature-Input": f'sig1={signatures.COMPONENTS};created={now};keyid="k";alg="ed25519";tag="yikatong-v1"',
+        "Signature": "sig1=:AAAA:",
+    }  # fmt: skip
+    return CIMultiDictProxy(CIMultiDict(given | {name.replace("_", "-"): value for name, value in changes.items()}))
+
+
+@pytest.mark.parametrize(
+    ("host", "signed"),
+    [
+        ("Gateway.Example", "gateway.example"), ("gateway:80", "gateway"), ("gateway:8080", "gateway:8080"),
+        ("[2001:DB8::1]:80", "[2001:db8::1]"), ("[::1]:8080", "[::1]:8080"), ("gateway:080", "gateway:080"),
+        ("gateway:8080:80", None), ("gateway:80:80", None), ("", None), ("a b", None), ("a@b", None), ("a,b", None),
+        ("a/b", None), (":80", None), ("gateway:", None), ("[::1", None), ("gateway:1234567", None), ("网关", None),
+    ],
+)  # fmt: skip
+def test_the_authority_is_the_host_in_small_letters_without_the_default_port(host: str, signed: str | None) -> None:
+    if signed is None:
+        with pytest.raises(Problem, match="invalid_signature"):
+            signatures.read("POST", PATH, some_headers(Host=host), b"", ":80")
+    else:
+        base = signatures.read("POST", PATH, some_headers(Host=host), b"", ":80").base
+        assert f'\n"@authority": {signed}\n'.encode() in base
+
+
+@pytest.mark.parametrize(
+    ("offset", "good"), [(-300, True), (300, True), (-301, False), (301, False), (-300.001, False), (300.001, False)]
+)
+def test_exactly_300_seconds_are_within(monkeypatch: pytest.MonkeyPatch, offset: float, good: bool) -> None:
+    created = 1_800_000_000
+    monkeypatch.setattr(time, "time", lambda: created - offset)
+    if good:
+        assert signatures.read("POST", PATH, some_headers(created=created), b"", ":80").created == created
+    else:
+        with pytest.raises(Problem, match="invalid_signature"):
+            signatures.read("POST", PATH, some_headers(created=created), b"", ":80")
+
+
+_GOOD = {name: value for name, value in some_headers().items() if name.startswith(("Sig", "Content"))}
+_PIECES = st.lists(
+    st.sampled_from(
+        [*_GOOD.values(), "sig1=", ":", "(", ")", '"', ";", "created=1", "sha-256", "=", "A", ",", " ", "\\"]
+    )
+    | st.text(max_size=20),
+    max_size=12,
+).map("".join)
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(sorted(_GOOD)), _PIECES | st.text(max_size=200))
+@example("Signature-Input", "")
+@example("Signature", "sig1=:\ud800:")
+def test_the_parser_only_ever_refuses(name: str, value: str) -> None:
+    try:
+        claimed = signatures.read("POST", PATH, some_headers(None, **{name: value}), b"", ":80")
+    except Problem as problem:
+        assert (problem.status, problem.code, problem.detail) == (401, "invalid_signature", "")
+    else:
+        assert value == _GOOD[name] or name == "Signature", value
+        assert claimed.base.isascii()
+
+
+HUGE = 16 * 1024
+BOMBS = {
+    "A": "A" * HUGE, "=": "=" * HUGE, ":": ":" * HUGE, "quotes": '"' * HUGE, "blanks": " " * HUGE, "(": "(" * HUGE,
+    "digits": "9" * HUGE, "labels": "sig1=" * (HUGE // 5), "parameters": ";created=1" * (HUGE // 10),
+    "A and =": "A=" * (HUGE // 2), "components": signatures.COMPONENTS * (HUGE // len(signatures.COMPONENTS)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("name", sorted(_GOOD))
+def test_16_kib_of_anything_are_refused_at_once(name: str, bomb: str) -> None:
+    """At every place of the good value; the regular expressions must not go back and forth."""
+    value, slowest = _GOOD[name], 0.0
+    for place in range(0, len(value) + 1, 3):
+        headers = some_headers(None, **{name: value[:place] + BOMBS[bomb] + value[place:]})
+        began = time.process_time()
+        with pytest.raises(Problem):
+            signatures.read("POST", PATH, headers, b"", ":80")
+        slowest = max(slowest, time.process_time() - began)
+    assert slowest < 0.02, f"{slowest * 1000:.1f} ms"
