@@ -5,14 +5,15 @@ compact JSON of those headers that are present, in that order, and bizContent. H
 it has the IV from are not established: settings.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import msgspec
 
 from gateway.domain.masking import Secret
-from gateway.partners.contract import CallContext, HttpReply, HttpRequest
+from gateway.partners.contract import CallContext, CryptoRefused, HttpReply, HttpRequest
 
 SIGN, ENCRYPT, PARTNER = "sign", "encrypt", "partner"
 """The keys of a config block: ours for signatures, the shared one of SM4, the bank's public one."""
@@ -99,12 +100,7 @@ def open_reply(envelope: Envelope, ctx: CallContext, reply: HttpReply) -> bytes:
         raise Unreadable("the body is not the bank's envelope") from None
     headers = {name.lower(): value for name, value in reply.headers.items()}
     message, signature = _signed(envelope.reply_signed, headers, sealed)
-    # the crypto is the engine's, and may be a machine in another room: whatever it raises, this answer is unread
-    try:
-        good = ctx.crypto.verify(PARTNER, message, bytes.fromhex(signature))
-    except Exception:  # noqa: BLE001
-        good = False
-    if not good:
+    if not re.fullmatch("([0-9A-F]{2}){8,80}", signature) or not _verified(ctx, message, bytes.fromhex(signature)):
         raise Unreadable("the signature is not the bank's")
     if headers.get(_INTERACTION, ctx.nonce.hex()) != ctx.nonce.hex():
         raise Unreadable("the answer to another try")
@@ -112,8 +108,15 @@ def open_reply(envelope: Envelope, ctx: CallContext, reply: HttpReply) -> bytes:
     iv, ciphertext = (bytes.fromhex(envelope.iv), raw) if envelope.iv else (raw[:_IV_BYTES], raw[_IV_BYTES:])
     try:
         return ctx.crypto.decrypt(ENCRYPT, ciphertext, iv)
-    except Exception:  # noqa: BLE001
+    except CryptoRefused:
         raise Unreadable("the content does not decrypt") from None
+
+
+def _verified(ctx: CallContext, message: bytes, signature: bytes) -> bool:
+    try:
+        return ctx.crypto.verify(PARTNER, message, signature)
+    except CryptoRefused:
+        return False
 
 
 def signed_text(headers: Mapping[str, str], content: str) -> bytes:
@@ -133,24 +136,3 @@ def _signed(where: ReplySigned, headers: Mapping[str, str], sealed: _Sealed) -> 
     present = {name: headers[name.lower()] for name in HEADER_ORDER if name.lower() in headers}
     message = signed_text(present if where is ReplySigned.LIKE_A_REQUEST else {}, sealed.biz_content)
     return message, headers.get(SIGNATURE, "")
-
-
-def redact_json(wire: bytes, shown: Mapping[str, Callable[[str], bool]]) -> str:
-    """JSON with its structure and the names in `shown`; of the values those which their name's test lets through.
-
-    What is not known is masked, names too: a list of what to hide would miss what a bank adds.
-    """
-    try:
-        value = msgspec.json.decode(wire)
-        return msgspec.json.encode(_redacted(value, "", shown, 8)).decode()
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return f"({len(wire)} bytes that are not JSON)"
-
-
-def _redacted(value: Any, name: str, shown: Mapping[str, Callable[[str], bool]], depth: int) -> Any:
-    if isinstance(value, dict) and depth:
-        masked = {key: _redacted(one, key, shown, depth - 1) for key, one in value.items() if key in shown}
-        return masked | ({"…": "***"} if len(masked) < len(value) else {})
-    if isinstance(value, list) and depth:
-        return [_redacted(one, name, shown, depth - 1) for one in value[:3]] + [f"… {len(value)} in all"]
-    return value if isinstance(value, str) and name in shown and shown[name](value) else "***"

@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 
-from adapters._signed_envelope import ENCRYPT, PARTNER, SIGN, Envelope, Unreadable, open_reply, redact_json, seal
+from adapters._signed_envelope import ENCRYPT, PARTNER, SIGN, Envelope, Unreadable, open_reply, seal
+from adapters._signed_redaction import redacted
 from gateway.domain.operations import (
     AccountCheck,
     Balance,
@@ -82,18 +83,21 @@ _DECLINES: Final = {
 }
 """[G]. A code for "seen before" does not belong here: what was seen before may have been done."""
 
+_DEAL_STATUSES: Final[dict[Code, State]] = {"0": "pending", "1": "done", "2": "failed"}
+_FILE_STATES: Final[dict[Code, State]] = {**_DEAL_STATUSES, "3": "reversed"}
 
-class Settings(Envelope, frozen=True, kw_only=True, forbid_unknown_fields=True):
+
+class BankSettings(Envelope, frozen=True, kw_only=True, forbid_unknown_fields=True):
     paths: Paths = Paths()
     amounts: Amounts = Amounts.YUAN
     merchants: Mapping[str, Merchant] = {}
     """By merchant_id; a purchase at another cannot be built."""
     success_code: Code = "000000"
-    declines: Mapping[Code, DeclineCode] = _DECLINES
+    declines: Mapping[Code, DeclineCode] = msgspec.field(default_factory=lambda: dict(_DECLINES))
     """dealCode -> why; a code that is neither here nor success_code is Unknown."""
-    deal_statuses: Mapping[Code, State] = {"0": "pending", "1": "done", "2": "failed"}
+    deal_statuses: Mapping[Code, State] = msgspec.field(default_factory=lambda: dict(_DEAL_STATUSES))
     """Of a transfer and its query: that there are 0/1/2 is established, which is which is not."""
-    file_states: Mapping[Code, State] = {"0": "pending", "1": "done", "2": "failed", "3": "reversed"}
+    file_states: Mapping[Code, State] = msgspec.field(default_factory=lambda: dict(_FILE_STATES))
     absent_after_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 120
     """A query's "not found" is believed so long after the operation was made: until then it may still be on its way."""
     batch_lines_max: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 1000
@@ -142,9 +146,9 @@ class BankSignedHttp:
         {AccountCheck, Balance, Transfer, BatchTransfer, Purchase, Reverse, Refund, NotifyLoss, CheckFile, QueryStatus}
     )
     KEYS: ClassVar = frozenset({SIGN, ENCRYPT, PARTNER})
-    Settings: ClassVar[type[msgspec.Struct]] = Settings
+    Settings: ClassVar[type[msgspec.Struct]] = BankSettings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BankSettings) -> None:
         self._settings = settings
 
     def build(self, op: Operation, ctx: CallContext) -> HttpRequest:
@@ -167,7 +171,7 @@ class BankSignedHttp:
             return self._outcome(op, ctx, open_reply(self._settings, ctx, reply))
         except Unreadable as why:
             return Unknown(str(why))
-        except (msgspec.DecodeError, ValueError, RecursionError):
+        except (msgspec.DecodeError, ValueError, LookupError, RecursionError):
             return Unknown("a field of the answer is missing or malformed")
 
     def query_for(self, op: Operation) -> QueryStatus | None:
@@ -183,7 +187,7 @@ class BankSignedHttp:
         return QueryStatus(reference=op.reference, at=op.at, original=op) if has.get(type(op)) else None
 
     def redact(self, wire: bytes) -> str:
-        return redact_json(wire, _SHOWN)
+        return redacted(wire)
 
     def _content(self, op: Operation) -> tuple[str, dict[str, Any]]:
         """(path, the content's own fields). Raises CannotBuild."""
@@ -275,7 +279,7 @@ class BankSignedHttp:
         raise CannotBuild("the bank keeps no state of such an operation")
 
     def _outcome(self, op: Operation, ctx: CallContext, content: bytes) -> Outcome:
-        """Raises Unreadable, msgspec.DecodeError, ValueError."""
+        """Raises Unreadable, msgspec.DecodeError, ValueError, LookupError."""
         answer = msgspec.json.decode(content, type=_Answer)
         if answer.mesg_id != _message_id(op, ctx):
             raise Unreadable("the answer to another message")
@@ -388,23 +392,5 @@ def _message_id(op: Operation, ctx: CallContext) -> str:
 
 def _canonical(reference: str) -> str:
     """Ours as a UUID is written; another's as it is."""
-    ours = re.fullmatch("([0-9a-f]{8})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{12})", reference)
+    ours = re.fullmatch("([0-9a-f]{8})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{12})", reference.lower())
     return "-".join(ours.groups()) if ours else reference
-
-
-def _matches(pattern: str) -> Any:
-    return re.compile(pattern, re.ASCII).fullmatch
-
-
-_never: Final = _matches("(?!)")
-_SHOWN: Final = (
-    dict.fromkeys(("mesgId", "origMesgId"), _matches("[0-9a-f]{32}"))
-    | dict.fromkeys(("mesgDate", "mesgTime", "tranDate"), _matches("[0-9]{8,9}"))
-    | dict.fromkeys(("dealCode", "failCode", "dealStatus", "operType", "tranType"), _matches("[0-9A-Z]{1,8}"))
-    | dict.fromkeys(("tranAmt", "sumAmt"), _matches(r"[0-9]{1,11}(\.[0-9]{2})?"))
-    | dict.fromkeys(
-        ("bizContent", "signature", "acctNo", "acctName", "idType", "idNo", "payAcct", "rcvAcct", "rcvName", "remark",
-         "merchantNo", "terminalNo", "orderNo", "batchNo", "totalCnt", "transList", "seqNo", "balance", "available",
-         "bankSeqNo", "fileContent", "dealMsg"), _never)
-)  # fmt: skip
-"""What redact() keeps: these names, and the values that look as the name says."""
