@@ -28,9 +28,9 @@ from gateway.domain.operations import (
     Transfer,
 )
 from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome, Pending, Unknown
+from gateway.domain.times import CHINA
 from gateway.partners.contract import CallContext, CannotBuild, HttpReply, HttpRequest, Transport, WireReply
 
-_CHINA: Final = dt.timezone(dt.timedelta(hours=8))
 _IDENTITY_CARD: Final = "01"  # AAC058 (domain.md §1.3)
 _LOSS_VERBS: Final = {"temporary": "2", "formal": "3"}  # 服务动词 2临时挂失 3正式挂失 4解挂 (domain.md §1.4)
 _RELEASE_VERB: Final = "4"
@@ -138,7 +138,7 @@ class _File(_Answer):
     file_content: str
 
 
-class BankSignedHttp:
+class Adapter:
     """See the file's docstring."""
 
     TRANSPORT: ClassVar = Transport.HTTP
@@ -157,7 +157,7 @@ class BankSignedHttp:
             raise CannotBuild("this bank has no such service")
         message_id = _message_id(op, ctx)
         # the same message in every retry; a question has no retries, each is a new one
-        at = (ctx.now if isinstance(op, QueryStatus) else op.at).astimezone(_CHINA)
+        at = (ctx.now if isinstance(op, QueryStatus) else op.at).astimezone(CHINA)
         content = {"mesgId": message_id, "mesgDate": f"{at:%Y%m%d}", "mesgTime": f"{at:%H%M%S%f}"[:9], **fields}
         try:
             return seal(self._settings, path, content, message_id, ctx)
@@ -209,6 +209,8 @@ class BankSignedHttp:
                 fields = {"origMesgId": original.reference.hex, "tranAmt": self._amount(original.amount_fen)}
                 return paths.reversal, fields
             case Refund():
+                if op.amount_fen > op.original.amount_fen:
+                    raise CannotBuild("a refund is at most the purchase")
                 fields = {"origMesgId": op.original.reference.hex, "tranAmt": self._amount(op.amount_fen)}
                 return paths.refund, fields
             case NotifyLoss():

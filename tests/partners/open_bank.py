@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import aiohttp
 from aiohttp import web
 
-from adapters.bank_signed_http import BankSettings, BankSignedHttp, Merchant
+from adapters.bank_signed_http import Adapter, BankSettings, Merchant
 from gateway.domain.masking import Secret
 from gateway.domain.operations import BatchLine, BatchTransfer, Operation, Purchase, Transfer
 from gateway.domain.outcome import NotSent, Outcome, Unknown
@@ -41,7 +41,7 @@ class Caller:
     """Plays the engine's transport for one bank: builds, sends once, parses."""
 
     def __init__(self, base: str, control: str, keys: Any, session: aiohttp.ClientSession) -> None:
-        self.adapter = BankSignedHttp(SETTINGS)
+        self.adapter = Adapter(SETTINGS)
         self.keys = keys
         self.tamper: Callable[[HttpReply], HttpReply] = lambda reply: reply
         self.requests: list[HttpRequest] = []
