@@ -33,7 +33,7 @@ SIGNATURE: Final = "x-aob-signature"
 _INTERACTION: Final = "x-aob-interaction-id"
 _IV_BYTES: Final = 16
 
-Token = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,128}$")]
+Token = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,128}\Z")]
 
 
 class ReplySigned(StrEnum):
@@ -56,7 +56,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     authorization: Secret[str] = Secret("")
     """Empty: the header is left out, as it is for access_token."""
     access_token: Secret[str] = Secret("")
-    iv: Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{32})?$")] = ""
+    iv: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-fA-F]{32})?\Z")] = ""
     """A bank's constant IV in hex; empty: a fresh one goes before each ciphertext."""
     reply_signed: ReplySigned = ReplySigned.LIKE_A_REQUEST
 
@@ -66,7 +66,7 @@ class Unreadable(Exception):
 
 
 class _Sealed(msgspec.Struct, rename="camel"):
-    biz_content: Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{32})+$")]
+    biz_content: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-fA-F]{32})+\Z")]
     signature: str = ""
 
 

@@ -7,11 +7,11 @@ sumAmt, totalCnt, transList. The other field names are proposals [G]; paths, cod
 import datetime as dt
 import re
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 
+from adapters._amounts import Amounts
 from adapters._signed_envelope import ENCRYPT, PARTNER, SIGN, Envelope, Unreadable, open_reply, seal
 from adapters._signed_redaction import redacted
 from gateway.domain.operations import (
@@ -35,10 +35,10 @@ _IDENTITY_CARD: Final = "01"  # AAC058 (domain.md §1.3)
 _LOSS_VERBS: Final = {"temporary": "2", "formal": "3"}  # 服务动词 2临时挂失 3正式挂失 4解挂 (domain.md §1.4)
 _RELEASE_VERB: Final = "4"
 
-Path = Annotated[str, msgspec.Meta(pattern=r"^(/[A-Za-z0-9._-]{1,40}){0,8}$")]
-Code = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z_-]{1,10}$")]
+Path = Annotated[str, msgspec.Meta(pattern=r"^(/[A-Za-z0-9._-]{1,40}){0,8}\Z")]
+Code = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,10}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=64)]
-Account = Annotated[str, msgspec.Meta(pattern="^[0-9]{8,32}$")]
+Account = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{8,32}\Z")]
 State = Literal["pending", "done", "failed", "reversed"]
 
 
@@ -63,11 +63,6 @@ class Merchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     account: Account
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=60)]
-
-
-class Amounts(StrEnum):
-    YUAN = "yuan"  # "12.34"
-    FEN = "fen"  # "1234"
 
 
 _DECLINES: Final = {
@@ -114,7 +109,7 @@ class _Done(_Answer):
     deal_status: Code
     tran_amt: Text = ""
     fail_code: Text = ""
-    bank_seq_no: Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z-]{0,40}$")] = ""
+    bank_seq_no: Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z-]{0,40}\Z")] = ""
 
 
 class _Funds(_Answer):
@@ -149,7 +144,11 @@ class Adapter:
     Settings: ClassVar[type[msgspec.Struct]] = BankSettings
 
     def __init__(self, settings: BankSettings) -> None:
+        """Raises ValueError."""
+        if settings.success_code in settings.declines:
+            raise ValueError("declines: has success_code")
         self._settings = settings
+        self._amounts = settings.amounts
 
     def build(self, op: Operation, ctx: CallContext) -> HttpRequest:
         path, fields = self._content(op)
@@ -206,12 +205,12 @@ class Adapter:
                 return paths.batch, self._batch(op)
             case Reverse():
                 original = op.original
-                fields = {"origMesgId": original.reference.hex, "tranAmt": self._amount(original.amount_fen)}
+                fields = {"origMesgId": original.reference.hex, "tranAmt": self._amounts.text(original.amount_fen)}
                 return paths.reversal, fields
             case Refund():
                 if op.amount_fen > op.original.amount_fen:
                     raise CannotBuild("a refund is at most the purchase")
-                fields = {"origMesgId": op.original.reference.hex, "tranAmt": self._amount(op.amount_fen)}
+                fields = {"origMesgId": op.original.reference.hex, "tranAmt": self._amounts.text(op.amount_fen)}
                 return paths.refund, fields
             case NotifyLoss():
                 verb = _RELEASE_VERB if op.release else _LOSS_VERBS[op.kind]
@@ -228,7 +227,7 @@ class Adapter:
             "payAcct": op.from_account.reveal(),
             "rcvAcct": op.to_account.reveal(),
             "rcvName": op.to_name.reveal(),
-            "tranAmt": self._amount(op.amount_fen),
+            "tranAmt": self._amounts.text(op.amount_fen),
             "remark": op.purpose,
         }
 
@@ -242,7 +241,7 @@ class Adapter:
             "payAcct": op.account.reveal(),
             "rcvAcct": merchant.account,
             "rcvName": merchant.name,
-            "tranAmt": self._amount(op.amount_fen),
+            "tranAmt": self._amounts.text(op.amount_fen),
             "merchantNo": op.merchant_id,
             "terminalNo": op.terminal_id,
             "orderNo": op.order_id,
@@ -257,14 +256,14 @@ class Adapter:
         return {
             "batchNo": op.batch_no,
             "payAcct": op.from_account.reveal(),
-            "sumAmt": self._amount(op.total_fen),
+            "sumAmt": self._amounts.text(op.total_fen),
             "totalCnt": len(lines),
             "transList": [
                 {
                     "seqNo": line.line,
                     "rcvAcct": line.to_account.reveal(),
                     "rcvName": line.to_name.reveal(),
-                    "tranAmt": self._amount(line.amount_fen),
+                    "tranAmt": self._amounts.text(line.amount_fen),
                 }
                 for line in lines
             ],
@@ -293,7 +292,10 @@ class Adapter:
             case Balance():
                 funds = msgspec.json.decode(content, type=_Funds)
                 return Approved(
-                    facts={"balance_fen": self._fen(funds.balance), "available_fen": self._fen(funds.available)}
+                    facts={
+                        "balance_fen": self._amounts.fen(funds.balance),
+                        "available_fen": self._amounts.fen(funds.available),
+                    }
                 )
             case CheckFile():
                 return self._day(op, msgspec.json.decode(content, type=_File))
@@ -314,7 +316,7 @@ class Adapter:
 
     def _state(self, asked: Operation, done: _Done) -> Outcome:
         amount = asked.original.amount_fen if isinstance(asked, Reverse) else getattr(asked, "amount_fen", None)
-        if done.tran_amt and self._fen(done.tran_amt) != amount:
+        if done.tran_amt and self._amounts.fen(done.tran_amt) != amount:
             raise Unreadable("the bank has another amount for this reference")
         match self._settings.deal_statuses.get(done.deal_status):
             case "done":
@@ -364,24 +366,12 @@ class Adapter:
             if not re.fullmatch("[0-9A-Za-z-]{1,64}", reference):
                 raise ValueError
             lines.append({
-                "reference": _canonical(reference), "amount_fen": self._fen(amount),
+                "reference": _canonical(reference), "amount_fen": self._amounts.fen(amount),
                 "state": _FILE_WORDS[self._settings.file_states[code]],
             })  # fmt: skip
-        if int(count) != len(lines) or self._fen(total) != sum(line["amount_fen"] for line in lines):
+        if int(count) != len(lines) or self._amounts.fen(total) != sum(line["amount_fen"] for line in lines):
             raise Unreadable("the file's totals are not those of its lines")
-        return Approved(facts={"count": len(lines), "total_fen": self._fen(total), "lines": lines})
-
-    def _amount(self, fen: int) -> str:
-        if not 0 < fen < 10**13:
-            raise CannotBuild("an amount is more than nothing and has at most 13 digits")
-        return f"{fen // 100}.{fen % 100:02d}" if self._settings.amounts is Amounts.YUAN else str(fen)
-
-    def _fen(self, text: str) -> int:
-        """Raises ValueError."""
-        pattern = r"-?[0-9]{1,13}\.[0-9]{2}" if self._settings.amounts is Amounts.YUAN else "-?[0-9]{1,15}"
-        if not re.fullmatch(pattern, text):
-            raise ValueError("not an amount")
-        return int(text.replace(".", ""))
+        return Approved(facts={"count": len(lines), "total_fen": self._amounts.fen(total), "lines": lines})
 
 
 _FILE_WORDS: Final = {"pending": "pending", "done": "approved", "failed": "declined", "reversed": "reversed"}

@@ -12,9 +12,21 @@ import aiohttp
 from aiohttp import web
 
 from adapters.bank_signed_http import Adapter, BankSettings, Merchant
+from gateway.domain.cards import LossKind
 from gateway.domain.masking import Secret
-from gateway.domain.operations import BatchLine, BatchTransfer, Operation, Purchase, Transfer
-from gateway.domain.outcome import NotSent, Outcome, Unknown
+from gateway.domain.operations import (
+    AccountCheck,
+    Balance,
+    BatchLine,
+    BatchTransfer,
+    NotifyLoss,
+    Operation,
+    Purchase,
+    Refund,
+    Reverse,
+    Transfer,
+)
+from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.domain.partners import KeyKind, PartnerKey
 from gateway.partners.contract import CallContext, HttpReply, HttpRequest
 from gateway.partners.keys import Keys, read_key
@@ -24,7 +36,10 @@ from gateway.sandbox.peers.open_bank_ledger import Ledger
 
 AT = dt.datetime(2026, 11, 23, 10, 0, tzinfo=dt.timezone(dt.timedelta(hours=8)))
 PAYER, PAYEE = "6217000000000000004", "6217000000000000012"
+ID_NUMBER = "330424190001010016"
 ELSEWHERE, NOWHERE = "6228000000000000017", "6228000000000010000"
+SETTLED_S = 600
+"""Past absent_after_s."""
 MERCHANT = Merchant(account="6217000000000009001", name="海盐停车")
 SETTINGS = BankSettings(app_id="yikatong", bank_id="330424", merchants={"M-0001": MERCHANT})
 _KINDS: dict[str, KeyKind] = {"sign": "sm2", "encrypt": "sm4-cbc", "partner": "sm2"}
@@ -136,3 +151,31 @@ def payroll(*accounts: str, amount_fen: int = 5000, number: str = "PAY-202611") 
         reference=uuid4(), at=AT, from_account=Secret(PAYER), batch_no=number, lines=lines,
         total_fen=amount_fen * len(lines),
     )  # fmt: skip
+
+
+async def balance_fen(bank: Caller, account: str = PAYER) -> int:
+    outcome = await bank.call(Balance(reference=uuid4(), at=AT, account=Secret(account), trace=1))
+    assert isinstance(outcome, Approved)
+    balance = outcome.facts["balance_fen"]
+    assert isinstance(balance, int)
+    return balance
+
+
+def loss(kind: LossKind = LossKind.TEMPORARY, *, release: bool = False, person: str = ID_NUMBER) -> NotifyLoss:
+    return NotifyLoss(
+        reference=uuid4(), at=AT, account=Secret(PAYER), id_number=Secret(person), kind=kind, release=release
+    )
+
+
+def check(name: str, account: str = PAYER) -> AccountCheck:
+    return AccountCheck(
+        reference=uuid4(), at=AT, account=Secret(account), name=Secret(name), id_number=Secret(ID_NUMBER)
+    )
+
+
+def refund(original: Any, amount_fen: int) -> Refund:
+    return Refund(reference=uuid4(), at=AT, original=original, amount_fen=amount_fen, trace=2)
+
+
+def reversal(original: Any) -> Reverse:
+    return Reverse(reference=uuid4(), at=AT, original=original)
