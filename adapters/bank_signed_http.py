@@ -34,6 +34,7 @@ from gateway.partners.contract import CallContext, CannotBuild, HttpReply, HttpR
 _IDENTITY_CARD: Final = "01"  # AAC058 (domain.md §1.3)
 _LOSS_VERBS: Final = {"temporary": "2", "formal": "3"}  # 服务动词 2临时挂失 3正式挂失 4解挂 (domain.md §1.4)
 _RELEASE_VERB: Final = "4"
+_TEXT_MAX: Final = 200
 
 Path = Annotated[str, msgspec.Meta(pattern=r"^(/[A-Za-z0-9._-]{1,40}){0,8}\Z")]
 Code = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,10}\Z")]
@@ -154,6 +155,8 @@ class Adapter:
         path, fields = self._content(op)
         if not path:
             raise CannotBuild("this bank has no such service")
+        if _longest(fields) > _TEXT_MAX:
+            raise CannotBuild(f"a text has more than {_TEXT_MAX} characters")
         message_id = _message_id(op, ctx)
         # the same message in every retry; a question has no retries, each is a new one
         at = (ctx.now if isinstance(op, QueryStatus) else op.at).astimezone(CHINA)
@@ -380,6 +383,13 @@ _FILE_WORDS: Final = {"pending": "pending", "done": "approved", "failed": "decli
 def _message_id(op: Operation, ctx: CallContext) -> str:
     """Our reference; a question is asked many times about one reference, so it takes the try's own number."""
     return ctx.nonce.hex() if isinstance(op, QueryStatus) else op.reference.hex
+
+
+def _longest(value: Any) -> int:
+    """Characters of the longest text in a content."""
+    if isinstance(value, dict | list):
+        return max((_longest(one) for one in (value.values() if isinstance(value, dict) else value)), default=0)
+    return len(value) if isinstance(value, str) else 0
 
 
 def _canonical(reference: str) -> str:

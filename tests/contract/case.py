@@ -19,6 +19,7 @@ duplicate, random bytes, hostile texts in every field of the operation, and the 
 import datetime as dt
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 import gmalg
@@ -128,7 +129,11 @@ class FixedSm2(SharedKey):
 
 def crypto_for(keys: Mapping[str, Shared]) -> Keys:
     """The engine's own Crypto over test keys, deterministic."""
+    return _crypto(tuple(keys.items()))
 
+
+@lru_cache(maxsize=64)  # an SM2 key proves itself when it is read, which is most of what a check would cost
+def _crypto(keys: tuple[tuple[str, Shared], ...]) -> Keys:
     def key(shared: Shared) -> SharedKey:
         block = PartnerKey(
             kind=shared.kind, encoding=shared.encoding, signature=shared.signature,
@@ -137,7 +142,7 @@ def crypto_for(keys: Mapping[str, Shared]) -> Keys:
         real = read_key(block, shared.text)
         return FixedSm2(shared, real) if shared.kind == "sm2" else real
 
-    return Keys({name: key(shared) for name, shared in keys.items()})
+    return Keys({name: key(shared) for name, shared in keys})
 
 
 def context(keys: Mapping[str, Shared], *, attempt: int = 1) -> CallContext:
