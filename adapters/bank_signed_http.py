@@ -95,8 +95,9 @@ class BankSettings(Envelope, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Of a transfer and its query: that there are 0/1/2 is established, which is which is not."""
     file_states: Mapping[Code, State] = msgspec.field(default_factory=lambda: dict(_FILE_STATES))
     absent_after_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 120
-    """A query's "not found" is believed so long after the operation was made: until then it may still be on its way."""
+    """A query's or reversal's "not found" is believed so long after the original: until then that may be on its way."""
     batch_lines_max: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 1000
+    """An answer takes about 150 bytes a line of the block's body_max_bytes."""
 
 
 class _Answer(msgspec.Struct, rename="camel"):
@@ -311,7 +312,7 @@ class Adapter:
         decline = self._settings.declines.get(code)
         if decline is None:
             return Unknown(f"dealCode {code} is not in the table")
-        if decline is DeclineCode.NOT_FOUND and isinstance(op, QueryStatus):
+        if decline is DeclineCode.NOT_FOUND and isinstance(op, QueryStatus | Reverse):
             age = ctx.now - op.original.at
             if age < dt.timedelta(seconds=self._settings.absent_after_s):
                 return Unknown("not found, and so young that it may be on its way")

@@ -17,6 +17,7 @@ from tests.partners.open_bank import (
     MERCHANT,
     NOWHERE,
     PAYEE,
+    SETTLED_S,
     Caller,
     balance_fen,
     check,
@@ -69,8 +70,10 @@ async def test_a_reversal_gives_everything_back_and_may_be_repeated(bank: Caller
 
 async def test_a_purchase_that_comes_after_its_reversal_is_refused(bank: Caller) -> None:
     op = purchase()
-    assert await bank.call(reversal(op)) == Declined(DeclineCode.NOT_FOUND)
+    undo = reversal(op)
+    assert isinstance(await bank.call(undo), Unknown)
     assert await bank.call(op) == Declined(DeclineCode.NOT_ALLOWED)
+    assert await bank.call(undo, later_s=SETTLED_S) == Declined(DeclineCode.NOT_FOUND)
     assert await balance_fen(bank) == OPENING_FEN
 
 

@@ -1,5 +1,6 @@
 """The signed open-bank adapter against the simulated bank, over a real socket: replays, forgeries and faults."""
 
+import asyncio
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from adapters.bank_signed_http import Adapter
 from gateway.domain.operations import Operation
 from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Unknown
 from gateway.partners.contract import HttpReply
-from gateway.sandbox.peers.control import BookLine
+from gateway.sandbox.peers.control import BookLine, Faults
 from gateway.sandbox.peers.open_bank_host import OPENING_FEN, OpenBank
 from gateway.sandbox.peers.open_bank_ledger import Ledger
 from tests.faults.waiting import until
 from tests.partners.open_bank import (
     ELSEWHERE,
     PAYEE,
+    SETTINGS,
     SETTLED_S,
     Caller,
     balance_fen,
@@ -182,20 +185,22 @@ async def test_control_a_gullible_bank_is_noticed(tmp_path: Path) -> None:
 # faults
 
 
-@pytest.mark.parametrize(
-    ("fault", "done"),
-    [
-        ({"kind": "drop_before"}, False),
-        ({"kind": "drop_after"}, True),
-        ({"kind": "half_close"}, True),
-        ({"kind": "garbage"}, True),
-        ({"kind": "bad_signature"}, True),
-        ({"kind": "delay", "ms": 500}, True),
-        ({"kind": "late", "ms": 500}, True),
-    ],
-    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
-)
-async def test_a_fault_leaves_it_unknown_until_asked(bank: Caller, fault: dict[str, Any], done: bool) -> None:
+FAULTS = [
+    ({"kind": "drop_before"}, False),
+    ({"kind": "drop_after"}, True),
+    ({"kind": "half_close"}, True),
+    ({"kind": "garbage"}, True),
+    ({"kind": "bad_signature"}, True),
+    ({"kind": "delay", "ms": 500}, True),
+    ({"kind": "late", "ms": 500}, True),
+]
+
+
+def kind_of(value: Any) -> str:
+    return str(value["kind"]) if isinstance(value, dict) else ""
+
+
+async def unknown_until_asked(bank: Caller, fault: dict[str, Any], done: bool) -> None:
     op = purchase(1234)
     await bank.faults(fault)
     assert isinstance(await bank.call(op, timeout_s=0.2), Unknown)
@@ -208,6 +213,27 @@ async def test_a_fault_leaves_it_unknown_until_asked(bank: Caller, fault: dict[s
     assert isinstance(outcome, Approved) if done else outcome == Declined(DeclineCode.NOT_FOUND)
     assert await balance_fen(bank) == OPENING_FEN - (1234 if done else 0)
     assert await recorded(bank, op) == done
+
+
+@pytest.mark.parametrize(("fault", "done"), FAULTS, ids=kind_of)
+async def test_a_fault_leaves_it_unknown_until_asked(bank: Caller, fault: dict[str, Any], done: bool) -> None:
+    await unknown_until_asked(bank, fault, done)
+
+
+class Flawless(OpenBank):
+    """Planted bug: the faults that are set never happen."""
+
+    def __init__(self, keys: Any, ledger: Ledger, faults: Faults) -> None:
+        super().__init__(keys, ledger, Faults())
+
+
+@pytest.mark.parametrize(("fault", "done"), FAULTS, ids=kind_of)
+async def test_control_a_fault_that_does_not_happen_is_noticed(
+    tmp_path: Path, fault: dict[str, Any], done: bool
+) -> None:
+    async with open_bank(tmp_path, bank=Flawless) as bank:
+        with pytest.raises(AssertionError):
+            await unknown_until_asked(bank, fault, done)
 
 
 async def recorded(bank: Caller, op: Operation) -> bool:
@@ -246,7 +272,26 @@ async def test_nobody_there(bank: Caller, tmp_path: Path) -> None:
     assert isinstance(await caller.call(purchase()), NotSent)
 
 
-async def test_not_found_is_believed_only_when_nothing_can_be_on_its_way(bank: Caller) -> None:
+async def believes_not_found_late(bank: Caller) -> None:
+    """Only when nothing can be on its way any more; of a reversal too."""
     op = purchase()
-    assert isinstance(await bank.ask(op, later_s=119), Unknown)
-    assert await bank.ask(op, later_s=120) == Declined(DeclineCode.NOT_FOUND)
+    for asked in (bank.ask, lambda op, later_s: bank.call(reversal(op), later_s=later_s)):
+        assert isinstance(await asked(op, later_s=119), Unknown)
+        assert await asked(op, later_s=120) == Declined(DeclineCode.NOT_FOUND)
+
+
+async def test_not_found_is_believed_only_when_nothing_can_be_on_its_way(bank: Caller) -> None:
+    await believes_not_found_late(bank)
+
+
+async def test_control_a_hasty_belief_is_noticed(bank: Caller) -> None:
+    bank.adapter = Adapter(msgspec.structs.replace(SETTINGS, absent_after_s=0))
+    with pytest.raises(AssertionError):
+        await believes_not_found_late(bank)
+
+
+async def test_one_reference_at_once_from_many_is_one_operation(bank: Caller) -> None:
+    op = purchase(1234)
+    outcomes = await asyncio.gather(*(bank.call(op) for _ in range(32)))
+    assert all(outcome == outcomes[0] for outcome in outcomes) and isinstance(outcomes[0], Approved)
+    assert await balance_fen(bank) == OPENING_FEN - 1234

@@ -82,7 +82,7 @@ async def test_every_operation_and_nothing_personal_is_kept(tmp_path: Path, bank
     async with engine(tmp_path, bank) as gateway:
         paid, salaries = purchase(1000), payroll(PAYEE)
         approved = [check("张三"), paid, refund(paid, 100), transfer(10), Reverse(
-            reference=transfer().reference, at=paid.at, original=purchase(),
+            reference=transfer().reference, at=paid.at, original=of_today(purchase()),
         ), salaries, loss()]  # fmt: skip
         outcomes = [await gateway.call(op) for op in approved]
         assert [type(outcome) for outcome in outcomes] == [
