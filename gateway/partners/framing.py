@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Literal
 
-
 Framing = Literal["length2", "length4_ascii"]
 """As in domain/partners.py. The length counts the message alone, not itself."""
 
