@@ -7,7 +7,7 @@ LinkNotSent. All moments are of the running loop's clock, which is monotonic.
 
 import asyncio
 import random
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
@@ -73,6 +73,11 @@ class LinkCounts(msgspec.Struct):
     """Requests of the partner's own, which this link does not serve."""
 
 
+def pause_max_s(settings: LinkSettings, failures: int) -> float:
+    """The longest pause after so many failures in a row: doubled each time, up to the cap."""
+    return min(settings.backoff_cap_s, settings.backoff_first_s * 2.0 ** min(failures, 20))
+
+
 class _Call:
     __slots__ = ("future", "sent")
 
@@ -114,7 +119,7 @@ class Link:
         self._tls = tls
         self._chance = chance
         self._calls: dict[str, _Call] = {}
-        self._queue: deque[tuple[_Call, bytes]] = deque()
+        self._queue: OrderedDict[_Call, bytes] = OrderedDict()
         self._wire: _Wire | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -142,7 +147,7 @@ class Link:
         call = _Call(loop.create_future())
         self._send_or_queue(call, message)
         self._calls[key] = call
-        timer = loop.call_at(deadline, call.end, "no reply within the deadline")
+        timer = loop.call_at(deadline, call.end, "the deadline has passed")
         try:
             return LinkFrame(await call.future)
         finally:
@@ -188,17 +193,14 @@ class Link:
             call.sent = True
             self._wire.transport.write(message)
         elif len(self._queue) < self._settings.queued_max:
-            self._queue.append((call, message))
+            self._queue[call] = message
         else:
             raise LinkNotSent("the link's queue is full")
 
     def _forget(self, key: str, call: _Call) -> None:
         if self._calls.get(key) is call:
             del self._calls[key]
-        if not call.sent:  # the queue holds those that wait, and nobody else
-            with suppress(ValueError):
-                self._queue.remove(next(entry for entry in self._queue if entry[0] is call))
-            call.sent = True
+        self._queue.pop(call, None)  # the queue holds those that wait, and nobody else
 
     def _end_calls(self, why: str, *, sent: bool = True) -> None:
         """End all calls, or without `sent` those that are queued."""
@@ -230,7 +232,7 @@ class Link:
         """Send what is queued, until the connection takes no more."""
         wire = self._wire
         while self._queue and self.state is LinkState.READY and wire is not None and not wire.paused:
-            call, message = self._queue.popleft()
+            call, message = self._queue.popitem(last=False)
             if not call.future.done():
                 call.sent = True
                 wire.transport.write(message)
@@ -257,9 +259,8 @@ class Link:
                 if loop.time() - opened_at >= self._settings.backoff_cap_s:
                     failures = 0  # else a partner that signs on and hangs up would be asked without a pause
             # full jitter: links that broke together do not come back together
-            ceiling = min(self._settings.backoff_cap_s, self._settings.backoff_first_s * 2 ** min(failures, 20))
+            await asyncio.sleep(self._chance() * pause_max_s(self._settings, failures))
             failures += 1
-            await asyncio.sleep(self._chance() * ceiling)
 
     async def _open(self) -> "_Wire | None":
         """Connect and sign on; None if that failed."""
