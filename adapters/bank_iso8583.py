@@ -27,9 +27,9 @@ from gateway.domain.operations import (
     SettleTotals,
 )
 from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome, Unknown
+from gateway.domain.times import CHINA
 from gateway.partners.contract import CallContext, CannotBuild, CryptoRefused, LinkFrame, Transport, WireReply
 
-LOCAL: Final = dt.timezone(dt.timedelta(hours=8))
 _YUAN = "156"
 _NO_ANSWER = "98"
 """Why a reversal is sent (F39 of the request): no reply within the time."""
@@ -218,7 +218,7 @@ class Adapter:
             message_type, named = "0400", {"61": self._original(original)}
         else:
             message_type = "0420" if ctx.attempt == 1 else "0421"
-            stamp = f"{original.at.astimezone(LOCAL):%m%d%H%M%S}"
+            stamp = f"{original.at.astimezone(CHINA):%m%d%H%M%S}"
             named = {"90": f"0200{fields['11']}{stamp}{'0' * 22}"}
         references: Fields = {self._settings.reference_field: op.reference.hex + original.reference.hex}
         return {**fields, "t": message_type, "39": _NO_ANSWER, **named, **references}
@@ -316,7 +316,7 @@ def _total(fen: int) -> str:
 def _when(at: dt.datetime, trace: int) -> Fields:
     if not 0 < trace < 10**6:
         raise CannotBuild("a trace has 1 to 6 digits")
-    local = at.astimezone(LOCAL)
+    local = at.astimezone(CHINA)
     return {"11": f"{trace:06}", "12": f"{local:%H%M%S}", "13": f"{local:%m%d}"}
 
 

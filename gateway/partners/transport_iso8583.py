@@ -1,16 +1,20 @@
 """A long-lived link to a partner: many calls in flight on one connection, each answered by its key (jPOS QMUX).
 
-What ends a call here is one of three: its reply, LinkNotSent (not a byte left) or LinkUnknown (bytes left, no reply:
-the partner may have acted). A broken link ends what was in flight as LinkUnknown at once, what was queued as
-LinkNotSent. All moments are of the running loop's clock, which is monotonic.
+A call ends with its reply, as NotSentError (not a byte left) or as UnknownError (bytes left: the partner may have
+acted). A broken link ends what was in flight as unknown at once, what was queued as not sent.
 """
 
 import asyncio
+import datetime as dt
+import itertools
 import random
+import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
+from pathlib import Path
 from ssl import SSLContext
 from typing import Annotated
 
@@ -18,20 +22,17 @@ import msgspec
 import structlog
 
 from gateway.domain.operations import LinkMessage
+from gateway.domain.partners import PartnerLink
+from gateway.domain.times import CHINA
 from gateway.partners.contract import CallContext, CannotBuild, LinkAdapter, LinkFrame
 from gateway.partners.framing import BadFrame, FrameReader, Framing, with_length
+from gateway.partners.keys import Keys
+from gateway.partners.phases import NotSentError, UnknownError
+from gateway.partners.tls import tls_context
 
 log = structlog.get_logger()
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
-
-
-class LinkNotSent(Exception):
-    """Not a byte of the message left. The text says why, in our own words."""
-
-
-class LinkUnknown(Exception):
-    """The message left, or a part of it, and no reply came. The text says why, in our own words."""
 
 
 class LinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +50,8 @@ class LinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     in_flight_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2_000
     queued_max: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 500
     """Of those in flight, how many may wait for a connection that is being opened or that takes no more bytes."""
+    drain_s: Seconds = 5.0
+    """How long close() waits for the calls in flight."""
     write_buffer_max_bytes: Annotated[int, msgspec.Meta(ge=1, le=16_777_216)] = 262_144
 
 
@@ -87,13 +90,13 @@ class _Call:
 
     def end(self, why: str) -> None:
         if not self.future.done():
-            self.future.set_exception(LinkUnknown(why) if self.sent else LinkNotSent(why))
+            self.future.set_exception(UnknownError(why) if self.sent else NotSentError(why))
 
 
 class Link:
-    """start() it once, exchange() from many tasks of one loop, close() it.
+    """open() it once, exchange() from many tasks of one loop, close() it.
 
-    `context` and `next_trace` are for the link's own messages; `on_late` gets each reply that nobody waits for.
+    `context` is for the link's own messages; `on_late` gets each reply that nobody waits for.
     """
 
     def __init__(
@@ -103,7 +106,6 @@ class Link:
         adapter: LinkAdapter,
         *,
         context: Callable[[], CallContext],
-        next_trace: Callable[[], int],
         on_late: Callable[[bytes], None],
         tls: SSLContext | None = None,
         chance: Callable[[], float] = random.random,
@@ -114,7 +116,7 @@ class Link:
         self._settings = settings
         self._adapter = adapter
         self._context = context
-        self._next_trace = next_trace
+        self._traces = itertools.cycle(range(1, 1_000_000))
         self._on_late = on_late
         self._tls = tls
         self._chance = chance
@@ -127,48 +129,48 @@ class Link:
     def in_flight(self) -> int:
         return len(self._calls)
 
-    def start(self) -> None:
-        """Open the connection in the background, and again whenever it breaks."""
+    async def open(self) -> None:
+        """Connect in the background, and again whenever the connection breaks."""
         assert self._keeper is None
         self.state = LinkState.OPENING
         self._keeper = asyncio.create_task(self._keep(), name=f"link {self._name}")
 
     async def exchange(self, frame: LinkFrame, key: str, deadline: float) -> LinkFrame:
-        """Send, and wait for the reply of this key until a moment of loop.time(). Raises LinkNotSent, LinkUnknown.
+        """Send, and wait for the reply of this key until `deadline` (monotonic). Raises NotSentError, UnknownError.
 
         `key` is the adapter's correlate(frame.body). A cancelled wait leaves the reply to on_late.
         """
         loop = asyncio.get_running_loop()
-        self._admit(key, deadline - loop.time())
+        left_s = deadline - time.monotonic()
+        self._admit(key, left_s)
         try:
             message = with_length(self._settings.framing, frame.body, self._settings.frame_max_bytes)
         except BadFrame as error:
-            raise LinkNotSent(str(error)) from None
+            raise NotSentError(str(error)) from None
         call = _Call(loop.create_future())
         self._send_or_queue(call, message)
         self._calls[key] = call
-        timer = loop.call_at(deadline, call.end, "the deadline has passed")
+        timer = loop.call_later(left_s, call.end, "the deadline has passed")
         try:
             return LinkFrame(await call.future)
         finally:
             timer.cancel()
             self._forget(key, call)
 
-    async def close(self, deadline: float) -> None:
-        """Take no more calls, wait for those in flight, sign off. Over at most answer_s after the deadline."""
-        loop = asyncio.get_running_loop()
+    async def close(self) -> None:
+        """Take no more calls, wait for those in flight, sign off. Over within drain_s + answer_s."""
         self.state = LinkState.CLOSING
         self._end_calls("the link is closing", sent=False)
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
         waiting = [call.future for call in self._calls.values()]
-        if waiting and (left := deadline - loop.time()) > 0:
-            await asyncio.wait(waiting, timeout=left)
+        if waiting:
+            await asyncio.wait(waiting, timeout=self._settings.drain_s)
         self._end_calls("the link was closed before the reply")
         wire = self._wire
         if wire is not None:
-            with suppress(LinkNotSent, LinkUnknown, CannotBuild):
+            with suppress(NotSentError, UnknownError, CannotBuild):
                 await self._ask(LinkMessage.SIGN_OFF)
             wire.transport.abort()
             await wire.lost
@@ -176,17 +178,17 @@ class Link:
     # what a call waits for
 
     def _admit(self, key: str, left_s: float) -> None:
-        """Raises LinkNotSent for what may not even wait."""
+        """Raises NotSentError for what may not even wait."""
         if self.state in (LinkState.CLOSING, LinkState.DOWN):
-            raise LinkNotSent(f"the link is {self.state}")
+            raise NotSentError(f"the link is {self.state}")
         if left_s <= 0:
-            raise LinkNotSent("no time left")
+            raise NotSentError("no time left")
         if key in self._calls:
             # two calls of one key could get each other's replies
             self.counts.duplicates_refused += 1
-            raise LinkNotSent("a call of this key is in flight")
+            raise NotSentError("a call of this key is in flight")
         if len(self._calls) >= self._settings.in_flight_max:
-            raise LinkNotSent("the link is full")
+            raise NotSentError("the link is full")
 
     def _send_or_queue(self, call: _Call, message: bytes) -> None:
         if self.state is LinkState.READY and self._wire is not None and not self._wire.paused and not self._queue:
@@ -195,7 +197,7 @@ class Link:
         elif len(self._queue) < self._settings.queued_max:
             self._queue[call] = message
         else:
-            raise LinkNotSent("the link's queue is full")
+            raise NotSentError("the link's queue is full")
 
     def _forget(self, key: str, call: _Call) -> None:
         if self._calls.get(key) is call:
@@ -272,8 +274,8 @@ class Link:
                 await loop.create_connection(lambda: wire, self._settings.host, self._settings.port, ssl=self._tls)
             self._wire = wire
             if not await self._ask(LinkMessage.SIGN_ON):
-                raise LinkUnknown("sign-on refused")
-        except (OSError, LinkUnknown, LinkNotSent, CannotBuild) as error:  # TimeoutError is an OSError
+                raise UnknownError("sign-on refused")
+        except (OSError, UnknownError, NotSentError, CannotBuild) as error:  # TimeoutError is an OSError
             self.counts.failed_to_open += 1
             why = "cannot connect" if isinstance(error, OSError) else str(error)
             log.warning("link does not open", partner=self._name, why=why)
@@ -295,19 +297,19 @@ class Link:
             if quiet_s < self._settings.echo_after_s:
                 await asyncio.wait({wire.lost}, timeout=self._settings.echo_after_s - quiet_s)
                 continue
-            with suppress(LinkUnknown, LinkNotSent, CannotBuild):
+            with suppress(UnknownError, NotSentError, CannotBuild):
                 if await self._ask(LinkMessage.ECHO):
                     continue
             wire.abort("the echo was not answered")
             await wire.lost
 
     async def _ask(self, kind: LinkMessage) -> bool:
-        """One of the link's own messages; whether it was accepted. Raises LinkUnknown, LinkNotSent, CannotBuild."""
+        """One of the link's own messages; whether it was accepted. Raises UnknownError, NotSentError, CannotBuild."""
         loop = asyncio.get_running_loop()
-        frame = self._adapter.link_message(kind, self._context(), self._next_trace())
+        frame = self._adapter.link_message(kind, self._context(), next(self._traces))
         key = self._adapter.correlate(frame.body)
         if key is None or key in self._calls or self._wire is None:
-            raise LinkNotSent(f"no {kind} can be sent")
+            raise NotSentError(f"no {kind} can be sent")
         message = with_length(self._settings.framing, frame.body, self._settings.frame_max_bytes)
         call = self._calls[key] = _Call(loop.create_future())
         call.sent = True
@@ -368,3 +370,19 @@ class _Wire(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(None)
         self._link.connection_ended(self, self.why)
+
+
+def make_link(name: str, block: PartnerLink, adapter: LinkAdapter, keys: Keys, data_dir: Path) -> Link:
+    """The link of a configured partner; late replies are logged as the adapter redacts them. Raises OSError."""
+    settings = LinkSettings(
+        host=block.host, port=block.port, framing=block.framing,
+        echo_after_s=block.echo_s, backoff_cap_s=block.reconnect_max_s,
+    )  # fmt: skip
+
+    def context() -> CallContext:
+        return CallContext(dt.datetime.now(CHINA), secrets.token_bytes(16), 1, keys)
+
+    def on_late(body: bytes) -> None:
+        log.warning("late reply", partner=name, reply=adapter.redact(body)[:500])
+
+    return Link(name, settings, adapter, context=context, on_late=on_late, tls=tls_context(block, data_dir))

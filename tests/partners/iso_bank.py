@@ -6,18 +6,21 @@ import itertools
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import aiohttp
 
-from adapters.bank_iso8583 import LOCAL, Adapter, Dialect
+from adapters.bank_iso8583 import Adapter, Dialect
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Operation, Purchase, Reverse
 from gateway.domain.outcome import NotSent, Outcome, Unknown
+from gateway.domain.times import CHINA
 from gateway.partners.contract import CallContext
-from gateway.partners.transport_iso8583 import Link, LinkNotSent, LinkSettings, LinkUnknown
+from gateway.partners.phases import NotSentError, UnknownError
+from gateway.partners.transport_iso8583 import Link, LinkSettings
 from tests.contract.case import Shared, crypto_for
 
 KEY = "0123456789abcdeffedcba9876543210"
@@ -30,7 +33,7 @@ traces = itertools.count(1)
 
 
 def context(attempt: int = 1) -> CallContext:
-    return CallContext(now=dt.datetime.now(LOCAL), nonce=bytes(16), attempt=attempt, crypto=CRYPTO)
+    return CallContext(now=dt.datetime.now(CHINA), nonce=bytes(16), attempt=attempt, crypto=CRYPTO)
 
 
 def adapter(**more: Any) -> Adapter:
@@ -39,13 +42,13 @@ def adapter(**more: Any) -> Adapter:
 
 def purchase(amount_fen: int = 100, account: str = ACCOUNT) -> Purchase:
     return Purchase(
-        reference=uuid4(), at=dt.datetime.now(LOCAL), account=Secret(account), amount_fen=amount_fen,
+        reference=uuid4(), at=dt.datetime.now(CHINA), account=Secret(account), amount_fen=amount_fen,
         merchant_id="898330448169999", terminal_id="TILL0001", order_id="o-1", trace=next(traces),
     )  # fmt: skip
 
 
 def reverse(original: Purchase) -> Reverse:
-    return Reverse(reference=uuid4(), at=dt.datetime.now(LOCAL), original=original)
+    return Reverse(reference=uuid4(), at=dt.datetime.now(CHINA), original=original)
 
 
 class Late:
@@ -62,7 +65,7 @@ def make_link(port: int, late: Late | None = None, speaks: Adapter | None = None
     quick = {"connect_s": 2.0, "answer_s": 2.0, "backoff_first_s": 0.01, "backoff_cap_s": 0.05}
     return Link(
         "bank", LinkSettings(host="127.0.0.1", port=port, **{**quick, **settings}), speaks or adapter(),
-        context=context, next_trace=lambda: next(traces), on_late=late or Late(),
+        context=context, on_late=late or Late(),
     )  # fmt: skip
 
 
@@ -73,10 +76,10 @@ async def call(link: Link, speaks: Adapter, op: Operation, within_s: float = 5.0
     key = speaks.correlate(frame.body)
     assert key is not None
     try:
-        reply = await link.exchange(frame, key, asyncio.get_running_loop().time() + within_s)
-    except LinkNotSent as error:
+        reply = await link.exchange(frame, key, time.monotonic() + within_s)
+    except NotSentError as error:
         return NotSent(str(error))
-    except LinkUnknown as error:
+    except UnknownError as error:
         return Unknown(str(error))
     return speaks.parse(op, ctx, reply)
 

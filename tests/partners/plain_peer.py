@@ -1,6 +1,7 @@
 """A peer whose every move a test decides, and a dialect that is only keys: the link by itself, on real sockets."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -9,7 +10,8 @@ import msgspec
 from gateway.domain.operations import LinkMessage, Operation, QueryStatus
 from gateway.domain.outcome import Outcome, Unknown
 from gateway.partners.contract import CallContext, LinkFrame, Transport, WireReply
-from gateway.partners.transport_iso8583 import Link, LinkNotSent, LinkSettings, LinkUnknown
+from gateway.partners.phases import NotSentError, UnknownError
+from gateway.partners.transport_iso8583 import Link, LinkSettings
 from tests.faults.waiting import until
 from tests.partners.iso_bank import Late, context
 
@@ -120,32 +122,27 @@ def framed(message: bytes) -> bytes:
 
 def link_to(peer: Peer, late: Late | None = None, kind: type[Link] = Link, **settings: Any) -> Link:
     quick = {"connect_s": 2.0, "answer_s": 2.0, "backoff_first_s": 0.01, "backoff_cap_s": 0.05}
-    traces = iter(range(1, 1_000_000))
     return kind(
         "peer", LinkSettings(host="127.0.0.1", port=peer.port, **{**quick, **settings}), Plain(),
-        context=context, next_trace=lambda: next(traces), on_late=late or Late(),
+        context=context, on_late=late or Late(),
     )  # fmt: skip
 
 
 async def ready(link: Link) -> Link:
     if link.state == "down" and link.counts.opened + link.counts.failed_to_open == 0:
-        link.start()
+        await link.open()
     await until(lambda: link.state == "ready", 5, "the link is ready")
     return link
 
 
 async def ask(link: Link, key: str, within_s: float = 5.0, filler: int = 0) -> str:
     """`done`, `not sent: why` or `unknown: why`."""
-    deadline = asyncio.get_running_loop().time() + within_s
+    frame = LinkFrame(f"? {key} ".encode() + b"x" * filler)
     try:
-        reply = await link.exchange(LinkFrame(f"? {key} ".encode() + b"x" * filler), key, deadline)
-    except LinkNotSent as error:
+        reply = await link.exchange(frame, key, time.monotonic() + within_s)
+    except NotSentError as error:
         return f"not sent: {error}"
-    except LinkUnknown as error:
+    except UnknownError as error:
         return f"unknown: {error}"
     assert reply.body == f"! {key} done".encode()
     return "done"
-
-
-async def close(link: Link, within_s: float = 1.0) -> None:
-    await link.close(asyncio.get_running_loop().time() + within_s)

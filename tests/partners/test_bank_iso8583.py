@@ -9,10 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from adapters.bank_iso8583 import LOCAL, Adapter
+from adapters.bank_iso8583 import Adapter
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Balance, Refund, SettleTotals
 from gateway.domain.outcome import Approved, DeclineCode, Declined, Unknown
+from gateway.domain.times import CHINA
 from gateway.partners.contract import CallContext, LinkFrame
 from gateway.partners.transport_iso8583 import Link
 from tests.faults.waiting import until
@@ -48,14 +49,14 @@ def late() -> Late:
 @pytest.fixture
 async def link(bank: Bank, late: Late) -> AsyncIterator[Link]:
     link = make_link(bank.port, late)
-    link.start()
+    await link.open()
     yield link
     await bank.faults()
-    await link.close(asyncio.get_running_loop().time() + 1)
+    await link.close()
 
 
 async def balance_fen(link: Link, account: str = ACCOUNT) -> int:
-    asked = Balance(reference=uuid4(), at=dt.datetime.now(LOCAL), account=Secret(account), trace=next(traces))
+    asked = Balance(reference=uuid4(), at=dt.datetime.now(CHINA), account=Secret(account), trace=next(traces))
     outcome = await call(link, adapter(), asked)
     assert isinstance(outcome, Approved)
     fen = outcome.facts["balance_fen"]
@@ -97,13 +98,13 @@ async def test_all_forms_of_the_wire(tmp_path: Path, framing: str, numbers: str,
     speaks = adapter(numbers=numbers, reversal=reversal)
     bank = await Bank(tmp_path, "--numbers", numbers, "--framing", framing).start()
     link = make_link(bank.port, speaks=speaks, framing=framing)
-    link.start()
+    await link.open()
     bought = purchase(77)
     assert isinstance(await call(link, speaks, bought), Approved)
     undone = await call(link, speaks, reverse(bought))
     assert isinstance(undone, Approved)
     assert undone.facts == {"original": "reversed"}
-    await link.close(asyncio.get_running_loop().time() + 1)
+    await link.close()
     await bank.stop()
 
 
@@ -128,7 +129,7 @@ async def test_no_money_no_card(link: Link) -> None:
 async def test_settlement_totals_agree_or_do_not(tmp_path: Path) -> None:
     bank = await Bank(tmp_path).start()
     link = make_link(bank.port)
-    link.start()
+    await link.open()
     bought = [purchase(500), purchase(300), purchase(200)]
     for one in bought:
         assert isinstance(await call(link, adapter(), one), Approved)
@@ -142,14 +143,14 @@ async def test_settlement_totals_agree_or_do_not(tmp_path: Path) -> None:
         outcome = await call(link, adapter(), totals)
         assert isinstance(outcome, Approved)
         assert outcome.facts == {"balanced": balanced}
-    await link.close(asyncio.get_running_loop().time() + 1)
+    await link.close()
     await bank.stop()
 
 
 async def test_the_banks_book_outlives_its_end(tmp_path: Path) -> None:
     bank = await Bank(tmp_path).start()
     link = make_link(bank.port)
-    link.start()
+    await link.open()
     bought, before = purchase(321), await balance_fen(link)
     assert isinstance(await call(link, adapter(), bought), Approved)
     await bank.kill()
@@ -159,7 +160,7 @@ async def test_the_banks_book_outlives_its_end(tmp_path: Path) -> None:
     assert await balance_fen(link) == before - 321
     assert isinstance(await call(link, adapter(), reverse(bought)), Approved)
     assert await balance_fen(link) == before
-    await link.close(asyncio.get_running_loop().time() + 1)
+    await link.close()
     await bank.stop()
 
 
@@ -212,14 +213,14 @@ class _KeyedByTrace(Adapter):
 async def test_control_a_key_without_the_kind_of_message_would_mix_them_up(bank: Bank, late: Late) -> None:
     planted = _KeyedByTrace(adapter()._settings)
     link = make_link(bank.port, late, planted)
-    link.start()
+    await link.open()
     await bank.faults({"kind": "late", "ms": 300})
     bought = purchase(10)
     assert isinstance(await call(link, planted, bought, 0.1), Unknown)
     await bank.faults({"kind": "delay", "ms": 500})
     assert isinstance(await call(link, planted, reverse(bought), 2), Unknown)  # it was given the purchase's reply
     await bank.faults()
-    await link.close(asyncio.get_running_loop().time() + 1)
+    await link.close()
 
 
 async def test_a_second_answer_does_no_harm(bank: Bank, link: Link, late: Late) -> None:

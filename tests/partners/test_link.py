@@ -14,7 +14,7 @@ from gateway.partners.framing import BadFrame, FrameReader, Framing, with_length
 from gateway.partners.transport_iso8583 import Link, LinkSettings, pause_max_s
 from tests.faults.waiting import until
 from tests.partners.iso_bank import Late
-from tests.partners.plain_peer import Peer, ask, close, framed, link_to, ready
+from tests.partners.plain_peer import Peer, ask, framed, link_to, ready
 
 IN_FLIGHT = 500
 
@@ -42,7 +42,7 @@ async def test_500_calls_in_flight_get_their_own_replies_in_any_order(peer: Peer
     assert await asyncio.gather(*tasks) == ["done"] * IN_FLIGHT
     assert link.in_flight == 0
     assert peer.connections == 1
-    await close(link)
+    await link.close()
 
 
 async def test_a_key_in_flight_is_refused(peer: Peer) -> None:
@@ -54,7 +54,7 @@ async def test_a_key_in_flight_is_refused(peer: Peer) -> None:
     assert await first == "done"
     peer.on_call = peer.answer
     assert await ask(link, "k0") == "done"
-    await close(link)
+    await link.close()
 
 
 class _TakesDuplicates(Link):
@@ -70,7 +70,7 @@ async def test_control_a_second_call_of_a_key_would_take_the_reply_of_the_first(
     peer.answer("k0")  # to the first
     assert await second == "done"
     assert (await first).startswith("unknown")
-    await close(link)
+    await link.close()
 
 
 async def _cut_with_some_queued(peer: Peer, link: Link) -> dict[str, str]:
@@ -109,7 +109,7 @@ async def test_a_broken_link_ends_what_left_as_unknown_and_the_queued_as_not_sen
     assert len(peer.asked) >= 30
     assert misnamed(peer, outcomes) == []
     assert {outcome.partition(":")[0] for outcome in outcomes.values()} == {"unknown", "not sent"}
-    await close(link)
+    await link.close()
 
 
 class _SaysNotSent(Link):
@@ -124,7 +124,7 @@ class _SaysNotSent(Link):
 async def test_control_a_wrong_not_sent_would_be_found(peer: Peer) -> None:
     link = link_to(peer, kind=_SaysNotSent, **SLOW_PEER)
     assert misnamed(peer, await _cut_with_some_queued(peer, link)) != []
-    await close(link)
+    await link.close()
 
 
 async def test_the_queue_is_bounded_and_its_calls_end_at_their_deadlines(peer: Peer) -> None:
@@ -140,7 +140,7 @@ async def test_the_queue_is_bounded_and_its_calls_end_at_their_deadlines(peer: P
     assert set(outcomes[-20:]) == {"not sent: the deadline has passed"}
     assert link.in_flight == len(link._queue) == 0
     peer.reading.set()
-    await close(link)
+    await link.close()
 
 
 async def test_a_full_link_and_an_over_long_message_are_not_sent(peer: Peer) -> None:
@@ -151,7 +151,7 @@ async def test_a_full_link_and_an_over_long_message_are_not_sent(peer: Peer) -> 
     peer.answer("k0")
     assert await first == "done"
     assert await ask(link, "late", within_s=0) == "not sent: no time left"
-    await close(link)
+    await link.close()
 
 
 async def test_a_late_reply_is_handed_on(peer: Peer) -> None:
@@ -169,7 +169,7 @@ async def test_a_late_reply_is_handed_on(peer: Peer) -> None:
     await until(lambda: link.counts.late == 2, 2, "so is that of a cancelled call")
     peer.on_call = peer.answer
     assert await ask(link, "k2") == "done"
-    await close(link)
+    await link.close()
 
 
 async def test_what_goes_wrong_with_a_late_reply_breaks_nothing(peer: Peer) -> None:
@@ -185,7 +185,7 @@ async def test_what_goes_wrong_with_a_late_reply_breaks_nothing(peer: Peer) -> N
     peer.on_call = peer.answer
     assert await ask(link, "k") == "done"
     assert (link.counts.late, peer.connections) == (1, 1)
-    await close(link)
+    await link.close()
 
 
 async def test_requests_of_the_peers_own_are_counted(peer: Peer) -> None:
@@ -193,7 +193,7 @@ async def test_requests_of_the_peers_own_are_counted(peer: Peer) -> None:
     peer.send(framed(b"? theirs"))
     await until(lambda: link.counts.unasked == 1, 2, "counted")
     assert link.state == "ready"
-    await close(link)
+    await link.close()
 
 
 @pytest.mark.parametrize(
@@ -211,31 +211,31 @@ async def test_garbage_closes_the_link_and_ends_what_is_in_flight_at_once(peer: 
     peer.on_call = peer.answer
     assert await ask(link, "again") == "done"
     assert (link.counts.lost, link.counts.opened) == (1, 2)
-    await close(link)
+    await link.close()
 
 
 async def test_calls_wait_for_a_link_that_opens_and_are_refused_by_one_that_is_down(peer: Peer) -> None:
     del peer.answers["sign_on"]
     link = link_to(peer, answer_s=0.2, backoff_first_s=30, backoff_cap_s=30)
     link._chance = lambda: 1.0
-    link.start()
+    await link.open()
     assert await ask(link, "waits") == "not sent: no reply to the sign_on"
     assert link.state == "down"
     assert await ask(link, "refused") == "not sent: the link is down"
     assert peer.asked == []
-    await close(link)
+    await link.close()
 
 
 async def test_a_refused_sign_on_is_tried_again(peer: Peer) -> None:
     peer.answers["sign_on"] = b"no"
     link = link_to(peer)
-    link.start()
+    await link.open()
     await until(lambda: link.counts.failed_to_open >= 2, 5, "tried again")
     peer.answers["sign_on"] = b"yes"
     peer.on_call = peer.answer
     await ready(link)
     assert await ask(link, "k") == "done"
-    await close(link)
+    await link.close()
 
 
 async def test_connecting_has_a_deadline() -> None:
@@ -246,11 +246,11 @@ async def test_connecting_has_a_deadline() -> None:
         peer = Peer()
         peer.port = full.getsockname()[1]
         link = link_to(peer, connect_s=0.2)
-        link.start()
+        await link.open()
         began = asyncio.get_running_loop().time()
         assert await ask(link, "k") == "not sent: cannot connect"
         assert 0.1 < asyncio.get_running_loop().time() - began < 1
-        await close(link)
+        await link.close()
 
 
 async def _hang_ups_met(peer: Peer, chance: float) -> int:
@@ -258,11 +258,11 @@ async def _hang_ups_met(peer: Peer, chance: float) -> int:
     peer.hangs_up = True
     link = link_to(peer, backoff_first_s=0.05, backoff_cap_s=5)
     link._chance = lambda: chance
-    link.start()
+    await link.open()
     ends = asyncio.get_running_loop().time() + 0.5
     await until(lambda: asyncio.get_running_loop().time() > ends, 2, "the time is over")
     assert link.counts.lost >= 2
-    await close(link)
+    await link.close()
     return peer.connections
 
 
@@ -290,13 +290,13 @@ async def test_an_idle_link_is_echoed_and_dropped_when_the_echo_is_not_answered(
     del peer.answers["echo"]
     assert await stuck == "unknown: the echo was not answered"
     await until(lambda: peer.connections >= 2, 5, "the link comes back")
-    await close(link)
+    await link.close()
 
 
 async def test_closing_waits_for_what_is_in_flight_and_signs_off(peer: Peer) -> None:
     link = await ready(link_to(peer))
     tasks = await in_flight(link, peer, 3)
-    closing = asyncio.create_task(close(link, 5))
+    closing = asyncio.create_task(link.close())
     await until(lambda: link.state == "closing", 1, "closing")
     assert await ask(link, "new") == "not sent: the link is closing"
     assert not closing.done()
@@ -308,25 +308,26 @@ async def test_closing_waits_for_what_is_in_flight_and_signs_off(peer: Peer) -> 
 
 
 async def test_what_is_not_answered_by_the_end_of_the_drain_is_unknown(peer: Peer) -> None:
-    link = await ready(link_to(peer))
+    link = await ready(link_to(peer, drain_s=0.1))
     (stuck,) = await in_flight(link, peer, 1)
     began = asyncio.get_running_loop().time()
-    await close(link, 0.1)
+    await link.close()
     assert await stuck == "unknown: the link was closed before the reply"
     assert asyncio.get_running_loop().time() - began < 1
     assert peer.link_asked[-1] == "sign_off"
 
 
 class _NoDrain(Link):
-    async def close(self, deadline: float) -> None:
-        """Planted: as if nothing were in flight."""
-        await super().close(0)
+    async def close(self) -> None:
+        """Planted: no wait."""
+        self._end_calls("closed")
+        await super().close()
 
 
 async def test_control_without_a_drain_answers_would_be_lost(peer: Peer) -> None:
     link = await ready(link_to(peer, kind=_NoDrain))
     (cut,) = await in_flight(link, peer, 1)
-    closing = asyncio.create_task(close(link, 5))
+    closing = asyncio.create_task(link.close())
     await until(lambda: link.in_flight == 0, 1, "closed")
     assert (await cut).startswith("unknown")
     await closing
@@ -337,9 +338,9 @@ async def test_a_link_closes_in_any_state(peer: Peer, state: str) -> None:
     del peer.answers["sign_on"]
     link = link_to(peer, answer_s=0.05 if state == "down" else 2)
     if state != "before start":
-        link.start()
+        await link.open()
         await until(lambda: link.state == state and peer.connections > 0, 2, state)
-    await close(link, 0.1)
+    await link.close()
     assert await ask(link, "k") == "not sent: the link is closing"
 
 
