@@ -23,7 +23,7 @@ from gateway.domain.times import CHINA
 from gateway.partners.breaker import State
 from gateway.partners.contract import CallContext, CannotBuild, CryptoRefused, HttpRequest, WireReply, WireRequest
 from gateway.partners.phases import NotSentError, UnknownError, Why
-from gateway.partners.registry import MakeLink, Registry
+from gateway.partners.registry import Registry
 from gateway.partners.stopwatch import Stopwatch
 from gateway.partners.working import Transcript, Working
 from gateway.settings import Settings
@@ -42,9 +42,9 @@ _SHOWN_MAX = 2000
 class Partners:
     """The partners of one worker. Made for one event loop: open() it, call(), close() it."""
 
-    def __init__(self, settings: Settings, make_link: MakeLink | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises SettingsError."""
-        self.registry = Registry(settings, make_link)
+        self.registry = Registry(settings)
 
     async def open(self) -> None:
         await self.registry.open()
@@ -190,6 +190,8 @@ class _Try:
         return await self._working.lane.run(function, *args, **kwargs)
 
     def _keep(self, at: dt.datetime, outcome: Outcome) -> None:
+        if self._request is None and getattr(outcome, "why", "") != Why.CANNOT_BUILD:
+            return  # there was no try: a breaker that is open would crowd out what opened it
         spans = self._stopwatch.spans()
         for name, seconds in spans.items():
             metrics.partner_seconds(self._working.name, name).observe(seconds)

@@ -74,7 +74,8 @@ class Peer:
         self.behaviour: Behaviour = good
         self.connections = 0
         self.requests: list[bytes] = []
-        self._talks: set[asyncio.Task[None]] = set()
+        self.said = asyncio.Event()
+        """For a behaviour to tell the test how far it is."""
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
