@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from gateway.domain.masking import Secret
-from gateway.partners.contract import CallContext, CryptoRefused, HttpReply, HttpRequest
+from gateway.partners.contract import CallContext, CannotBuild, CryptoRefused, HttpReply, HttpRequest
 
 SIGN, ENCRYPT, PARTNER = "sign", "encrypt", "partner"
 """The keys of a config block: ours for signatures, the shared one of SM4, the bank's public one."""
@@ -32,6 +32,7 @@ HEADER_ORDER: Final = (
 SIGNATURE: Final = "x-aob-signature"
 _INTERACTION: Final = "x-aob-interaction-id"
 _IV_BYTES: Final = 16
+TEXT_MAX: Final = 200
 
 Token = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,128}\Z")]
 
@@ -71,9 +72,18 @@ class _Sealed(msgspec.Struct, rename="camel"):
 
 
 def seal(envelope: Envelope, target: str, content: Mapping[str, Any], key: str, ctx: CallContext) -> HttpRequest:
-    """A request; `key` makes its repetitions one for the bank, the interaction id tells them apart."""
+    """A request; `key` makes its repetitions one for the bank, the interaction id tells them apart.
+
+    Raises CannotBuild for a text that is too long or is not Unicode.
+    """
+    if _longest(content) > TEXT_MAX:
+        raise CannotBuild(f"a text has more than {TEXT_MAX} characters")
+    try:
+        plaintext = compact(content)
+    except UnicodeEncodeError:
+        raise CannotBuild("a text is not Unicode") from None
     iv = bytes.fromhex(envelope.iv) or ctx.nonce
-    sealed = ctx.crypto.encrypt(ENCRYPT, compact(content), iv)
+    sealed = ctx.crypto.encrypt(ENCRYPT, plaintext, iv)
     text = (sealed if envelope.iv else iv + sealed).hex().upper()
     known = {
         "Authorization": envelope.authorization.reveal(),
@@ -136,3 +146,10 @@ def _signed(where: ReplySigned, headers: Mapping[str, str], sealed: _Sealed) -> 
     present = {name: headers[name.lower()] for name in HEADER_ORDER if name.lower() in headers}
     message = signed_text(present if where is ReplySigned.LIKE_A_REQUEST else {}, sealed.biz_content)
     return message, headers.get(SIGNATURE, "")
+
+
+def _longest(value: Any) -> int:
+    """Characters of the longest text in a content."""
+    if isinstance(value, dict | list):
+        return max((_longest(one) for one in (value.values() if isinstance(value, dict) else value)), default=0)
+    return len(value) if isinstance(value, str) else 0

@@ -34,7 +34,6 @@ from gateway.partners.contract import CallContext, CannotBuild, HttpReply, HttpR
 _IDENTITY_CARD: Final = "01"  # AAC058 (domain.md §1.3)
 _LOSS_VERBS: Final = {"temporary": "2", "formal": "3"}  # 服务动词 2临时挂失 3正式挂失 4解挂 (domain.md §1.4)
 _RELEASE_VERB: Final = "4"
-_TEXT_MAX: Final = 200
 
 Path = Annotated[str, msgspec.Meta(pattern=r"^(/[A-Za-z0-9._-]{1,40}){0,8}\Z")]
 Code = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z_-]{1,10}\Z")]
@@ -156,16 +155,11 @@ class Adapter:
         path, fields = self._content(op)
         if not path:
             raise CannotBuild("this bank has no such service")
-        if _longest(fields) > _TEXT_MAX:
-            raise CannotBuild(f"a text has more than {_TEXT_MAX} characters")
         message_id = _message_id(op, ctx)
         # the same message in every retry; a question has no retries, each is a new one
         at = (ctx.now if isinstance(op, QueryStatus) else op.at).astimezone(CHINA)
         content = {"mesgId": message_id, "mesgDate": f"{at:%Y%m%d}", "mesgTime": f"{at:%H%M%S%f}"[:9], **fields}
-        try:
-            return seal(self._settings, path, content, message_id, ctx)
-        except UnicodeEncodeError:
-            raise CannotBuild("a text is not Unicode") from None
+        return seal(self._settings, path, content, message_id, ctx)
 
     def parse(self, op: Operation, ctx: CallContext, reply: WireReply) -> Outcome:
         try:
@@ -313,9 +307,10 @@ class Adapter:
         if decline is None:
             return Unknown(f"dealCode {code} is not in the table")
         if decline is DeclineCode.NOT_FOUND and isinstance(op, QueryStatus | Reverse):
-            age = ctx.now - op.original.at
-            if age < dt.timedelta(seconds=self._settings.absent_after_s):
-                return Unknown("not found, and so young that it may be on its way")
+            young = ctx.now - op.original.at < dt.timedelta(seconds=self._settings.absent_after_s)
+            return Unknown("not found, and so young that it may be on its way") if young else Declined(decline)
+        if isinstance(op, QueryStatus):
+            return Unknown(f"dealCode {code}: the question is refused, which says nothing of what was asked after")
         return Declined(decline)
 
     def _state(self, asked: Operation, done: _Done) -> Outcome:
@@ -384,13 +379,6 @@ _FILE_WORDS: Final = {"pending": "pending", "done": "approved", "failed": "decli
 def _message_id(op: Operation, ctx: CallContext) -> str:
     """Our reference; a question is asked many times about one reference, so it takes the try's own number."""
     return ctx.nonce.hex() if isinstance(op, QueryStatus) else op.reference.hex
-
-
-def _longest(value: Any) -> int:
-    """Characters of the longest text in a content."""
-    if isinstance(value, dict | list):
-        return max((_longest(one) for one in (value.values() if isinstance(value, dict) else value)), default=0)
-    return len(value) if isinstance(value, str) else 0
 
 
 def _canonical(reference: str) -> str:

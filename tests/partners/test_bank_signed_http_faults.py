@@ -257,6 +257,16 @@ async def test_a_decline_is_final(bank: Caller) -> None:
     assert await bank.ask(op) == Declined(DeclineCode.LIMIT_EXCEEDED)
 
 
+async def test_a_refused_question_says_nothing_of_the_operation(bank: Caller) -> None:
+    op = purchase()
+    await bank.call(op)
+    for code in ("100004", "100007", "900001", "700000"):
+        await bank.faults({"kind": "decline", "code": code})
+        assert isinstance(await bank.ask(op, later_s=SETTLED_S), Unknown)
+    await bank.heal()
+    assert isinstance(await bank.ask(op), Approved)
+
+
 @pytest.mark.parametrize("code", ["700000", "000001", "100009"])
 async def test_an_unknown_code_is_unknown(bank: Caller, code: str) -> None:
     await bank.faults({"kind": "decline", "code": code})

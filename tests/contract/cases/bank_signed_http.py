@@ -101,9 +101,11 @@ def example(
     unknown: tuple[str, ...] = (), declined: Mapping[str, tuple[str, DeclineCode]] = {},
 ) -> Example:  # fmt: skip
     """`fields` are those of the request, `done` and `pending` of the replies, `unknown` of more replies."""
-    asked = ASKED if isinstance(op, QueryStatus) else OURS
-    when = WHEN_ASKED if isinstance(op, QueryStatus) else WHEN
-    codes = {code: (refused(code, asked), why) for code, why in CODES.items()}
+    is_query = isinstance(op, QueryStatus)
+    asked, when = (ASKED, WHEN_ASKED) if is_query else (OURS, WHEN)
+    # a refused question says nothing of what it asked after, unless that was never seen
+    clear = {code for code, why in CODES.items() if why is DeclineCode.NOT_FOUND or not is_query}
+    codes = {code: (refused(code, asked), CODES[code]) for code in sorted(clear)}
     return Example(
         name=name,
         op=op,
@@ -114,6 +116,7 @@ def example(
         unknown=(
             refused("777777", asked),
             refused(" 000000", asked),
+            *(refused(code, asked) for code in sorted(CODES.keys() - clear)),
             reply(f'{{"mesgId":"{asked}"}}'),
             reply(f'{{"dealCode":"000000"{done}}}'),
             reply('["000000"]'),
