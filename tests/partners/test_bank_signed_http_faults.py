@@ -191,7 +191,7 @@ FAULTS = [
     ({"kind": "half_close"}, True),
     ({"kind": "garbage"}, True),
     ({"kind": "bad_signature"}, True),
-    ({"kind": "delay", "ms": 500}, True),
+    ({"kind": "delay", "ms": 1500}, True),
     ({"kind": "late", "ms": 500}, True),
 ]
 

@@ -42,7 +42,7 @@ name = "示范银行(合成)"
 adapter = "bank_signed_http"
 operations = ["account_check", "balance", "purchase", "reverse", "refund", "transfer", "batch_transfer", "notify_loss",
               "check_file", "query_status"]
-timeout_ms = 400
+timeout_ms = {timeout_ms}
 [partners.open-bank.http]
 base_url = "{base}"
 [partners.open-bank.keys]
@@ -68,8 +68,8 @@ class Engine:
 
 
 @asynccontextmanager
-async def engine(folder: Path, bank: Caller) -> AsyncIterator[Engine]:
-    async with partners(folder, BLOCK.format(base=bank._base)) as made:
+async def engine(folder: Path, bank: Caller, timeout_ms: int = 5000) -> AsyncIterator[Engine]:
+    async with partners(folder, BLOCK.format(base=bank._base, timeout_ms=timeout_ms)) as made:
         yield Engine(made)
 
 
@@ -112,7 +112,7 @@ async def test_every_operation_and_nothing_personal_is_kept(tmp_path: Path, bank
 async def test_what_a_fault_left_unknown_is_learnt(
     tmp_path: Path, bank: Caller, fault: dict[str, Any], done: bool
 ) -> None:
-    async with engine(tmp_path, bank) as gateway:
+    async with engine(tmp_path, bank, timeout_ms=400) as gateway:
         op = of_today(purchase(1234))
         before = await balance_fen(bank)
         await bank.faults(fault)
@@ -124,6 +124,7 @@ async def test_what_a_fault_left_unknown_is_learnt(
 
         if done:
             await until(recorded, 5, "what was on its way")
+    async with engine(tmp_path, bank) as gateway:
         outcome = await gateway.ask(op)
         assert isinstance(outcome, Approved) if done else outcome == Declined(DeclineCode.NOT_FOUND)
         assert await balance_fen(bank) == before - (1234 if done else 0)
