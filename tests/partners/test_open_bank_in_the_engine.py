@@ -1,11 +1,11 @@
 """The open bank behind the engine itself: a partners.toml block, key files, call.py, the simulated faults."""
 
 import datetime as dt
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +142,9 @@ def test_the_sample_block_is_right(tmp_path: Path) -> None:
     """That of config/partners.toml, with its remarks taken as configuration."""
     config = tmp_path / "config"
     shutil.copytree(ROOT / "config", config)
-    lines = (config / "partners.toml").read_text().splitlines()
-    after = lines[lines.index("# [partners.demo-bank-link]") :]
-    sample = [line.removeprefix("#").removeprefix(" ") for line in takewhile(lambda line: line.startswith("#"), after)]
-    (config / "partners.toml").write_text("\n".join(sample))
+    parts = (config / "partners.toml").read_text().split("\n#\n")
+    sample = "\n".join(part for part in parts if part.startswith("# [partners.demo-bank-link"))
+    (config / "partners.toml").write_text(re.sub("(?m)^# ?", "", sample))
     settings = load({"CONFIG_DIR": str(config), "DATA_DIR": str(tmp_path)})
     (block,) = settings.partners.values()
     assert block.adapter == "bank_signed_http"
