@@ -153,13 +153,37 @@ def migrate() -> None:
 def check_config() -> None:
     """Check the configuration; every mistake is named by its path."""
     settings = _settings()
-    from gateway.directory import read
+    from gateway import directory
+    from gateway.partners import registry
 
-    try:
-        callers, scenes = read(settings)
-    except SettingsError as error:
-        _give_up(f"the configuration has {len(error.mistakes)} mistake(s):", *error.mistakes)
-    typer.echo(f"the configuration is good: {len(callers)} callers, {len(scenes)} scenes")
+    mistakes: list[str] = []
+    for read in (directory.read, registry.read):
+        try:
+            read(settings)
+        except SettingsError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        _give_up(f"the configuration has {len(mistakes)} mistake(s):", *mistakes)
+    counts = (len(settings.callers), len(settings.scenes), len(settings.partners))
+    typer.echo("the configuration is good: {} callers, {} scenes, {} partners".format(*counts))
+
+
+@cli.command()
+def new_adapter(
+    name: Annotated[str, typer.Argument(help="Of the dialect: small letters, digits and _, such as bank_xml.")],
+) -> None:
+    """Lay out a new dialect in a checkout: its file, its contract case, its block in partners.toml."""
+    import re
+    from pathlib import Path
+
+    from gateway.partners.new_adapter import lay_out
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]{1,38}", name):
+        _give_up("not laid out: a name has small letters, digits and _, and begins with a letter")
+    with _refusals("not laid out"):
+        for file in lay_out(Path.cwd(), Path(os.environ.get("CONFIG_DIR", "config")).absolute(), name):
+            typer.echo(f"wrote {file}")
+    typer.echo(f"next: adapters/README.md, and `pytest tests/contract -k {name}`")
 
 
 @cli.command()

@@ -37,6 +37,7 @@ from gateway.flows.find_card import FindCard
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
+from gateway.partners.call import Partners
 from gateway.settings import Settings
 from gateway.store import caller_keys
 from gateway.store.batch import Batcher, BatchFigures
@@ -106,6 +107,7 @@ class Gateway:
         self.report_loss = ReportLoss()
         self.release_loss = ReleaseLoss()
         self.rotate_caller_key = RotateCallerKey()
+        self.partners = Partners(settings)
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -118,7 +120,11 @@ class Gateway:
         await self.pool.open()
         await self.data_keys.load()
         await self.directory.look()
-        loops = (self.batcher.run, self.effects.serve, self.directory.watch, self._keys.watch, self._watch_gauges)
+        await self.partners.open()
+        loops = (
+            self.batcher.run, self.effects.serve, self.directory.watch, self.partners.watch, self._keys.watch,
+            self._watch_gauges,
+        )  # fmt: skip
         for loop in loops:
             self._tasks.append(asyncio.create_task(loop(), name=loop.__qualname__))
 
@@ -126,6 +132,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.partners.close()
         self.slow_lane.close()
         metrics.flush()
         await self.pool.close()
@@ -164,6 +171,7 @@ class Gateway:
             metrics.EFFECT_QUEUE.set(len(self.effects))
             metrics.POOL_FREE.set(self.pool.free)
             metrics.CONNECTIONS.set(self.open_connections())
+            self.partners.measure()
             metrics.flush()
             await asyncio.sleep(_GAUGE_PERIOD_S)
 

@@ -1,4 +1,4 @@
-"""What the gateway asks of partners. Money is integer fen, times are aware, a reference is ours and stable over retries.
+"""What the gateway asks of partners. Money is integer fen, times are aware, a reference is ours, stable over retries.
 
 Account numbers and the like are Secret: an adapter reveals them into the bytes that it builds; nothing else does.
 """
@@ -97,6 +97,19 @@ class CheckFile(Operation, frozen=True, kw_only=True):
     day: dt.date
 
 
+class SettleTotals(Operation, frozen=True, kw_only=True):
+    """Compare a settlement day's sums with the partner's (ISO 8583 F48). `balanced` in the outcome's facts."""
+
+    day: dt.date
+    trace: int
+    debit_fen: int
+    debits: int
+    """How many purchases, less those reversed."""
+    credit_fen: int
+    credits: int
+    """How many refunds."""
+
+
 class VerifyEcardCode(Operation, frozen=True, kw_only=True):
     """Ask the national platform whose code this is; a code is good once."""
 
@@ -133,3 +146,18 @@ class LinkMessage(StrEnum):
     SIGN_ON = "sign_on"
     ECHO = "echo"
     SIGN_OFF = "sign_off"
+
+
+def name_of(kind: type[object]) -> str:
+    """`Purchase` -> `purchase`, `VerifyEcardCode` -> `verify_ecard_code`: in configuration, metrics and logs."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind.__name__)[1:]
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    name_of(kind): kind
+    for kind in (
+        Purchase, Reverse, Refund, Balance, AccountCheck, Transfer, BatchTransfer, NotifyLoss, CheckFile,
+        SettleTotals, VerifyEcardCode, EcardSignLevel, ScanLogin, ScanLoginState, QueryStatus,
+    )
+}  # fmt: skip
+"""Every operation by its name."""

@@ -64,14 +64,18 @@ class Book:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lines: dict[tuple[str, str], BookLine] = {}
         if file.exists():
-            for text in file.read_bytes().splitlines(keepends=True):
-                if text.endswith(b"\n"):  # else the process ended in the middle of it, and never answered
-                    self._keep(msgspec.json.decode(text, type=BookLine))
+            whole, _, _ = file.read_bytes().rpartition(b"\n")
+            for text in whole.splitlines():
+                self._keep(msgspec.json.decode(text, type=BookLine))
+            # what follows the last line feed was being written when the process ended, and was never answered
+            os.truncate(file, len(whole) + 1 if whole else 0)
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(self, line: BookLine) -> None:
         """On return the line survives the process (not the machine: it is a simulation)."""
-        os.write(self._descriptor, msgspec.json.encode(line) + b"\n")
+        rest = memoryview(msgspec.json.encode(line) + b"\n")
+        while rest:  # a long line may take more than one write
+            rest = rest[os.write(self._descriptor, rest) :]
         self._keep(line)
 
     def find(self, reference: str, kind: str) -> BookLine | None:

@@ -1,0 +1,340 @@
+"""A simulated bank of the signed open-bank pattern (domain.md §4.1): its bytes, over HTTP on loopback.
+
+    python -m gateway.sandbox.peers.open_bank_host --port 7101 --control-port 7102 --book <file> --keys <folder>
+
+A port of 0 takes a free one; a line `ready <port> <control port>` says that it serves. It ends with its parent. The
+keys folder is made at the first start: `bank.key` is the bank's own; `sign.key`, `encrypt.key` and `partner.key` are
+what a gateway's config block names. It is written from the reference, not from the adapter: two readings of one text.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from aiohttp import web
+
+from gateway.crypto import sm2
+from gateway.crypto.ciphers import DoesNotOpen, sm4_cbc_decrypt, sm4_cbc_encrypt
+from gateway.crypto.key_files import write_private
+from gateway.processes import end_with_parent
+from gateway.sandbox.peers.control import Book, BookLine, Fault, Faults, control_application
+from gateway.sandbox.peers.open_bank_ledger import OK, Ledger, Payment, Refused
+
+HOST = "127.0.0.1"
+BODY_MAX_BYTES = 4 * 1024 * 1024
+OPENING_FEN = 1_000_000
+BAD_SIGNATURE, BAD_FORMAT = "800001", "800002"
+SIGNED_HEADERS = (
+    "Authorization", "x-aob-appID", "x-aob-bankID", "x-aob-customer-last-logger-time", "x-aob-customer-ip-address",
+    "x-aob-interaction-id", "x-aob-access-token", "x-customer-user-agent", "x-idempotency-key",
+)  # fmt: skip
+_STATUS = {"approved": "1", "pending": "0", "declined": "2", "reversed": "2"}
+_REVERSED = "100007"
+
+Content = dict[str, Any]
+
+
+class Keys(NamedTuple):
+    """The bank's side of the keys."""
+
+    own: sm2.PrivateKey
+    gateway: sm2.PublicKey
+    shared: bytes
+
+
+def open_keys(folder: Path) -> Keys:
+    """Make what is missing, and read."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in ("bank", "sign"):
+        if not (folder / f"{name}.key").exists():
+            secret, point = sm2.generate()
+            write_private(folder / f"{name}.key", f"{secret.hex()} {point.hex()}\n")
+    if not (folder / "encrypt.key").exists():
+        write_private(folder / "encrypt.key", secrets.token_hex(16) + "\n")
+    own, gateway = ([bytes.fromhex(h) for h in (folder / f"{n}.key").read_text().split()] for n in ("bank", "sign"))
+    write_private(folder / "partner.key", own[1].hex() + "\n")
+    shared = bytes.fromhex((folder / "encrypt.key").read_text())
+    return Keys(sm2.PrivateKey(own[0], own[1]), sm2.PublicKey(gateway[1]), shared)
+
+
+class NotOurs(Exception):
+    """A request that is not signed, sealed or shaped as it must be: refused unsigned, nothing done."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+class OpenBank:
+    """The bank's services, by the last part of their path."""
+
+    def __init__(self, keys: Keys, ledger: Ledger, faults: Faults) -> None:
+        self._keys, self._ledger, self._faults = keys, ledger, faults
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=BODY_MAX_BYTES)
+        app.router.add_post("/V1/{service}/S01/{name}", self._handle)
+        return app
+
+    async def _handle(self, request: web.Request) -> web.Response:
+        met = self._faults.drawn()
+        body = await request.read()
+        if "delay" in met:
+            await asyncio.sleep(met["delay"].ms / 1000)
+        if "drop_before" in met:
+            return _cut(request, b"")
+        name = request.match_info["name"]
+        try:
+            content = self._open(request.headers, body)
+            decline = met["decline"].code if "decline" in met else ""
+            answer = self._serve(name, content, decline)
+            if "duplicate" in met:  # the network brings the request twice, and the answer too
+                answer = self._serve(name, content, decline)
+        except NotOurs as refusal:
+            refused = {"dealCode": refusal.code, "dealMsg": refusal.message}
+            return web.json_response(refused, status=refusal.status)
+        sealed, headers = self._seal(answer, request.headers, forged="bad_signature" in met)
+        return await _deliver(request, sealed, headers, met)
+
+    def _open(self, headers: Mapping[str, str], body: bytes) -> Content:
+        """The content of a request. Raises NotOurs."""
+        try:
+            sealed = json.loads(body)["bizContent"]
+            signature = bytes.fromhex(headers.get("x-aob-signature", ""))
+            present = {name: headers[name] for name in SIGNED_HEADERS if name in headers}
+            text = _compact(present | {"bizContent": sealed})
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise NotOurs(400, BAD_FORMAT, "报文格式错误") from None
+        if not self._keys.gateway.verify(text, signature):
+            raise NotOurs(401, BAD_SIGNATURE, "验签失败")
+        try:
+            raw = bytes.fromhex(sealed)
+            content: Content = json.loads(sm4_cbc_decrypt(self._keys.shared, raw[:16], raw[16:]))
+            UUID(content["mesgId"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DoesNotOpen):
+            raise NotOurs(400, BAD_FORMAT, "报文格式错误") from None
+        return content
+
+    def _seal(self, content: Content, asked: Mapping[str, str], forged: bool) -> tuple[bytes, dict[str, str]]:
+        """(body, headers) of an answer: sealed and signed as requests are, with the request's interaction id."""
+        iv = secrets.token_bytes(16)
+        text = (iv + sm4_cbc_encrypt(self._keys.shared, iv, _compact(content))).hex().upper()
+        headers = {name: asked[name] for name in ("x-aob-bankID", "x-aob-interaction-id") if name in asked}
+        message = _compact(headers | {"bizContent": text}) + (b" " if forged else b"")
+        headers["x-aob-signature"] = self._keys.own.sign(message).hex().upper()
+        return _compact({"bizContent": text}), headers | {"Content-Type": "application/json; charset=utf-8"}
+
+    def _serve(self, name: str, content: Content, decline: str) -> Content:
+        """The content of the answer; what it did is in the book when this returns. Raises NotOurs."""
+        service = {
+            "checkacctname": self._check_account, "balance": self._balance, "singletrans": self._pay,
+            "selsingletrans": self._payment_state, "batchtrans": self._batch, "selbatchtrans": self._batch_state,
+            "reversal": self._reverse, "refund": self._refund, "lossnotice": self._loss,
+            "sellossnotice": self._loss_state, "checkacct": self._check_file,
+        }.get(name)  # fmt: skip
+        if service is None:
+            raise NotOurs(404, BAD_FORMAT, "无此服务")
+        common = {"mesgId": content["mesgId"], "dealCode": OK, "dealMsg": "交易成功"}
+        try:
+            return common | service(content, decline)
+        except Refused as refusal:
+            return common | {"dealCode": refusal.code, "dealMsg": "交易失败"}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return common | {"dealCode": BAD_FORMAT, "dealMsg": "报文格式错误"}
+
+    def _check_account(self, content: Content, decline: str) -> Content:
+        _refuse(decline)
+        self._ledger.check_owner(content["acctNo"], content["acctName"], content["idNo"])
+        return {}
+
+    def _balance(self, content: Content, decline: str) -> Content:
+        _refuse(decline)
+        balance = _yuan(self._ledger.balance_fen(content["acctNo"]))
+        return {"balance": balance, "available": balance}
+
+    def _pay(self, content: Content, decline: str) -> Content:
+        kind = {"01": "transfer", "02": "purchase"}[content["tranType"]]
+        payment = Payment(
+            _reference(content["mesgId"]), kind, content["mesgDate"], content["payAcct"], content["rcvAcct"],
+            _fen(content["tranAmt"]),
+        )  # fmt: skip
+        line = self._ledger.pay(payment, decline)
+        if line.state == "declined":
+            raise Refused(line.facts["code"])
+        return _payment(line)
+
+    def _payment_state(self, content: Content, decline: str) -> Content:
+        _refuse(decline)
+        return _payment(self._ledger.state(_reference(content["origMesgId"])))
+
+    def _reverse(self, content: Content, decline: str) -> Content:
+        reference, original = _reference(content["mesgId"]), _reference(content["origMesgId"])
+        self._ledger.reverse(reference, original, content["mesgDate"], decline)
+        return {"dealStatus": "1", "bankSeqNo": _sequence(reference)}
+
+    def _refund(self, content: Content, decline: str) -> Content:
+        line = self._ledger.refund(
+            _reference(content["mesgId"]), _reference(content["origMesgId"]), _fen(content["tranAmt"]),
+            content["mesgDate"], decline,
+        )  # fmt: skip
+        if line.state == "declined":
+            raise Refused(line.facts["code"])
+        return _payment(line)
+
+    def _batch(self, content: Content, decline: str) -> Content:
+        lines = [
+            {"line": int(one["seqNo"]), "account": one["rcvAcct"], "amount_fen": _fen(one["tranAmt"])}
+            for one in content["transList"]
+        ]
+        line = self._ledger.accept_batch(
+            _reference(content["mesgId"]), content["batchNo"], content["payAcct"], _fen(content["sumAmt"]),
+            int(content["totalCnt"]), lines, content["mesgDate"], decline,
+        )  # fmt: skip
+        if line.state == "declined":
+            raise Refused(line.facts["code"])
+        return _batch(line)
+
+    def _batch_state(self, content: Content, decline: str) -> Content:
+        _refuse(decline)
+        return _batch(self._ledger.batch_state(_reference(content["origMesgId"]), content["batchNo"]))
+
+    def _loss(self, content: Content, decline: str) -> Content:
+        verb = content["operType"]
+        if verb not in ("2", "3", "4"):
+            raise ValueError
+        line = self._ledger.notify_loss(
+            _reference(content["mesgId"]), content["acctNo"], content["idNo"], verb, content["mesgDate"], decline
+        )
+        if line.state == "declined":
+            raise Refused(line.facts["code"])
+        return {"dealStatus": "1"}
+
+    def _loss_state(self, content: Content, decline: str) -> Content:
+        _refuse(decline)
+        line = self._ledger.loss_state(_reference(content["origMesgId"]))
+        return {"dealStatus": _STATUS[line.state], "failCode": line.facts["code"]}
+
+    def _check_file(self, content: Content, decline: str) -> Content:
+        _refuse(decline)
+        return {"tranDate": content["tranDate"], "fileContent": self._ledger.check_file(content["tranDate"], _yuan)}
+
+
+def _payment(line: BookLine) -> Content:
+    failed = _REVERSED if line.state == "reversed" else line.facts["code"]
+    return {
+        "dealStatus": _STATUS[line.state], "tranAmt": _yuan(line.amount_fen), "failCode": failed,
+        "bankSeqNo": _sequence(line.reference),
+    }  # fmt: skip
+
+
+def _batch(line: BookLine) -> Content:
+    lines = [
+        {"seqNo": one["line"], "dealStatus": _STATUS[one["state"]], "failCode": one["code"]}
+        for one in line.facts.get("lines", ())
+    ]
+    totals = {"batchNo": line.facts["number"], "totalCnt": len(lines), "sumAmt": _yuan(line.amount_fen)}
+    state = {"dealStatus": _STATUS[line.state], "failCode": line.facts["code"], "bankSeqNo": _sequence(line.reference)}
+    return totals | state | {"transList": lines}
+
+
+async def _deliver(
+    request: web.Request, body: bytes, headers: dict[str, str], met: Mapping[str, Fault]
+) -> web.Response:
+    """The answer, in the manner of the faults that it meets."""
+    if "late" in met:
+        await asyncio.sleep(met["late"].ms / 1000)
+    if "drop_after" in met:
+        return _cut(request, b"")
+    if "garbage" in met:
+        return web.Response(body=b"\x00\xff{" + secrets.token_bytes(200), content_type="application/json")
+    head = "HTTP/1.1 200 OK\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    raw = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    if "half_close" in met:
+        return _cut(request, raw[: -len(body) // 2])
+    if "duplicate" in met:
+        return _cut(request, raw + raw)
+    return web.Response(body=body, headers=headers)
+
+
+def _cut(request: web.Request, sent: bytes) -> web.Response:
+    """Send these bytes and hang up; what is returned goes nowhere."""
+    if (transport := request.transport) is not None:
+        transport.write(sent)
+        transport.close()
+    return web.Response()
+
+
+def _refuse(decline: str) -> None:
+    if decline:
+        raise Refused(decline)
+
+
+def _compact(content: Content) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _reference(message_id: str) -> str:
+    return str(UUID(message_id))
+
+
+def _sequence(reference: str) -> str:
+    """The bank's own number of a transaction."""
+    return f"B{reference.replace('-', '')[-12:].upper()}"
+
+
+def _yuan(fen: int) -> str:
+    return f"{'-' if fen < 0 else ''}{abs(fen) // 100}.{abs(fen) % 100:02d}"
+
+
+def _fen(yuan: str) -> int:
+    """Raises ValueError."""
+    whole, _, part = yuan.partition(".")
+    if not (whole.isdecimal() and part.isdecimal() and len(part) == 2) or int(whole + part) == 0:
+        raise ValueError
+    return int(whole + part)
+
+
+async def serve(port: int, control_port: int, book_file: Path, keys_folder: Path) -> None:
+    """Until SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    book, faults = Book(book_file), Faults()
+    bank = OpenBank(open_keys(keys_folder), Ledger(book, OPENING_FEN), faults)
+    ports = []
+    runners = [
+        web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        for app in (bank.application(), control_application(faults, book))
+    ]
+    for runner, wanted in zip(runners, (port, control_port), strict=True):
+        await runner.setup()
+        site = web.TCPSite(runner, HOST, wanted)
+        await site.start()
+        ports.append(runner.addresses[0][1])
+    print("ready", *ports, flush=True)  # noqa: T201 - who started it waits for this line
+    await stopping.wait()
+    for runner in runners:
+        await runner.cleanup()
+    book.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="open_bank_host")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--control-port", type=int, required=True)
+    parser.add_argument("--book", type=Path, required=True)
+    parser.add_argument("--keys", type=Path, required=True)
+    given = parser.parse_args()
+    end_with_parent(int(os.environ.get("PARENT_PID", os.getppid())))
+    asyncio.run(serve(given.port, given.control_port, given.book, given.keys))
+
+
+if __name__ == "__main__":
+    main()
