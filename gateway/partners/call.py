@@ -5,6 +5,7 @@ Retry lives here alone, and only of what was certainly not sent (design.md §5).
 
 import asyncio
 import datetime as dt
+import logging
 import random
 import secrets
 import time
@@ -207,7 +208,8 @@ class _Try:
             reply=self._shown(self._reply),
         )
         self._working.transcript.append(entry)
-        log.debug("partner call", partner=self._working.name, **msgspec.structs.asdict(entry))
+        if log.is_enabled_for(logging.DEBUG):
+            log.debug("partner call", partner=self._working.name, **msgspec.structs.asdict(entry))
 
     def _shown(self, wire: WireRequest | WireReply | None) -> str:
         """As the adapter redacts it; of HTTP also the method and path, or the status."""
