@@ -111,8 +111,13 @@ class Registry:
                 continue
             transport = _transport(name, one, settings)
             begun[name] = Working(name, one.block, one.adapter, one.keys, transport, one.operations)
-        for working in begun.values():
-            await working.transport.open()
+        try:
+            for working in begun.values():
+                await working.transport.open()
+        except OSError:
+            for working in begun.values():
+                await working.close()
+            raise
         for name, working in list(self._working.items()):
             if name in begun or name not in checked or not checked[name].block.enabled:
                 self._end(working)
@@ -143,8 +148,11 @@ def read(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[s
     for name, block in settings.partners.items():
         path = f"partners.{name}"
         kind = load_adapter(block.adapter, path, mistakes)
-        keys, marks = _keys(settings, block, path, environ, mistakes)
-        marks += _check_files(settings, block, path, mistakes)
+        keys: dict[str, SharedKey] = {}
+        marks: list[Any] = []
+        if block.enabled:  # one that is switched off may still wait for its keys
+            keys, marks = _keys(settings, block, path, environ, mistakes)
+            marks += _check_files(settings, block, path, mistakes)
         adapter = None
         if kind is not None:
             adapter = _adapter(kind, block, path, mistakes)

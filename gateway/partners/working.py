@@ -27,7 +27,7 @@ class Exchange(Protocol):
     async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float) -> WireReply:
         """One try until `deadline` (monotonic), when it is cancelled; `stopwatch.sent` is 0 as long as nothing left.
 
-        Raises NotSentError, UnknownError.
+        Raises CannotBuild, NotSentError, UnknownError.
         """
         ...
 
