@@ -30,6 +30,8 @@ from gateway.settings import Settings, SettingsError, convert, load
 log = structlog.get_logger()
 
 POLL_S = 5
+_FAREWELL_S = 1.0
+"""A worker that stops has answered its callers by then."""
 _PACKAGE = "adapters"
 _KEY_FILE_MAX_BYTES = 16_384
 _ADAPTER_PARTS = ("TRANSPORT", "OPERATIONS", "KEYS", "Settings", "build", "parse", "query_for", "redact")
@@ -56,7 +58,7 @@ class Registry:
         self._checked = read(settings)
         self._seen = _stamps(settings)
         self._working: dict[str, Working] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[asyncio.Task[None], Working] = {}
 
     def get(self, name: str) -> Working | None:
         """None for a partner that is not configured or switched off."""
@@ -70,10 +72,15 @@ class Registry:
         await self._take_up(self._checked, self._settings)
 
     async def close(self) -> None:
-        """When every call has ended, which their deadlines see to."""
+        """Calls that run get a second; what has not ended then is unknown."""
         for working in self._working.values():
             self._end(working)
         self._working = {}
+        if not self._ending:
+            return
+        await asyncio.wait(self._ending, timeout=_FAREWELL_S)
+        for working in self._ending.values():
+            working.abandon()
         await asyncio.gather(*self._ending)
 
     async def watch(self) -> None:
@@ -127,8 +134,8 @@ class Registry:
 
     def _end(self, working: Working) -> None:
         task = asyncio.create_task(working.close(), name=f"end of {working.name}")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        self._ending[task] = working
+        task.add_done_callback(self._ending.pop)
 
 
 def _transport(name: str, one: Checked, settings: Settings) -> Exchange:

@@ -84,6 +84,10 @@ class Working:
             if not self._calls:
                 self._idle.set()
 
+    def abandon(self) -> None:
+        """Let close() go on although calls run: they end as unknown."""
+        self._idle.set()
+
     async def close(self) -> None:
         """When the last call has ended, which its deadline sees to."""
         await self._idle.wait()

@@ -315,6 +315,17 @@ async def test_a_call_that_is_given_up_leaves_nothing_behind(tmp_path: Path) -> 
         assert working.breaker.state is State.CLOSED
 
 
+async def test_a_worker_that_stops_does_not_wait_for_a_partner(tmp_path: Path) -> None:
+    text = block("bad", 0).replace("timeout_ms = 400", "timeout_ms = 30_000")
+    async with peer(black_hole) as bad, partners(tmp_path, text.replace(":0/", f":{bad.port}/")) as made:
+        running = asyncio.create_task(made.call("bad", purchase(), time.monotonic() + 30))
+        await until(lambda: bool(bad.requests), 2, "the peer has the request")
+        began = time.monotonic()
+        await made.close()
+        assert isinstance(await running, Unknown)
+        assert time.monotonic() - began < 1 + 4 * _GRACE_S
+
+
 async def hammered(made: Partners, calls: int = 40) -> tuple[list[float], int]:
     """Seconds of good calls while another partner is a black hole under load, and how many were answered."""
     background = [asyncio.create_task(made.call("bad", purchase(), time.monotonic() + 5)) for _ in range(100)]
