@@ -5,6 +5,7 @@ Retry lives here alone, and only of what was certainly not sent (design.md §5).
 
 import asyncio
 import datetime as dt
+import logging
 import random
 import secrets
 import time
@@ -45,6 +46,7 @@ class Partners:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError."""
         self.registry = Registry(settings)
+        self._measured: set[str] = set()
 
     async def open(self) -> None:
         await self.registry.open()
@@ -76,8 +78,13 @@ class Partners:
         return list(working.transcript) if working is not None else []
 
     def measure(self) -> None:
-        """Set the gauges."""
-        for working in self.registry.all():
+        """Set the gauges; those of a partner that has gone to zero."""
+        working_now = self.registry.all()
+        for name in self._measured - {working.name for working in working_now}:
+            for gauge in (metrics.PARTNER_IN_FLIGHT, metrics.PARTNER_WAITING, metrics.PARTNER_BREAKER):
+                gauge.labels(name).set(0)
+        self._measured = {working.name for working in working_now}
+        for working in working_now:
             metrics.PARTNER_IN_FLIGHT.labels(working.name).set(working.bulkhead.in_flight)
             metrics.PARTNER_WAITING.labels(working.name).set(working.bulkhead.waiting)
             metrics.PARTNER_BREAKER.labels(working.name).set(working.breaker.state)
@@ -165,6 +172,8 @@ class _Try:
             return NotSent(Why.CANNOT_BUILD), None
         try:
             self._reply = reply = await working.transport.exchange(request, self._stopwatch, self._deadline)
+        except CannotBuild:
+            return NotSent(Why.CANNOT_BUILD), None
         except (NotSentError, UnknownError) as error:
             log.debug("exchange failed", partner=working.name, why=str(error))
             return self._failed(Why.NO_ANSWER if self._stopwatch.sent else Why.NO_CONNECTION), False
@@ -207,7 +216,8 @@ class _Try:
             reply=self._shown(self._reply),
         )
         self._working.transcript.append(entry)
-        log.debug("partner call", partner=self._working.name, **msgspec.structs.asdict(entry))
+        if log.is_enabled_for(logging.DEBUG):
+            log.debug("partner call", partner=self._working.name, **msgspec.structs.asdict(entry))
 
     def _shown(self, wire: WireRequest | WireReply | None) -> str:
         """As the adapter redacts it; of HTTP also the method and path, or the status."""

@@ -31,6 +31,8 @@ from gateway.settings import Settings, SettingsError, convert, load
 log = structlog.get_logger()
 
 POLL_S = 5
+_FAREWELL_S = 1.0
+"""A worker that stops has answered its callers by then."""
 _PACKAGE = "adapters"
 _KEY_FILE_MAX_BYTES = 16_384
 _ADAPTER_PARTS = ("TRANSPORT", "OPERATIONS", "KEYS", "Settings", "build", "parse", "query_for", "redact")
@@ -57,7 +59,7 @@ class Registry:
         self._checked = read(settings)
         self._seen = _stamps(settings)
         self._working: dict[str, Working] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[asyncio.Task[None], Working] = {}
 
     def get(self, name: str) -> Working | None:
         """None for a partner that is not configured or switched off."""
@@ -71,10 +73,15 @@ class Registry:
         await self._take_up(self._checked, self._settings)
 
     async def close(self) -> None:
-        """When every call has ended, which their deadlines see to."""
+        """Calls that run get a second; what has not ended then is unknown."""
         for working in self._working.values():
             self._end(working)
         self._working = {}
+        if not self._ending:
+            return
+        await asyncio.wait(self._ending, timeout=_FAREWELL_S)
+        for working in self._ending.values():
+            working.abandon()
         await asyncio.gather(*self._ending)
 
     async def watch(self) -> None:
@@ -112,8 +119,13 @@ class Registry:
                 continue
             transport = _transport(name, one, settings)
             begun[name] = Working(name, one.block, one.adapter, one.keys, transport, one.operations)
-        for working in begun.values():
-            await working.transport.open()
+        try:
+            for working in begun.values():
+                await working.transport.open()
+        except OSError:
+            for working in begun.values():
+                await working.close()
+            raise
         for name, working in list(self._working.items()):
             if name in begun or name not in checked or not checked[name].block.enabled:
                 self._end(working)
@@ -123,8 +135,8 @@ class Registry:
 
     def _end(self, working: Working) -> None:
         task = asyncio.create_task(working.close(), name=f"end of {working.name}")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        self._ending[task] = working
+        task.add_done_callback(self._ending.pop)
 
 
 def _transport(name: str, one: Checked, settings: Settings) -> Exchange:
@@ -144,8 +156,11 @@ def read(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[s
     for name, block in settings.partners.items():
         path = f"partners.{name}"
         kind = load_adapter(block.adapter, path, mistakes)
-        keys, marks = _keys(settings, block, path, environ, mistakes)
-        marks += _check_files(settings, block, path, mistakes)
+        keys: dict[str, SharedKey] = {}
+        marks: list[Any] = []
+        if block.enabled:  # one that is switched off may still wait for its keys
+            keys, marks = _keys(settings, block, path, environ, mistakes)
+            marks += _check_files(settings, block, path, mistakes)
         adapter = None
         if kind is not None:
             adapter = _adapter(kind, block, path, mistakes)

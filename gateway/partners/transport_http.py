@@ -1,6 +1,7 @@
 """HTTP to one partner: its own connections, no redirect, no proxy, no cookie, no second try, bounded answers."""
 
 import functools
+import re
 import select
 import time
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from gateway.domain.partners import PartnerHttp
-from gateway.partners.contract import HttpReply, HttpRequest, WireRequest
+from gateway.partners.contract import CannotBuild, HttpReply, HttpRequest, WireRequest
 from gateway.partners.phases import NotSentError, UnknownError
 from gateway.partners.stopwatch import Stopwatch
 from gateway.partners.tls import tls_context
@@ -25,6 +26,7 @@ _LINE_MAX_BYTES = 8190
 _HEADERS_MAX = 64
 _INTERIM = b"\r\n\r\nHTTP/1.1 1"
 _INTERIM_MAX = 16
+_BREAKS = re.compile(r"[\r\n\x00]")
 _BUFFER_BYTES = 65_536
 
 _stopwatch: ContextVar[Stopwatch] = ContextVar("stopwatch of the exchange")
@@ -114,9 +116,11 @@ class HttpTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float) -> HttpReply:
-        """Raises NotSentError, UnknownError. When it is cancelled (at the deadline), its connection is closed."""
+        """Raises CannotBuild, NotSentError, UnknownError. Cancelled (at the deadline), it closes its connection."""
         if not isinstance(request, HttpRequest) or not request.target.startswith("/"):
-            raise NotSentError("not an HTTP request with a target that begins with /")
+            raise CannotBuild("not an HTTP request with a target that begins with /")
+        if any(_BREAKS.search(text) for header in request.headers.items() for text in header):
+            raise CannotBuild("a header with a line feed")  # aiohttp would notice with the connection in hand
         _stopwatch.set(stopwatch)
         try:
             async with self._opened().request(
@@ -129,10 +133,14 @@ class HttpTransport:
                 stopwatch.first_byte = time.monotonic()
                 body = await self._read(response)
                 return HttpReply(response.status, response.headers, body)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            # the texts of these exceptions quote what was received
+        # the texts of these exceptions quote what was received
+        except (aiohttp.ClientError, OSError) as error:
             kind = type(error).__name__
             raise (UnknownError(kind) if stopwatch.sent else NotSentError(kind)) from None
+        except ValueError as error:
+            if stopwatch.sent:
+                raise UnknownError(type(error).__name__) from None
+            raise CannotBuild("aiohttp does not take the request") from None
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         if response.headers.get("Content-Encoding", "identity") != "identity":

@@ -29,7 +29,7 @@ class Exchange(Protocol):
     async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float) -> WireReply:
         """One try until `deadline` (monotonic), when it is cancelled; `stopwatch.sent` is 0 as long as nothing left.
 
-        Raises NotSentError, UnknownError.
+        Raises CannotBuild, NotSentError, UnknownError.
         """
         ...
 
@@ -85,6 +85,10 @@ class Working:
             self._calls -= 1
             if not self._calls:
                 self._idle.set()
+
+    def abandon(self) -> None:
+        """Let close() go on although calls run: they end as unknown."""
+        self._idle.set()
 
     async def close(self) -> None:
         """When the last call has ended, which its deadline sees to."""

@@ -15,6 +15,7 @@ from gateway.partners.breaker import Breaker, State
 from gateway.partners.call import Partners
 from gateway.partners.phases import Why
 from gateway.partners.transport_http import HttpTransport
+from tests.faults.waiting import until
 from tests.partners.peers import Behaviour, Talk, approval, block, free_port, good, partners, peer, purchase
 from tests.tls import make_certificates
 
@@ -275,6 +276,54 @@ async def test_the_breaker_opens_within_five_failures_and_probes_in_time(tmp_pat
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Approved", "NotSent", "NotSent"]
         assert working.breaker.state is State.CLOSED
         assert isinstance((await timed(made))[0], Approved)
+
+
+async def test_a_breaker_that_never_opens_is_caught(tmp_path: Path) -> None:
+    async with peer(close) as bad, partners(tmp_path, block("bad", bad.port)) as made:
+        working = made.registry.get("bad")
+        assert working is not None
+        working.breaker = Breaker(1_000_000, 30)
+        for _ in range(20):
+            await timed(made)
+        assert len(bad.requests) > 5
+
+
+async def test_the_callers_deadline_comes_first(tmp_path: Path) -> None:
+    text = block("bad", 0).replace("timeout_ms = 400", "timeout_ms = 30_000")
+    async with peer(black_hole) as bad, partners(tmp_path, text.replace(":0/", f":{bad.port}/")) as made:
+        outcome, seconds = await timed(made, seconds=0.2)
+        assert outcome == Unknown(Why.LATE)
+        assert 0.15 < seconds < 0.2 + _GRACE_S
+        outcome, seconds = await timed(made, seconds=-1)
+        assert outcome == NotSent(Why.LATE)
+        assert len(bad.requests) == 1
+
+
+async def test_a_call_that_is_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Who gives a call up has not learnt anything of the partner, and holds no place."""
+    async with peer(black_hole) as bad, partners(tmp_path, block("bad", bad.port)) as made:
+        working = made.registry.get("bad")
+        assert working is not None
+        for _ in range(10):
+            bad.requests.clear()
+            task = asyncio.create_task(made.call("bad", purchase(), time.monotonic() + 5))
+            await until(lambda: bool(bad.requests), 2, "the peer has the request")
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        assert working.bulkhead.in_flight == 0
+        assert working.breaker.state is State.CLOSED
+
+
+async def test_a_worker_that_stops_does_not_wait_for_a_partner(tmp_path: Path) -> None:
+    text = block("bad", 0).replace("timeout_ms = 400", "timeout_ms = 30_000")
+    async with peer(black_hole) as bad, partners(tmp_path, text.replace(":0/", f":{bad.port}/")) as made:
+        running = asyncio.create_task(made.call("bad", purchase(), time.monotonic() + 30))
+        await until(lambda: bool(bad.requests), 2, "the peer has the request")
+        began = time.monotonic()
+        await made.close()
+        assert isinstance(await running, Unknown)
+        assert time.monotonic() - began < 1 + 4 * _GRACE_S
 
 
 async def hammered(made: Partners, calls: int = 40) -> tuple[list[float], int]:

@@ -1,6 +1,7 @@
 """What aiohttp would do by itself, and the engine does not: redirects, proxies, second tries, late answers."""
 
 import asyncio
+import ssl
 import time
 from contextlib import suppress
 from functools import partial
@@ -10,17 +11,31 @@ import aiohttp
 import pytest
 from aiohttp.client_proto import ResponseHandler
 
-from gateway.domain.outcome import Approved, Outcome, Unknown
+from gateway.domain.operations import Operation
+from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.partners.call import Partners
-from gateway.partners.contract import HttpRequest
-from gateway.partners.phases import UnknownError
+from gateway.partners.contract import CallContext, HttpRequest
+from gateway.partners.phases import UnknownError, Why
 from gateway.partners.stopwatch import Stopwatch
 from gateway.partners.transport_http import HttpTransport
+from tests.contract.dialects import example
 from tests.partners.peers import Talk, approval, block, partners, peer, purchase
+from tests.tls import make_certificates
 
 
 async def call(made: Partners, name: str = "bad") -> Outcome:
     return await made.call(name, purchase(), time.monotonic() + 5)
+
+
+class Builds(example.Adapter):
+    """Whatever it was given."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        super().__init__(example.DialectSettings(merchant_id="M1"))
+        self._request = request
+
+    def build(self, op: Operation, ctx: CallContext) -> HttpRequest:
+        return self._request
 
 
 class Trusting(HttpTransport):
@@ -114,3 +129,40 @@ async def test_a_transport_that_takes_it_is_caught(tmp_path: Path) -> None:
         assert isinstance(await call(made), Approved)
         await bad.said.wait()
         assert await call(made) == Unknown("answers another operation"), "only the reference has saved it"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        HttpRequest("POST", "/x", {"X-Order": "1\r\nX-Evil: 1"}, b""),
+        HttpRequest("POST", "@evil.example/x", {}, b""),
+        HttpRequest("PO ST", "/x", {}, b""),
+    ],
+    ids=["a line feed in a header", "another host", "no method"],
+)
+async def test_what_is_no_request_is_not_sent_and_not_the_partners_fault(request_: HttpRequest, tmp_path: Path) -> None:
+    async with peer() as bank, partners(tmp_path, block("bank", bank.port)) as made:
+        working = made.registry.get("bank")
+        assert working is not None
+        working.adapter = Builds(request_)
+        for _ in range(10):
+            assert await call(made, "bank") == NotSent(Why.CANNOT_BUILD)
+        assert bank.requests == []
+
+
+async def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
+    ca, context = make_certificates(tmp_path / "tls")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(ca)
+    own = tmp_path / "tls/server.pem"  # the one certificate that this authority has given
+    own.chmod(0o600)
+    async with peer(tls=context) as bank:
+        with_it = f'ca_file = "{ca}"\nclient_cert_file = "{own}"\nclient_key_file = "{own}"'
+        blocks = (
+            block("bank", bank.port, scheme="https", http=with_it),
+            block("bare", bank.port, scheme="https", http=f'ca_file = "{ca}"'),
+        )
+        async with partners(tmp_path, *blocks) as made:
+            assert isinstance(await call(made, "bank"), Approved)
+            assert isinstance(await call(made, "bare"), NotSent | Unknown)
+        assert len(bank.requests) == 1
