@@ -5,7 +5,7 @@ import datetime as dt
 import gc
 import signal
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,9 @@ from gateway.crypto.sealing import SealError
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
-from gateway.domain.errors import Problem
+from gateway.domain.errors import CannotStart, Problem
 from gateway.domain.masking import Secret
+from gateway.flows.ask_ecard import Ask, AskEcard
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
@@ -55,7 +56,8 @@ _GAUGE_PERIOD_S = 1.0
 class Gateway:
     """The parts of one worker. Build it, open() it, serve() it, close() it."""
 
-    def __init__(self, settings: Settings, dsn: Secret[str]) -> None:
+    def __init__(self, settings: Settings, dsn: Secret[str], partners: Mapping[str, Ask] | None = None) -> None:
+        """`partners` are those that can be asked for an e-card, by their configured names. Raises CannotStart."""
         self.settings = settings
         self._dsn = dsn
         config = settings.gateway
@@ -73,6 +75,7 @@ class Gateway:
         self.find_card = FindCard(self.index, self.pseudonyms, keys.current(KeyUse.CARD_PROOF))
         self.verify_card = VerifyCard(self.find_card, self.pseudonyms, self.data_keys.sealer)
         self._status_max_age = dt.timedelta(minutes=config.verify.status_max_age_minutes)
+        self.ask_ecard = self._connect_ecards(partners or {})
         self.batcher: Batcher[Presented, Judged] = Batcher(
             partial(connect, dsn, config.database, "yikatong verify"),
             self._verify_batch,
@@ -102,6 +105,16 @@ class Gateway:
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
 
+    def _connect_ecards(self, partners: Mapping[str, Ask]) -> AskEcard | None:
+        """Raises CannotStart."""
+        verify = self.settings.gateway.verify
+        if not verify.ecard_partner:
+            return None
+        if verify.ecard_partner not in partners:
+            raise CannotStart("gateway.toml: verify.ecard_partner: no partner of this name can be asked for an e-card")
+        ask = partners[verify.ecard_partner]
+        return AskEcard(self.pool, self.index, ask, verify.ecard_deadline_ms / 1000)
+
     def _write_answers(self) -> None:
         self.hot_lane.write_answers()
 
@@ -118,6 +131,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.ask_ecard is not None:
+            await self.ask_ecard.close()
         self.slow_lane.close()
         metrics.flush()
         await self.pool.close()

@@ -59,6 +59,10 @@ class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From the queueing of a presentation to its answer; past it: 503, no verdict."""
     status_max_age_minutes: Positive
     """A card status older than this is `unknown/status_stale`, never `valid`."""
+    ecard_partner: str
+    """The partner (partners.toml) that is asked whose e-card a code is; empty: not connected, and each is `unknown`."""
+    ecard_deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=2500)]
+    """For the platform's answer; past it: `unknown/platform_unavailable`. It goes before deadline_ms."""
 
 
 class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
