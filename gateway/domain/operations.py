@@ -1,4 +1,4 @@
-"""What the gateway asks of partners. Money is integer fen, times are aware, a reference is ours and stable over retries.
+"""What the gateway asks of partners. Money is integer fen, times are aware, a reference is ours, stable over retries.
 
 Account numbers and the like are Secret: an adapter reveals them into the bytes that it builds; nothing else does.
 """
@@ -133,3 +133,18 @@ class LinkMessage(StrEnum):
     SIGN_ON = "sign_on"
     ECHO = "echo"
     SIGN_OFF = "sign_off"
+
+
+def name_of(kind: type[Operation]) -> str:
+    """`Purchase` -> `purchase`, `VerifyEcardCode` -> `verify_ecard_code`: in configuration, metrics and logs."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind.__name__)[1:]
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    name_of(kind): kind
+    for kind in (
+        Purchase, Reverse, Refund, Balance, AccountCheck, Transfer, BatchTransfer, NotifyLoss, CheckFile,
+        VerifyEcardCode, EcardSignLevel, ScanLogin, ScanLoginState, QueryStatus,
+    )
+}  # fmt: skip
+"""Every operation by its name."""

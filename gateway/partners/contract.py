@@ -15,6 +15,10 @@ class CannotBuild(Exception):
     """The operation cannot be put into this dialect. Nothing was sent. The text holds no value of the operation."""
 
 
+class CryptoRefused(ValueError):
+    """A ciphertext does not open, or a key is missing or of a kind that cannot do this. The text holds no value."""
+
+
 class Transport(Enum):
     HTTP = "http"
     ISO8583 = "iso8583"
@@ -22,7 +26,12 @@ class Transport(Enum):
 
 
 class Crypto(Protocol):
-    """What an adapter may have signed and enciphered: keys are named in its config block, and stay in the engine."""
+    """What an adapter may have signed and enciphered: keys are named in its config block, and stay in the engine.
+
+    Bytes in, bytes out: hex and base64 are the dialect's affair. Each raises CryptoRefused. Kinds: sm2 (sign, verify,
+    encrypt, decrypt; the iv is unused), sm4-cbc and aes-cbc (PKCS #7, iv of 16 bytes), hmac-sha1, hmac-sha256,
+    hmac-sm3, mac-sm4 (16 bytes), mac-3des (8 bytes; X9.19): mac and verify.
+    """
 
     def sign(self, key: str, message: bytes) -> bytes: ...
     def verify(self, key: str, message: bytes, signature: bytes) -> bool: ...
@@ -75,6 +84,8 @@ class Adapter(Protocol):
     TRANSPORT: ClassVar[Transport]
     OPERATIONS: ClassVar[frozenset[type[Operation]]]
     """What this dialect can do; what is absent is refused at start-up, if the configuration routes it here."""
+    KEYS: ClassVar[frozenset[str]]
+    """Names of the keys without which it cannot work: `[partners.<name>.keys.<key>]` is asked for at start-up."""
     Settings: ClassVar[type[msgspec.Struct]]
     """Validates the `[partners.<name>.dialect]` table of its config block."""
 
@@ -93,7 +104,10 @@ class Adapter(Protocol):
         ...
 
     def redact(self, wire: bytes) -> str:
-        """The only form of wire bytes that may be logged or kept."""
+        """The only form of wire bytes (an HTTP body, a link's message) that may be logged or kept. Never raises.
+
+        The engine logs a target's path itself, without its query: nothing personal belongs in a path.
+        """
         ...
 
 

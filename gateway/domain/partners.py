@@ -1,0 +1,90 @@
+"""Partners: the systems that we call, one block of partners.toml each (design.md §1)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+PARTNER_PATTERN = r"^[a-z][a-z0-9-]{1,39}$"
+
+_File = Annotated[str, msgspec.Meta(min_length=1, max_length=400)]
+_Host = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:-]{1,255}$")]
+_Seconds = Annotated[int, msgspec.Meta(ge=1, le=3600)]
+
+
+class PartnerHttp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where an HTTP dialect is spoken. Files: a relative path starts at the data folder."""
+
+    base_url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", max_length=400)]
+    """`http://` only on loopback."""
+    ca_file: _File | None = None
+    """Certificates that vouch for the partner; without it the system's."""
+    client_cert_file: _File | None = None
+    client_key_file: _File | None = None
+
+
+class PartnerLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A long-lived link (ISO 8583)."""
+
+    host: _Host
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    framing: Literal["length2", "length4_ascii"] = "length2"
+    """What goes before each message: its length in two bytes (big-endian), or in four ASCII digits."""
+    echo_s: _Seconds = 60
+    """An idle link is echoed after this."""
+    reconnect_max_s: _Seconds = 30
+    ca_file: _File | None = None
+    """With it, the link is TLS."""
+    client_cert_file: _File | None = None
+    client_key_file: _File | None = None
+
+
+KeyKind = Literal[
+    "sm2", "sm4-cbc", "aes-cbc", "hmac-sha1", "hmac-sha256", "hmac-sm3", "mac-sm4", "mac-3des"
+]  # fmt: skip
+
+
+class PartnerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One key that is shared with a partner: where it is, never the key itself. One of `file` and `env` is needed."""
+
+    kind: KeyKind
+    file: _File | None = None
+    env: Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")] | None = None
+    encoding: Literal["hex", "base64", "text"] = "hex"
+    """Of the key's text. SM2: `<private> <public>`, or the public key alone (the partner's)."""
+    signature: Literal["der", "raw"] = "der"
+    ciphertext: Literal["c1c3c2-der", "c1c3c2-raw", "c1c2c3-raw"] = "c1c3c2-der"
+    user_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] = "1234567812345678"
+
+
+class PartnerBreaker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """After so many failures in a row the partner is left alone for open_s, then tried with one call."""
+
+    failures: Annotated[int, msgspec.Meta(ge=1, le=5)] = 5
+    open_s: Annotated[int, msgspec.Meta(ge=1, le=30)] = 10
+
+
+class Partner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One block `[partners.<name>]`."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=80)]
+    adapter: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{1,59}$")]
+    """A file of adapters/, without its ending."""
+    operations: tuple[str, ...]
+    """What is sent to this partner, by name (`purchase`): each must be among what its dialect can do."""
+    enabled: bool = True
+    timeout_ms: Annotated[int, msgspec.Meta(ge=50, le=60_000)] = 3000
+    """A call's own limit; the caller's deadline may be sooner."""
+    concurrency_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
+    """Calls at the partner at once, of one worker."""
+    waiting_max: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 16
+    """Calls that may wait for a place; a further one is not sent."""
+    body_max_bytes: Annotated[int, msgspec.Meta(ge=100, le=16_777_216)] = 262_144
+    breaker: PartnerBreaker = PartnerBreaker()
+    retry_percent: Annotated[int, msgspec.Meta(ge=0, le=100)] = 10
+    """Retries (only of what was not sent) in a hundred calls."""
+    http: PartnerHttp | None = None
+    link: PartnerLink | None = None
+    keys: Mapping[str, PartnerKey] = {}
+    dialect: Mapping[str, Any] = {}
+    """The adapter's own settings, checked by its Settings."""
