@@ -69,6 +69,9 @@ class Book:
                     self._keep(msgspec.json.decode(text, type=BookLine))
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
+    def __len__(self) -> int:
+        return len(self._lines)
+
     def write(self, line: BookLine) -> None:
         """On return the line survives the process (not the machine: it is a simulation)."""
         os.write(self._descriptor, msgspec.json.encode(line) + b"\n")
