@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from gateway.partners.keys import Keys, read_key
 from gateway.sandbox.county import Citizen, County
 from gateway.sandbox.peers import ecard_platform_host as host
 from gateway.sandbox.peers.control import Book, Faults
+from tests.registry import TODAY
 from tests.running import free_port
 
-COUNTY = County(7, 2000, dt.date(2026, 11, 23))
+COUNTY = County(7, 2000, TODAY)
 DIALECT = Dialect(
     access_key=host.ACCESS_KEY, channel_no=host.CHANNEL_NO, access_no=host.ACCESS_NO, system_name=host.SYSTEM_NAME
 )
@@ -46,6 +47,7 @@ class Peer:
     """A running platform: its addresses, its book, and the client that asks it."""
 
     def __init__(self, port: int, control_port: int, keys: host.SharedKeys) -> None:
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.control = f"http://127.0.0.1:{control_port}"
         self.keys = keys
@@ -104,13 +106,32 @@ class Peer:
         return list((await self.get("/book"))[1]["items"])
 
 
+class Forgetful(host.Platform):
+    """A platform that approves a code as often as it is asked while it is fresh."""
+
+    def _verify(self, asked: Mapping[str, str]) -> host.Answer:
+        answer = super()._verify(asked)
+        if answer[0] == host.REPLAYED:
+            line = self._book.find(host._digest(asked["qrCode"]), "ecard_code")
+            assert line is not None
+            self._turn(line, "shown")
+            return super()._verify(asked)
+        return answer
+
+
+def keys_in(folder: str) -> host.SharedKeys:
+    return host.shared_keys(Path(folder))
+
+
 @asynccontextmanager
-async def platform(folder: Path, county: County = COUNTY) -> AsyncIterator[Peer]:
+async def platform(
+    folder: Path, county: County = COUNTY, kind: type[host.Platform] = host.Platform
+) -> AsyncIterator[Peer]:
     """In this process, on sockets, with a clock that can be put forward."""
     keys = host.shared_keys(folder / "keys")
     peer = Peer(free_port(), free_port(), keys)
     book, faults = Book(folder / "book.ndjson"), Faults()
-    core = host.Platform(county, book, peer.clock)
+    core = kind(county, book, peer.clock)
     apps = {
         peer.url: host.Host(core, keys, faults, peer.clock).application(),
         peer.control: host.control(core, faults, book),
