@@ -153,13 +153,19 @@ def migrate() -> None:
 def check_config() -> None:
     """Check the configuration; every mistake is named by its path."""
     settings = _settings()
-    from gateway.directory import read
+    from gateway import directory
+    from gateway.partners import registry
 
-    try:
-        callers, scenes = read(settings)
-    except SettingsError as error:
-        _give_up(f"the configuration has {len(error.mistakes)} mistake(s):", *error.mistakes)
-    typer.echo(f"the configuration is good: {len(callers)} callers, {len(scenes)} scenes")
+    mistakes: list[str] = []
+    for read in (directory.read, registry.read):
+        try:
+            read(settings)
+        except SettingsError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        _give_up(f"the configuration has {len(mistakes)} mistake(s):", *mistakes)
+    counts = (len(settings.callers), len(settings.scenes), len(settings.partners))
+    typer.echo("the configuration is good: {} callers, {} scenes, {} partners".format(*counts))
 
 
 @cli.command()

@@ -5,7 +5,7 @@ import datetime as dt
 import gc
 import signal
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,15 +29,16 @@ from gateway.crypto.sealing import SealError
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
-from gateway.domain.errors import CannotStart, Problem
+from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
-from gateway.flows.ask_ecard import Ask, AskEcard
+from gateway.flows.ask_ecard import AskEcard
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
+from gateway.partners.call import Partners
 from gateway.settings import Settings
 from gateway.store import caller_keys
 from gateway.store.batch import Batcher, BatchFigures
@@ -56,8 +57,7 @@ _GAUGE_PERIOD_S = 1.0
 class Gateway:
     """The parts of one worker. Build it, open() it, serve() it, close() it."""
 
-    def __init__(self, settings: Settings, dsn: Secret[str], partners: Mapping[str, Ask] | None = None) -> None:
-        """`partners` are those that can be asked for an e-card, by their configured names. Raises CannotStart."""
+    def __init__(self, settings: Settings, dsn: Secret[str]) -> None:
         self.settings = settings
         self._dsn = dsn
         config = settings.gateway
@@ -75,7 +75,6 @@ class Gateway:
         self.find_card = FindCard(self.index, self.pseudonyms, keys.current(KeyUse.CARD_PROOF))
         self.verify_card = VerifyCard(self.find_card, self.pseudonyms, self.data_keys.sealer)
         self._status_max_age = dt.timedelta(minutes=config.verify.status_max_age_minutes)
-        self.ask_ecard = self._connect_ecards(partners or {})
         self.batcher: Batcher[Presented, Judged] = Batcher(
             partial(connect, dsn, config.database, "yikatong verify"),
             self._verify_batch,
@@ -101,18 +100,18 @@ class Gateway:
         self.report_loss = ReportLoss()
         self.release_loss = ReleaseLoss()
         self.rotate_caller_key = RotateCallerKey()
+        self.partners = Partners(settings)
+        self.ask_ecard = self._connect_ecards()
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _connect_ecards(self, partners: Mapping[str, Ask]) -> AskEcard | None:
-        """Raises CannotStart."""
+    def _connect_ecards(self) -> AskEcard | None:
+        """None where no platform is configured: each code is `unknown` then."""
         verify = self.settings.gateway.verify
         if not verify.ecard_partner:
             return None
-        if verify.ecard_partner not in partners:
-            raise CannotStart("gateway.toml: verify.ecard_partner: no partner of this name can be asked for an e-card")
-        ask = partners[verify.ecard_partner]
+        ask = partial(self.partners.call, verify.ecard_partner)
         return AskEcard(self.pool, self.index, ask, verify.ecard_deadline_ms / 1000)
 
     def _write_answers(self) -> None:
@@ -123,7 +122,11 @@ class Gateway:
         await self.pool.open()
         await self.data_keys.load()
         await self.directory.look()
-        loops = (self.batcher.run, self.effects.serve, self.directory.watch, self._keys.watch, self._watch_gauges)
+        await self.partners.open()
+        loops = (
+            self.batcher.run, self.effects.serve, self.directory.watch, self.partners.watch, self._keys.watch,
+            self._watch_gauges,
+        )  # fmt: skip
         for loop in loops:
             self._tasks.append(asyncio.create_task(loop(), name=loop.__qualname__))
 
@@ -133,6 +136,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.ask_ecard is not None:
             await self.ask_ecard.close()
+        await self.partners.close()
         self.slow_lane.close()
         metrics.flush()
         await self.pool.close()
@@ -171,6 +175,7 @@ class Gateway:
             metrics.EFFECT_QUEUE.set(len(self.effects))
             metrics.POOL_FREE.set(self.pool.free)
             metrics.CONNECTIONS.set(self.open_connections())
+            self.partners.measure()
             metrics.flush()
             await asyncio.sleep(_GAUGE_PERIOD_S)
 

@@ -110,6 +110,31 @@ RELOADS = Counter("yikatong_config_reloads_total", "Configuration changes notice
 CALLER_KEY_READS = Counter("yikatong_caller_key_reads_total", "Looks at the table of callers' keys", ("result",))
 JWKS_PULLS = Counter("yikatong_jwks_pulls_total", "Fetches of keys that callers publish", ("caller", "result"))
 OWN_KEY_RELOADS = Counter("yikatong_own_key_reloads_total", "Changes of our own key files noticed", ("result",))
+PARTNER_CALLS = CounterTally(
+    Counter("yikatong_partner_calls_total", "Calls of partners, by outcome", ("partner", "operation", "outcome"))
+)
+PARTNER_RETRIES = Counter("yikatong_partner_retries_total", "Further tries of what was not sent", ("partner",))
+_PARTNER_BOUNDS = (*_SECONDS, 5.0, 10.0, 30.0)
+_PARTNER_SECONDS = Histogram(
+    "yikatong_partner_seconds",
+    "A try by its four timestamps: before it is sent, the partner's answer, reading it",
+    ("partner", "phase"),
+    buckets=_PARTNER_BOUNDS,
+)
+_partner_seconds: dict[tuple[str, str], HistogramTally] = {}
+PARTNER_IN_FLIGHT = Gauge(
+    "yikatong_partner_in_flight", "Calls at a partner now", ("partner",), multiprocess_mode="livesum"
+)
+PARTNER_WAITING = Gauge(
+    "yikatong_partner_waiting", "Calls waiting for a place", ("partner",), multiprocess_mode="livesum"
+)
+PARTNER_BREAKER = Gauge(
+    "yikatong_partner_breaker",
+    "0 closed, 1 probing, 2 open; the worst of the workers",
+    ("partner",),
+    multiprocess_mode="livemax",
+)
+PARTNER_RELOADS = Counter("yikatong_partner_reloads_total", "Changes of partners noticed", ("result",))
 FEED_LAG_SECONDS = Gauge(
     "yikatong_feed_lag_seconds", "Age of the oldest event that the feed cannot show yet", multiprocess_mode="mostrecent"
 )
@@ -127,9 +152,17 @@ def request_seconds(route: str) -> HistogramTally:
     return _request_seconds[route]
 
 
+def partner_seconds(partner: str, phase: str) -> HistogramTally:
+    """`phase` is of Stopwatch.spans()."""
+    if (partner, phase) not in _partner_seconds:
+        _partner_seconds[partner, phase] = HistogramTally(_PARTNER_SECONDS.labels(partner, phase), _PARTNER_BOUNDS)
+    return _partner_seconds[partner, phase]
+
+
 def flush() -> None:
     """Hand over what has been tallied."""
     VERDICTS.flush()
     REQUESTS.flush()
-    for tally in (*_request_seconds.values(), *_BATCHES):
+    PARTNER_CALLS.flush()
+    for tally in (*_request_seconds.values(), *_partner_seconds.values(), *_BATCHES):
         tally.flush()

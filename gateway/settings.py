@@ -9,7 +9,8 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,6 +18,8 @@ import msgspec
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller, mistakes_of
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
+from gateway.domain.partners import PARTNER_PATTERN, Partner
+from gateway.domain.partners import mistakes_of as mistakes_of_partner
 from gateway.domain.scenes import SCENE_PATTERN, Scene
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -131,6 +134,8 @@ class Settings(msgspec.Struct, frozen=True):
     gateway: Gateway
     callers: Mapping[str, Caller]
     scenes: Mapping[str, Scene]
+    partners: Mapping[str, Partner]
+    """Their keys, files and dialects are checked by partners/registry.read."""
     config_dir: Path
 
     @property
@@ -188,16 +193,21 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     for name, path in ENVIRONMENT.items():
         if name in environ:
             _put(raw, path, environ[name])
-    gateway = _convert(raw, Gateway, "gateway.toml", "", mistakes)
+    gateway = convert(raw, Gateway, "gateway.toml", "", mistakes)
     callers = _table(config_dir / "callers.toml", "callers", Caller, CALLER_ID_PATTERN, mistakes)
     for caller_id, caller in callers.items():
         mistakes.extend(f"callers.toml: callers.{caller_id}.{mistake}" for mistake in mistakes_of(caller))
     if gateway is not None:
         _check_hosts(callers, gateway.callers_keys.jwks_hosts, mistakes)
     scenes = _table(config_dir / "scenes.toml", "scenes", Scene, SCENE_PATTERN, mistakes)
+    partners = _table(config_dir / "partners.toml", "partners", Partner, PARTNER_PATTERN, mistakes)
+    for name, partner in partners.items():
+        mistakes.extend(f"partners.toml: partners.{name}.{mistake}" for mistake in mistakes_of_partner(partner))
+    if gateway is not None:
+        _check_ecard_partner(gateway.verify.ecard_partner, partners, mistakes)
     if mistakes or gateway is None:
         raise SettingsError(mistakes)
-    return Settings(gateway=gateway, callers=callers, scenes=scenes, config_dir=config_dir)
+    return Settings(gateway=gateway, callers=callers, scenes=scenes, partners=partners, config_dir=config_dir)
 
 
 def host_of(url: str) -> str:
@@ -213,6 +223,16 @@ def host_of(url: str) -> str:
     return host if port in (None, 443) else f"{host}:{port}"
 
 
+def _check_ecard_partner(name: str, partners: Mapping[str, Partner | None], mistakes: list[str]) -> None:
+    if not name:
+        return
+    partner = partners.get(name)
+    if name not in partners:
+        mistakes.append("gateway.toml: verify.ecard_partner: no such partner in partners.toml")
+    elif partner is not None and "verify_ecard_code" not in partner.operations:
+        mistakes.append(f"gateway.toml: verify.ecard_partner: partners.{name}.operations lacks verify_ecard_code")
+
+
 def _check_hosts(callers: Mapping[str, Caller], hosts: tuple[str, ...], mistakes: list[str]) -> None:
     for caller_id, caller in callers.items():
         for name in ("keys_url", "signing_keys_url"):
@@ -225,7 +245,7 @@ def _put(raw: Any, path: tuple[str, ...], text: str) -> None:
     for key in path[:-1]:
         raw = raw.setdefault(key, {})
         if not isinstance(raw, dict):
-            return  # the file has another shape there, which _convert names
+            return  # the file has another shape there, which convert names
     raw[path[-1]] = text
 
 
@@ -254,11 +274,11 @@ def _table(file: Path, name: str, kind: type[Any], key_pattern: str, mistakes: l
     for key, block in blocks.items():
         if not re.fullmatch(key_pattern, key):
             mistakes.append(f"{file.name}: {name}.{key}: a key must match {key_pattern}")
-        table[key] = _convert(block, kind, file.name, f"{name}.{key}", mistakes)
+        table[key] = convert(block, kind, file.name, f"{name}.{key}", mistakes)
     return table
 
 
-def _convert(raw: Any, kind: type[Any], file: str, path: str, mistakes: list[str]) -> Any:
+def convert(raw: Any, kind: type[Any], file: str, path: str, mistakes: list[str]) -> Any:
     """`raw` as `kind`; every mistake below it is appended with its path. None if there was one."""
     if not isinstance(raw, dict):
         mistakes.append(f"{file}: {path}: expected a table")
@@ -269,20 +289,37 @@ def _convert(raw: Any, kind: type[Any], file: str, path: str, mistakes: list[str
     mistakes.extend(f"{file}: {prefix}{key}: unknown key" for key in raw.keys() - fields.keys())
     values = {}
     for name, field in fields.items():
-        if name not in raw:
-            if field.required:
-                mistakes.append(f"{file}: {prefix}{name}: missing")
-        elif isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            values[name] = _convert(raw[name], field.type, file, prefix + name, mistakes)
-        else:
-            try:
-                # strict=False lets the environment give numbers as text
-                values[name] = msgspec.convert(
-                    raw[name], field.type, strict=not isinstance(raw[name], str), dec_hook=_secret
-                )
-            except msgspec.ValidationError as error:
-                mistakes.append(f"{file}: {prefix}{name}: {error}")
-    return kind(**values) if len(mistakes) == before else None
+        if name in raw:
+            values[name] = _convert_field(raw[name], field.type, file, prefix + name, mistakes)
+        elif field.required:
+            mistakes.append(f"{file}: {prefix}{name}: missing")
+    if len(mistakes) > before:
+        return None
+    try:
+        return kind(**values)
+    except ValueError as error:  # of its __post_init__
+        mistakes.append(f"{file}: {path}: {error}")
+        return None
+
+
+def _convert_field(raw: Any, kind: Any, file: str, path: str, mistakes: list[str]) -> Any:
+    """A table as its struct, a table of named blocks as structs by name, anything else by msgspec."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType) and len(arguments) == 2 and arguments[1] is type(None):
+        return _convert_field(raw, arguments[0], file, path, mistakes)  # no TOML value is None
+    if _is_struct(kind):
+        return convert(raw, kind, file, path, mistakes)
+    if origin is Mapping and _is_struct(arguments[1]) and isinstance(raw, dict):
+        return {key: convert(block, arguments[1], file, f"{path}.{key}", mistakes) for key, block in raw.items()}
+    try:
+        # strict=False lets the environment give numbers as text
+        return msgspec.convert(raw, kind, strict=not isinstance(raw, str), dec_hook=_secret)
+    except msgspec.ValidationError as error:
+        mistakes.append(f"{file}: {path}: {error}")
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _secret(kind: Any, raw: Any) -> Any:

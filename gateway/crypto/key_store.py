@@ -75,10 +75,10 @@ def open_folder(folder: Path) -> KeyStore:
     """Read every key file. Raises KeyStoreError for loose permissions, a malformed file, or a use without a key."""
     if not folder.is_dir():
         raise KeyStoreError(f"{folder}: no such folder: run `python -m gateway init-keys`")
-    _refuse_loose(folder)
+    refuse_loose(folder)
     keys = []
     for file in sorted(folder.glob("*.json")):
-        _refuse_loose(file)
+        refuse_loose(file)
         try:
             key = msgspec.json.decode(file.read_bytes(), type=Key)
             if len(key.key) != 32 or key.kid != file.stem or key.kid != f"{key.use}-{_number(key.kid)}":
@@ -146,7 +146,8 @@ def write_private(file: Path, text: str) -> None:
         os.close(folder)
 
 
-def _refuse_loose(path: Path) -> None:
+def refuse_loose(path: Path) -> None:
+    """Raises KeyStoreError, OSError."""
     state = path.stat()
     if stat.S_IMODE(state.st_mode) & 0o077:
         wanted = "700" if path.is_dir() else "600"

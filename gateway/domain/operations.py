@@ -135,7 +135,7 @@ class LinkMessage(StrEnum):
     SIGN_OFF = "sign_off"
 
 
-def name_of(kind: type[Operation]) -> str:
+def name_of(kind: type[object]) -> str:
     """`Purchase` -> `purchase`, `VerifyEcardCode` -> `verify_ecard_code`: in configuration, metrics and logs."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind.__name__)[1:]
 

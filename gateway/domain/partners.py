@@ -1,9 +1,12 @@
 """Partners: the systems that we call, one block of partners.toml each (design.md §1)."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
+
+from gateway.domain.operations import OPERATIONS
 
 PARTNER_PATTERN = r"^[a-z][a-z0-9-]{1,39}$"
 
@@ -88,3 +91,22 @@ class Partner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: Mapping[str, PartnerKey] = {}
     dialect: Mapping[str, Any] = {}
     """The adapter's own settings, checked by its Settings."""
+
+
+def mistakes_of(partner: Partner | None) -> list[str]:
+    """What is wrong between the fields of a block, each by its path; nothing of a block that is wrong in itself."""
+    if partner is None:
+        return []
+    mistakes = [f"operations: no such operation {name!r}" for name in partner.operations if name not in OPERATIONS]
+    for table, connection in (("http", partner.http), ("link", partner.link)):
+        if connection is not None and (connection.client_cert_file is None) != (connection.client_key_file is None):
+            mistakes.append(f"{table}.client_cert_file: goes with client_key_file")
+    if partner.http is not None and not _SAFE_URL.match(partner.http.base_url):
+        mistakes.append("http.base_url: plain http:// only on loopback")
+    for name, key in partner.keys.items():
+        if (key.file is None) == (key.env is None):
+            mistakes.append(f"keys.{name}: one of file and env is needed")
+    return mistakes
+
+
+_SAFE_URL = re.compile(r"https://|http://(127\.\d+\.\d+\.\d+|\[::1\]|localhost)(:\d+)?(/|$)")

@@ -34,7 +34,7 @@ from gateway.store.verify import Presented
 log = structlog.get_logger()
 
 Ask = Callable[[VerifyEcardCode, float], Awaitable[Outcome]]
-"""Carries a question to the platform, until a time of the event loop's clock. Does not raise; past it: Unknown."""
+"""Carries a question to the platform, until a time of time.monotonic() (partners/call.py). Does not raise."""
 
 QUESTIONS_MAX = 1000
 """Codes of one worker that are being asked; past it: 503."""
@@ -88,7 +88,7 @@ class AskEcard:
 
     async def _question(self, code: str, digest: bytes) -> CardKey | Problem:
         """Does not raise a Problem: perhaps nobody waits any more."""
-        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        deadline = time.monotonic() + self._deadline_s
         try:
             async with self._pool.acquire() as connection:
                 used = await ecards.was_used(connection, digest)
@@ -110,7 +110,7 @@ class AskEcard:
         asked_at = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
         operation = VerifyEcardCode(reference=reference, at=asked_at, code=Secret(code))
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(deadline - time.monotonic()):
                 return await self._ask(operation, deadline)
         except TimeoutError:
             return Unknown("no answer in time")

@@ -7,10 +7,10 @@
                           outcome=Approved(...), declined={"51": (reply, DeclineCode.INSUFFICIENT_FUNDS), ...},
                           unknown=(reply with a code nobody knows,), late=reply to ANOTHER purchase), ...))
 
-The adapter's class is called `Adapter` in its file. One example at least for every type in OPERATIONS. Requests and replies are golden: literal bytes (or made once by the
-partner's side of the case file with `crypto_for(CASE's keys)`), never by the adapter under test. The suite calls with
-`context(keys)`: now = 2026-11-23T10:00:00+08:00, nonce = 00 01 … 0f, attempt = 1. SM2 signatures are deterministic
-under `crypto_for`, so that requests can be compared byte by byte.
+The adapter's class is called `Adapter` in its file. One example at least for every type in OPERATIONS. Requests and
+replies are golden: literal bytes (or made once, by the case file as the partner, with `crypto_for(keys)`), never by
+the adapter under test. The suite calls with `context(keys)`: now = 2026-11-23T10:00:00+08:00, nonce = 00 01 … 0f,
+attempt = 1. SM2 signatures are deterministic under `crypto_for`, so that requests can be compared byte by byte.
 
 From each example the suite makes by itself: truncated at every length, every byte altered, wrong keys, 5xx HTML,
 duplicate, random bytes, hostile texts in every field of the operation, and the search for leaks in redact().

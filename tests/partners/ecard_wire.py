@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -69,7 +70,7 @@ class Peer:
         request = self.adapter.build(op, context)
         self.asked += 1
         try:
-            async with asyncio.timeout_at(deadline), aiohttp.ClientSession() as session:
+            async with asyncio.timeout(deadline - time.monotonic()), aiohttp.ClientSession() as session:
                 return self.adapter.parse(op, context, await self._send(session, request))
         except aiohttp.ClientConnectorError:
             return NotSent("no connection")
@@ -84,7 +85,7 @@ class Peer:
 
     async def ask_code(self, code: str, within_s: float = 5) -> Outcome:
         op = VerifyEcardCode(reference=uuid4(), at=dt.datetime.now(dt.UTC), code=Secret(code))
-        return await self.ask(op, asyncio.get_running_loop().time() + within_s)
+        return await self.ask(op, time.monotonic() + within_s)
 
     async def get(self, path: str) -> tuple[int, Any]:
         """Of the control port."""
@@ -119,16 +120,12 @@ class Forgetful(host.Platform):
         return answer
 
 
-def keys_in(folder: str) -> host.SharedKeys:
-    return host.shared_keys(Path(folder))
-
-
 @asynccontextmanager
 async def platform(
     folder: Path, county: County = COUNTY, kind: type[host.Platform] = host.Platform
 ) -> AsyncIterator[Peer]:
     """In this process, on sockets, with a clock that can be put forward."""
-    keys = host.shared_keys(folder / "keys")
+    keys = host.shared_keys(folder)
     peer = Peer(free_port(), free_port(), keys)
     book, faults = Book(folder / "book.ndjson"), Faults()
     core = kind(county, book, peer.clock)

@@ -19,6 +19,7 @@ from gateway.sandbox.load import load_county
 from gateway.sandbox.peers import ecard_platform_host as host
 from gateway.store.embedded import EmbeddedPostgres
 from tests.conftest import drop_database, make_database, prepare_data_dir
+from tests.faults.planted import plant
 from tests.partners.ecard_wire import COUNTY, Forgetful, Peer, first, platform
 from tests.running import ROOT, Client, Running
 
@@ -72,6 +73,30 @@ def body(code: str, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
+def configure(config: Path, peer: Peer) -> None:
+    settings = (config / "gateway.toml").read_text().replace('ecard_partner = ""', 'ecard_partner = "ecard-platform"')
+    settings = settings.replace("ecard_deadline_ms = 1500", f"ecard_deadline_ms = {DEADLINE_MS}")
+    (config / "gateway.toml").write_text(settings)
+    (config / "partners.toml").write_text(f"""
+[partners.ecard-platform]
+name = "全国社保卡服务平台(合成)"
+adapter = "ecard_platform"
+operations = ["verify_ecard_code", "ecard_sign_level", "scan_login", "scan_login_state"]
+http = {{ base_url = "{peer.url}" }}
+concurrency_max = 64
+waiting_max = 64
+breaker = {{ failures = 5, open_s = 1 }}
+[partners.ecard-platform.keys]
+signing = {{ kind = "hmac-sha1", file = "keys-of-platform/signing.key" }}
+body = {{ kind = "aes-ecb", file = "keys-of-platform/body.key" }}
+[partners.ecard-platform.dialect]
+access_key = "{host.ACCESS_KEY}"
+channel_no = "{host.CHANNEL_NO}"
+access_no = "{host.ACCESS_NO}"
+system_name = "{host.SYSTEM_NAME}"
+""")
+
+
 @asynccontextmanager
 async def joined(
     folder: Path, postgres: EmbeddedPostgres, bug: str = "", kind: type[host.Platform] = host.Platform
@@ -80,16 +105,13 @@ async def joined(
     database = await make_database(postgres, "yikatong")
     config = folder / "config"
     shutil.copytree(ROOT / "config", config, dirs_exist_ok=True)
-    settings = (config / "gateway.toml").read_text().replace('ecard_partner = ""', 'ecard_partner = "ecard-platform"')
-    settings = settings.replace("ecard_deadline_ms = 1500", f"ecard_deadline_ms = {DEADLINE_MS}")
-    (config / "gateway.toml").write_text(settings)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(drop_database, postgres, database)
-        peer = await stack.enter_async_context(platform(folder, kind=kind))
+        peer = await stack.enter_async_context(platform(folder / "data/keys-of-platform", kind=kind))
+        configure(config, peer)
         running = Running(
             folder / "data", "serve", DATABASE_URL=database.dsn, CONFIG_DIR=str(config), WORKERS="2",
-            PYTHONPATH=f"{ROOT / 'tests/partners/connected'}:{ROOT}", ECARD_BUG=bug,
-            ECARD_PORT=str(peer.port), ECARD_KEYS=str(folder / "keys"),
+            **(plant(bug) if bug else {}),
         )  # fmt: skip
         await load_county(database.dsn, prepare_data_dir(folder / "data", running.port), COUNTY, lambda _: None, 1)
         await running.start()
@@ -136,7 +158,7 @@ async def test_of_many_at_once_one_is_valid_and_the_platform_is_asked_once_by_a_
 
 @pytest.mark.parametrize(
     ("bug", "once"),
-    [("", True), ("no_claim", False), ("claims_in_memory", False)],
+    [("", True), ("codes_not_claimed", False), ("codes_claimed_in_memory", False)],
     ids=["as it is", "no claim", "memory"],
 )
 async def test_a_platform_that_forgets_does_not_make_a_code_good_twice(
@@ -252,7 +274,7 @@ async def test_chip_cards_do_not_wait_for_a_slow_platform(gate: Joined) -> None:
 async def test_control_a_gateway_without_a_deadline_is_noticed(
     tmp_path: Path, postgres: EmbeddedPostgres, template: str
 ) -> None:
-    async with joined(tmp_path, postgres, "no_deadline") as gate:
+    async with joined(tmp_path, postgres, "patient_with_the_platform") as gate:
         code = await gate.peer.show(SIGNED.card_number)
         await gate.peer.faults({"kind": "delay", "ms": DEADLINE_MS + 2 * SLACK_MS})
         _, took_ms = await timed(gate, code)

@@ -1,0 +1,50 @@
+"""The seam between call.py and a long-lived link (transport_iso8583.Link): an exchange by correlation key."""
+
+import time
+from typing import Protocol
+
+from gateway.partners.contract import LinkAdapter, LinkFrame, WireRequest
+from gateway.partners.phases import NotSentError
+from gateway.partners.stopwatch import Stopwatch
+
+_REPORT_S = 0.02
+"""The link gives up this long before the caller, so that it can still say whether the frame had left."""
+
+
+class Link(Protocol):
+    """What transport_iso8583.Link offers."""
+
+    async def exchange(self, frame: LinkFrame, key: str, deadline: float) -> LinkFrame:
+        """The reply with this key, until `deadline` (monotonic). Raises NotSentError, UnknownError."""
+        ...
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class LinkExchange:
+    """A link as call.py uses every transport."""
+
+    def __init__(self, link: Link, adapter: LinkAdapter) -> None:
+        self._link = link
+        self._adapter = adapter
+
+    async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float) -> LinkFrame:
+        """Raises NotSentError, UnknownError."""
+        key = self._adapter.correlate(request.body) if isinstance(request, LinkFrame) else None
+        if not isinstance(request, LinkFrame) or key is None:
+            raise NotSentError("not a message that could be answered")
+        stopwatch.sent = time.monotonic()
+        try:
+            reply = await self._link.exchange(request, key, deadline - _REPORT_S)
+        except NotSentError:
+            stopwatch.sent = 0.0
+            raise
+        stopwatch.first_byte = time.monotonic()
+        return reply
+
+    async def open(self) -> None:
+        await self._link.open()
+
+    async def close(self) -> None:
+        await self._link.close()

@@ -1,0 +1,277 @@
+"""The partners in force: adapters loaded by configured name, blocks checked whole, changed without a restart.
+
+A change that has a mistake is refused with a log line and a metric, and the last good state stays in force.
+"""
+
+import asyncio
+import importlib.util
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from gateway.crypto.key_store import KeyStoreError, refuse_loose
+from gateway.domain.operations import OPERATIONS, Operation
+from gateway.domain.partners import Partner, PartnerHttp, PartnerKey, PartnerLink
+from gateway.metrics import PARTNER_RELOADS
+from gateway.partners.contract import Adapter, LinkAdapter, Transport
+from gateway.partners.keys import Keys, SharedKey, fingerprint, read_key
+from gateway.partners.link import Link, LinkExchange
+from gateway.partners.tls import tls_context
+from gateway.partners.transport_http import HttpTransport
+from gateway.partners.working import Exchange, Working
+from gateway.settings import Settings, SettingsError, convert, load
+
+log = structlog.get_logger()
+
+POLL_S = 5
+_PACKAGE = "adapters"
+_KEY_FILE_MAX_BYTES = 16_384
+_ADAPTER_PARTS = ("TRANSPORT", "OPERATIONS", "KEYS", "Settings", "build", "parse", "query_for", "redact")
+_LINK_PARTS = ("correlate", "is_reply", "link_message", "link_accepted")
+
+MakeLink = Callable[[str, PartnerLink, LinkAdapter, Keys, Path], Link]
+"""transport_iso8583's: (partner, block, adapter, keys, data folder)."""
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """A block without mistakes, with what was read for it."""
+
+    block: Partner
+    adapter: Any
+    keys: Keys
+    operations: frozenset[type[Operation]]
+    mark: tuple[Any, ...]
+    """What it was read from: while this is the same, the partner goes on as it is."""
+
+
+class Registry:
+    """Replaced partner by partner: a call holds the one that it began with."""
+
+    def __init__(self, settings: Settings, make_link: MakeLink | None = None) -> None:
+        """Raises SettingsError."""
+        self._settings = settings
+        self._make_link = make_link
+        self._checked = read(settings)
+        self._seen = _stamps(settings)
+        self._working: dict[str, Working] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def get(self, name: str) -> Working | None:
+        """None for a partner that is not configured or switched off."""
+        return self._working.get(name)
+
+    def all(self) -> list[Working]:
+        return list(self._working.values())
+
+    async def open(self) -> None:
+        """Raises OSError."""
+        await self._take_up(self._checked, self._settings)
+
+    async def close(self) -> None:
+        """When every call has ended, which their deadlines see to."""
+        for working in self._working.values():
+            self._end(working)
+        self._working = {}
+        await asyncio.gather(*self._ending)
+
+    async def watch(self) -> None:
+        """Look for changes every POLL_S seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self.reload_if_changed()
+
+    async def reload_if_changed(self) -> bool:
+        """Whether a change was taken up."""
+        stamps = _stamps(self._settings)
+        if stamps == self._seen:
+            return False
+        self._seen = stamps
+        try:
+            settings = load()
+            self._settings = settings  # also if it is refused below: a key file that is missing may come
+            self._seen = _stamps(settings)
+            await self._take_up(read(settings), settings)
+        except (SettingsError, OSError) as error:
+            PARTNER_RELOADS.labels("refused").inc()
+            told = error.mistakes if isinstance(error, SettingsError) else [type(error).__name__]
+            log.error("change of partners refused", mistakes=told)
+            return False
+        PARTNER_RELOADS.labels("taken").inc()
+        log.info("change of partners taken up", partners=len(self._working))
+        return True
+
+    async def _take_up(self, checked: Mapping[str, Checked], settings: Settings) -> None:
+        """Start what is new or changed, then end what it replaces. Raises OSError; then nothing has changed."""
+        begun: dict[str, Working] = {}
+        for name, one in checked.items():
+            before = self._checked.get(name)
+            if not one.block.enabled or (name in self._working and before is not None and before.mark == one.mark):
+                continue
+            transport = self._transport(name, one, settings)
+            begun[name] = Working(name, one.block, one.adapter, one.keys, transport, one.operations)
+        for working in begun.values():
+            await working.transport.open()
+        for name, working in list(self._working.items()):
+            if name in begun or name not in checked or not checked[name].block.enabled:
+                self._end(working)
+                del self._working[name]
+        self._working |= begun
+        self._checked = dict(checked)
+
+    def _end(self, working: Working) -> None:
+        task = asyncio.create_task(working.close(), name=f"end of {working.name}")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _transport(self, name: str, one: Checked, settings: Settings) -> Exchange:
+        block = one.block
+        if block.http is not None:
+            return HttpTransport(block.http, settings.data_dir, block.concurrency_max, block.body_max_bytes)
+        assert block.link is not None
+        if self._make_link is None:
+            raise SettingsError([f"partners.toml: partners.{name}.link: this process has no links"])
+        return LinkExchange(self._make_link(name, block.link, one.adapter, one.keys, settings.data_dir), one.adapter)
+
+
+def read(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, Checked]:
+    """Every block with its adapter, keys and files. Raises SettingsError naming every mistake by its path."""
+    environ = os.environ if environ is None else environ
+    mistakes: list[str] = []
+    checked: dict[str, Checked] = {}
+    for name, block in settings.partners.items():
+        path = f"partners.{name}"
+        kind = load_adapter(block.adapter, path, mistakes)
+        keys, marks = _keys(settings, block, path, environ, mistakes)
+        marks += _check_files(settings, block, path, mistakes)
+        adapter = None
+        if kind is not None:
+            adapter = _adapter(kind, block, path, mistakes)
+        operations = frozenset(OPERATIONS[operation] for operation in block.operations if operation in OPERATIONS)
+        checked[name] = Checked(block, adapter, Keys(keys), operations, (block, *marks))
+    if mistakes:
+        raise SettingsError(mistakes)
+    return checked
+
+
+def load_adapter(name: str, path: str, mistakes: list[str]) -> type[Adapter] | None:
+    """The class of adapters/<name>.py, and of no other package."""
+    if importlib.util.find_spec(f"{_PACKAGE}.{name}") is None:
+        mistakes.append(f"partners.toml: {path}.adapter: no such file adapters/{name}.py")
+        return None
+    try:
+        module = importlib.import_module(f"{_PACKAGE}.{name}")
+    except Exception as error:  # noqa: BLE001 - whatever a file raises, it cannot be used
+        mistakes.append(f"partners.toml: {path}.adapter: adapters/{name}.py cannot be loaded: {type(error).__name__}")
+        return None
+    kind: type[Adapter] | None = getattr(module, "Adapter", None)
+    parts = _ADAPTER_PARTS + (_LINK_PARTS if getattr(kind, "TRANSPORT", None) is Transport.ISO8583 else ())
+    missing = [part for part in parts if not hasattr(kind, part)]
+    if missing:
+        mistakes.append(f"partners.toml: {path}.adapter: the Adapter of adapters/{name}.py lacks {', '.join(missing)}")
+        return None
+    return kind
+
+
+def _adapter(kind: type[Adapter], block: Partner, path: str, mistakes: list[str]) -> Adapter | None:
+    cannot = [name for name in block.operations if name in OPERATIONS and OPERATIONS[name] not in kind.OPERATIONS]
+    mistakes.extend(
+        f"partners.toml: {path}.operations: adapters/{block.adapter}.py cannot do {name}" for name in cannot
+    )
+    mistakes.extend(f"partners.toml: {path}.keys.{key}: missing" for key in sorted(kind.KEYS - block.keys.keys()))
+    wanted = {Transport.HTTP: "http", Transport.ISO8583: "link"}.get(kind.TRANSPORT)
+    for table, given in (("http", block.http), ("link", block.link)):
+        if table == wanted and given is None:
+            mistakes.append(f"partners.toml: {path}.{table}: missing")
+        elif table != wanted and given is not None:
+            mistakes.append(f"partners.toml: {path}.{table}: adapters/{block.adapter}.py does not speak over it")
+    settings = convert(dict(block.dialect), kind.Settings, "partners.toml", f"{path}.dialect", mistakes)
+    try:
+        return kind(settings) if settings is not None else None
+    except ValueError as error:
+        mistakes.append(f"partners.toml: {path}.dialect: {error}")
+        return None
+
+
+def _keys(
+    settings: Settings, block: Partner, path: str, environ: Mapping[str, str], mistakes: list[str]
+) -> tuple[dict[str, SharedKey], list[bytes]]:
+    """The keys, and by what a change of one is noticed."""
+    keys: dict[str, SharedKey] = {}
+    marks = []
+    for name, key in block.keys.items():
+        try:
+            text = _key_text(settings, key, environ)
+            keys[name] = read_key(key, text)
+            marks.append(fingerprint(text))
+        except (OSError, ValueError, KeyStoreError) as error:
+            told = error.strerror if isinstance(error, OSError) else error
+            mistakes.append(f"partners.toml: {path}.keys.{name}: {key.file or key.env}: {told}")
+    return keys, marks
+
+
+def _key_text(settings: Settings, key: PartnerKey, environ: Mapping[str, str]) -> str:
+    """Raises OSError, ValueError, KeyStoreError."""
+    if key.env is not None:
+        if not environ.get(key.env):
+            raise ValueError("not set in the environment")
+        return environ[key.env]
+    assert key.file is not None
+    file = settings.data_dir / key.file
+    refuse_loose(file)
+    with file.open("rb") as stream:
+        raw = stream.read(_KEY_FILE_MAX_BYTES + 1)
+    if len(raw) > _KEY_FILE_MAX_BYTES:
+        raise ValueError("larger than 16 KiB")
+    try:
+        return raw.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError("not a text") from None
+
+
+def _check_files(settings: Settings, block: Partner, path: str, mistakes: list[str]) -> list[Any]:
+    """Whether certificates can be used; a changed one changes the mark that is returned."""
+    connection = block.http or block.link
+    if connection is None:
+        return []
+    table = "http" if block.http is not None else "link"
+    try:
+        if connection.client_key_file is not None:
+            refuse_loose(settings.data_dir / connection.client_key_file)
+        tls_context(connection, settings.data_dir)
+    except KeyStoreError as error:
+        mistakes.append(f"partners.toml: {path}.{table}.client_key_file: {error}")
+    except OSError as error:
+        files = [connection.ca_file, connection.client_cert_file, connection.client_key_file]
+        told = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        mistakes.append(
+            f"partners.toml: {path}.{table}: {', '.join(filter(None, files))}: {told or 'not certificates'}"
+        )
+    return [_stamp(settings.data_dir / file) for file in _files_of(connection)]
+
+
+def _files_of(connection: PartnerHttp | PartnerLink) -> list[str]:
+    files = (connection.ca_file, connection.client_cert_file, connection.client_key_file)
+    return [file for file in files if file is not None]
+
+
+def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
+    files = [settings.config_dir / "partners.toml"]
+    for block in settings.partners.values():
+        files += [settings.data_dir / key.file for key in block.keys.values() if key.file is not None]
+        for connection in (block.http, block.link):
+            if connection is not None:
+                files += [settings.data_dir / file for file in _files_of(connection)]
+    return {file: _stamp(file) for file in files}
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size

@@ -1,0 +1,108 @@
+"""HTTP to one partner: its own connections, no redirect, no proxy, no cookie, no second try, bounded answers."""
+
+import time
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp.client_reqrep import ClientRequest
+from aiohttp.connector import Connection
+from yarl import URL
+
+from gateway.domain.partners import PartnerHttp
+from gateway.partners.contract import HttpReply, HttpRequest, WireRequest
+from gateway.partners.phases import NotSentError, UnknownError
+from gateway.partners.stopwatch import Stopwatch
+from gateway.partners.tls import tls_context
+
+_KEEPALIVE_S = 4.0
+"""Shorter than servers' own: a connection that they close while we write to it makes an outcome unknown."""
+_LINE_MAX_BYTES = 8190
+_HEADERS_MAX = 64
+_BUFFER_BYTES = 65_536
+
+_stopwatch: ContextVar[Stopwatch] = ContextVar("stopwatch of the exchange")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Notes when a request has got its connection: from then on a byte may have left."""
+
+    async def connect(self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout) -> Connection:
+        stopwatch = _stopwatch.get()
+        if stopwatch.sent:  # aiohttp would send a GET again when its connection turns out to be closed
+            raise UnknownError("closed before an answer")
+        connection = await super().connect(req, traces, timeout)
+        stopwatch.sent = time.monotonic()
+        return connection
+
+
+class HttpTransport:
+    """Made for one event loop. Raises OSError (ssl.SSLError among them) for certificates that cannot be read."""
+
+    def __init__(self, http: PartnerHttp, data_dir: Path, concurrency_max: int, body_max_bytes: int) -> None:
+        self._base_url = http.base_url.rstrip("/")
+        self._body_max_bytes = body_max_bytes
+        self._context = tls_context(http, data_dir)
+        self._concurrency_max = concurrency_max
+        self._session: aiohttp.ClientSession | None = None
+
+    async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float) -> HttpReply:
+        """Raises NotSentError, UnknownError. When it is cancelled (at the deadline), its connection is closed."""
+        if not isinstance(request, HttpRequest) or not request.target.startswith("/"):
+            raise NotSentError("not an HTTP request with a target that begins with /")
+        _stopwatch.set(stopwatch)
+        try:
+            async with self._opened().request(
+                request.method,
+                URL(self._base_url + request.target, encoded=True),
+                headers=request.headers,
+                data=request.body or None,
+                allow_redirects=False,
+            ) as response:
+                stopwatch.first_byte = time.monotonic()
+                body = await self._read(response)
+                return HttpReply(response.status, response.headers, body)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # the texts of these exceptions quote what was received
+            kind = type(error).__name__
+            raise (UnknownError(kind) if stopwatch.sent else NotSentError(kind)) from None
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise UnknownError("the answer is encoded, which was not asked for")
+        if (response.content_length or 0) > self._body_max_bytes:
+            raise UnknownError("the answer is larger than allowed")
+        body = bytearray()
+        async for part in response.content.iter_any():
+            body += part
+            if len(body) > self._body_max_bytes:
+                raise UnknownError("the answer is larger than allowed")
+        return bytes(body)
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=_Connector(
+                    limit=self._concurrency_max,
+                    ssl=self._context if self._context is not None else True,
+                    keepalive_timeout=_KEEPALIVE_S,
+                ),
+                headers={"Accept-Encoding": "identity", "User-Agent": "yikatong-gateway"},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+                auto_decompress=False,
+                read_bufsize=_BUFFER_BYTES,
+                max_line_size=_LINE_MAX_BYTES,
+                max_field_size=_LINE_MAX_BYTES,
+                max_headers=_HEADERS_MAX,
+            )
+        return self._session
+
+    async def open(self) -> None:
+        """Connections are made when they are needed."""
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
