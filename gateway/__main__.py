@@ -169,6 +169,24 @@ def check_config() -> None:
 
 
 @cli.command()
+def new_adapter(
+    name: Annotated[str, typer.Argument(help="Of the dialect: small letters, digits and _, such as bank_xml.")],
+) -> None:
+    """Lay out a new dialect in a checkout: its file, its contract case, its block in partners.toml."""
+    import re
+    from pathlib import Path
+
+    from gateway.partners.new_adapter import lay_out
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]{1,38}", name):
+        _give_up("not laid out: a name has small letters, digits and _, and begins with a letter")
+    with _refusals("not laid out"):
+        for file in lay_out(Path.cwd(), Path(os.environ.get("CONFIG_DIR", "config")).absolute(), name):
+            typer.echo(f"wrote {file}")
+    typer.echo(f"next: adapters/README.md, and `pytest tests/contract -k {name}`")
+
+
+@cli.command()
 def init_keys() -> None:
     """Make the gateway's own keys that are missing; never replaces one."""
     settings = _settings()

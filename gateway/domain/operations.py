@@ -97,6 +97,19 @@ class CheckFile(Operation, frozen=True, kw_only=True):
     day: dt.date
 
 
+class SettleTotals(Operation, frozen=True, kw_only=True):
+    """Compare a settlement day's sums with the partner's (ISO 8583 F48). `balanced` in the outcome's facts."""
+
+    day: dt.date
+    trace: int
+    debit_fen: int
+    debits: int
+    """How many purchases, less those reversed."""
+    credit_fen: int
+    credits: int
+    """How many refunds."""
+
+
 class VerifyEcardCode(Operation, frozen=True, kw_only=True):
     """Ask the national platform whose code this is; a code is good once."""
 
@@ -144,7 +157,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     name_of(kind): kind
     for kind in (
         Purchase, Reverse, Refund, Balance, AccountCheck, Transfer, BatchTransfer, NotifyLoss, CheckFile,
-        VerifyEcardCode, EcardSignLevel, ScanLogin, ScanLoginState, QueryStatus,
+        SettleTotals, VerifyEcardCode, EcardSignLevel, ScanLogin, ScanLoginState, QueryStatus,
     )
 }  # fmt: skip
 """Every operation by its name."""

@@ -61,7 +61,7 @@ def gaps(case: Case) -> list[str]:
     found = [f"no example of {kind.__name__}" for kind in case.adapter.OPERATIONS - {type(e.op) for e in case.examples}]
     found += [f"no key {key!r}" for key in case.adapter.KEYS - case.keys.keys()]
     source = inspect.getsource(inspect.getmodule(case.adapter) or case.adapter)
-    names = {node.attr for node in ast.walk(ast.parse(source)) if _is_decline(node)}
+    names = set(_declines(ast.parse(source)))
     shown = {code.name for example in case.examples for _, code in example.declined.values()}
     found += [f"no reply that is declined as {name}" for name in sorted(names - shown)]
     if "Pending()" in source and not any(example.pending for example in case.examples):
@@ -77,8 +77,10 @@ def gaps(case: Case) -> list[str]:
     return found
 
 
-def _is_decline(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "DeclineCode"
+def _declines(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "DeclineCode":
+            yield node.attr
 
 
 def parse(case: Case, example: Example, reply: WireReply, **more: Any) -> Outcome:

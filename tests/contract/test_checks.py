@@ -68,7 +68,7 @@ class Rounds(example.Adapter):
 
 class LetsAnythingThrough(example.Adapter):
     def build(self, op: Operation, ctx: CallContext) -> WireRequest:
-        original = getattr(op, "original", op)
+        original: Any = getattr(op, "original", op)
         body = super().build(_harmless(op), ctx).body
         return HttpRequest("POST", "/operations", {"X-Order": original.order_id}, body)
 
@@ -96,7 +96,8 @@ class QuotesTheAccount(example.Adapter):
         try:
             return super().build(op, ctx)
         except CannotBuild:
-            raise CannotBuild(f"no such account {getattr(op, 'original', op).account.reveal()}") from None
+            original: Any = getattr(op, "original", op)
+            raise CannotBuild(f"no such account {original.account.reveal()}") from None
 
 
 class AsksAfterAnother(example.Adapter):

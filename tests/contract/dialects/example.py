@@ -38,7 +38,7 @@ class _Reply(msgspec.Struct, frozen=True):
     balance_fen: int | None = None
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DialectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     merchant_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9]{1,15}$")]
 
 
@@ -46,9 +46,9 @@ class Adapter:
     TRANSPORT: ClassVar[Transport] = Transport.HTTP
     OPERATIONS: ClassVar[frozenset[type[Operation]]] = frozenset({Purchase, Reverse, QueryStatus})
     KEYS: ClassVar[frozenset[str]] = frozenset({"mac"})
-    Settings: ClassVar[type[msgspec.Struct]] = Settings
+    Settings: ClassVar[type[msgspec.Struct]] = DialectSettings
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: DialectSettings) -> None:
         self._merchant_id = settings.merchant_id
 
     def build(self, op: Operation, ctx: CallContext) -> WireRequest:

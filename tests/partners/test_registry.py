@@ -1,0 +1,234 @@
+"""partners.toml: every mistake is named by its path; a changed block is taken up without a restart."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway.domain.operations import Balance
+from gateway.domain.outcome import Approved, NotSent, Unknown
+from gateway.partners.breaker import Breaker
+from gateway.partners.call import Partners
+from gateway.partners.phases import Why
+from gateway.partners.registry import read
+from gateway.settings import SettingsError
+from tests.contract.cases.example import PURCHASE
+from tests.partners.peers import Talk, approval, block, configure, free_port, partners, peer, purchase
+from tests.tls import make_certificates
+
+GOOD = block("bank", 1)
+
+
+def mistakes_of(folder: Path, text: str, **environ: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        read(configure(folder, text), environ)
+    return caught.value.mistakes
+
+
+MISTAKES = {
+    "a missing adapter file": (
+        'adapter = "example"',
+        'adapter = "no_such"',
+        "adapter: no such file adapters/no_such.py",
+    ),
+    "an adapter that is a kit": ('adapter = "example"', 'adapter = "_kit"', "adapter: "),
+    "an adapter elsewhere": ('adapter = "example"', 'adapter = "../os"', "adapter: "),
+    "an unknown operation": ('"purchase", ', '"steal", ', "operations: no such operation 'steal'"),
+    "an operation that the dialect lacks": (
+        '"purchase", ',
+        '"balance", ',
+        "operations: adapters/example.py cannot do balance",
+    ),
+    "a link for an HTTP dialect": (
+        '[partners.bank.http]\nbase_url = "http://127.0.0.1:1/api"',
+        '[partners.bank.link]\nhost = "h"\nport = 1',
+        "http: missing",
+    ),
+    "plain HTTP beyond loopback": (
+        "http://127.0.0.1:1/api",
+        "http://bank.example/api",
+        "http.base_url: plain http:// only on loopback",
+    ),
+    "a host that looks like loopback": (
+        "http://127.0.0.1:1/api",
+        "http://127.0.0.1.bank.example/",
+        "http.base_url: plain http:// only on loopback",
+    ),
+    "a password in the address": ("http://127.0.0.1:1/api", "https://me:pw@bank.example", "http.base_url: "),
+    "a client certificate without its key": (
+        '/api"\n',
+        '/api"\nclient_cert_file = "x.pem"\n',
+        "http.client_cert_file: goes with client_key_file",
+    ),
+    "an authority that is not there": (
+        '"http://127.0.0.1:1/api"\n',
+        '"https://bank.example"\nca_file = "x.pem"\n',
+        "http: x.pem: No such file or directory",
+    ),
+    "a missing key": ("[partners.bank.keys.mac]", "[partners.bank.keys.other]", "keys.mac: missing"),
+    "a key of an unknown kind": ('"hmac-sha256"', '"md5"', "keys.mac.kind: "),
+    "a secret in the file": ('file = "mac.key"', 'secret = "abc"', "keys.mac.secret: unknown key"),
+    "a key from nowhere": ('file = "mac.key"', "", "keys.mac: one of file and env is needed"),
+    "a key file that is not there": (
+        'file = "mac.key"',
+        'file = "no.key"',
+        "keys.mac: no.key: No such file or directory",
+    ),
+    "a variable that is not set": (
+        'file = "mac.key"',
+        'env = "NO_KEY"',
+        "keys.mac: NO_KEY: not set in the environment",
+    ),
+    "a key of a wrong length": (
+        '"hmac-sha256"',
+        '"mac-3des"\nencoding = "text"',
+        "keys.mac: mac.key: a key of this kind has 16 bytes",
+    ),
+    "a missing setting of the dialect": ('merchant_id = "M1"', "", "dialect.merchant_id: missing"),
+    "a wrong setting of the dialect": ('"M1"', '"m 1"', "dialect.merchant_id: "),
+    "an unknown setting of the dialect": ('"M1"', '"M1"\nshop = 1', "dialect.shop: unknown key"),
+    "a breaker that stays open": (
+        "timeout_ms = 400",
+        "timeout_ms = 400\nbreaker = { open_s = 31 }",
+        "breaker.open_s: ",
+    ),
+    "a breaker that opens late": (
+        "timeout_ms = 400",
+        "timeout_ms = 400\nbreaker = { failures = 6 }",
+        "breaker.failures: ",
+    ),
+    "no limit of the body": ("timeout_ms = 400", "body_max_bytes = 0", "body_max_bytes: "),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=str)
+def test_a_mistake_is_named_by_its_path(mistake: str, tmp_path: Path) -> None:
+    old, new, path = MISTAKES[mistake]
+    assert old in GOOD
+    found = mistakes_of(tmp_path, GOOD.replace(old, new, 1))
+    assert [line for line in found if line.startswith(f"partners.toml: partners.bank.{path}")], found
+
+
+def test_what_is_shipped_and_the_good_block_are_good(tmp_path: Path) -> None:
+    assert set(read(configure(tmp_path, GOOD))) == {"bank"}
+
+
+@pytest.mark.parametrize("name", ["mac.key", "us.key"])
+def test_a_key_file_that_others_may_read_is_refused(name: str, tmp_path: Path) -> None:
+    configure(tmp_path, GOOD)
+    make_certificates(tmp_path)
+    (tmp_path / "us.key").touch(0o600)
+    (tmp_path / name).chmod(0o640)
+    tls = 'client_cert_file = "server.pem"\nclient_key_file = "us.key"\n'
+    found = mistakes_of(tmp_path, block("bank", 1, scheme="https", http=tls))
+    assert any("others may read it" in line for line in found), found
+
+
+def test_no_mistake_repeats_a_secret(tmp_path: Path) -> None:
+    configure(tmp_path, GOOD)
+    (tmp_path / "mac.key").write_text("s3cret-that-is-no-hex")
+    assert "s3cret" not in str(mistakes_of(tmp_path, GOOD))
+    assert "s3cret" not in str(mistakes_of(tmp_path, GOOD.replace('file = "mac.key"', 'env = "K"'), K="s3cret"))
+
+
+async def test_what_is_not_routed_is_not_sent(tmp_path: Path) -> None:
+    async with (
+        peer() as bank,
+        partners(tmp_path, block("bank", bank.port), block("off", bank.port, "enabled = false")) as made,
+    ):
+        deadline = time.monotonic() + 1
+        balance = Balance(reference=PURCHASE.reference, at=PURCHASE.at, account=PURCHASE.account, trace=1)
+        for name, op in (("bank", balance), ("off", PURCHASE), ("nobody", PURCHASE)):
+            assert await made.call(name, op, deadline) == NotSent(Why.NO_PARTNER)
+        assert bank.connections == 0
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reload reads what the process was started with."""
+    monkeypatch.setenv("CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+
+
+async def call(made: Partners, name: str = "bank") -> object:
+    return await made.call(name, purchase(), time.monotonic() + 1)
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_changed_block_is_taken_up_and_calls_end_on_the_old_one(tmp_path: Path) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(talk: Talk) -> None:
+        request = await talk.request()
+        arrived.set()
+        await go_on.wait()
+        await talk.answer(approval(request))
+
+    async with (
+        peer(slow) as old,
+        peer() as new,
+        partners(tmp_path, block("bank", old.port, "concurrency_max = 2"), block("other", new.port)) as made,
+    ):
+        other = made.registry.get("other")
+        running = asyncio.create_task(call(made))
+        await arrived.wait()
+        configure(tmp_path, block("bank", new.port), block("other", new.port), block("third", new.port))
+        assert await made.registry.reload_if_changed()
+        assert isinstance(await call(made), Approved)
+        assert isinstance(await call(made, "third"), Approved)
+        assert len(new.requests) == 2
+        assert made.registry.get("other") is other, "what has not changed goes on, with its breaker and connections"
+        assert not running.done()
+        go_on.set()
+        assert isinstance(await running, Approved)
+        assert len(old.requests) == 1
+        configure(tmp_path, block("other", new.port))
+        assert await made.registry.reload_if_changed()
+        assert await call(made) == NotSent(Why.NO_PARTNER)
+        assert not await made.registry.reload_if_changed()
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_change_with_a_mistake_is_refused(tmp_path: Path) -> None:
+    async with peer() as bank, partners(tmp_path, block("bank", bank.port)) as made:
+        configure(tmp_path, block("bank", bank.port).replace('"M1"', '"no good"'))
+        assert not await made.registry.reload_if_changed()
+        assert isinstance(await call(made), Approved)
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_changed_key_is_taken_up(tmp_path: Path) -> None:
+    async with peer() as bank, partners(tmp_path, block("bank", bank.port)) as made:
+        assert isinstance(await call(made), Approved)
+        (tmp_path / "mac.key").write_text("ff" * 20)
+        assert await made.registry.reload_if_changed()
+        assert isinstance(await call(made), Unknown), "the peer signs with the old key"
+
+
+async def test_the_retry_budget_is_a_share_of_the_calls(tmp_path: Path) -> None:
+    more = "breaker = { failures = 5, open_s = 1 }\nretry_percent = 10"
+    async with partners(tmp_path, block("bank", free_port(), more)) as made:
+        working = made.registry.get("bank")
+        assert working is not None
+        tries = 0
+        for _ in range(40):
+            working.breaker = Breaker(5, 1)  # an open one would spare the partner, and nothing were counted
+            working.transcript.clear()
+            assert await call(made) == NotSent(Why.NO_CONNECTION)
+            tries += len(working.transcript)
+        assert 40 < tries <= 40 * 1.1 + 1
+
+
+async def test_the_four_timestamps_are_kept(tmp_path: Path) -> None:
+    async with peer() as bank, partners(tmp_path, block("bank", bank.port)) as made:
+        await call(made)
+        [entry] = made.transcript("bank")
+        assert set(entry.seconds) == {"before", "partner", "reading"}
+        assert all(0 <= seconds < 0.4 for seconds in entry.seconds.values())
+        assert msgspec.json.encode(entry)
+        for _ in range(60):
+            await call(made)
+        assert len(made.transcript("bank")) == 50
+        made.measure()
