@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
+import psutil
 import pytest
 
 from adapters.ecard_platform import Adapter
@@ -20,7 +21,7 @@ from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Out
 from gateway.sandbox.county import COUNTY_REGION
 from gateway.sandbox.peers import ecard_platform_host as host
 from tests.partners.ecard_wire import COUNTY, DIALECT, Peer, first, platform
-from tests.running import ROOT, free_port
+from tests.running import ROOT, eventually, free_port
 
 SIGNED = first(region=COUNTY_REGION, ecard_level=2)
 UNSIGNED = first(region=COUNTY_REGION, ecard_level=None)
@@ -171,21 +172,54 @@ async def test_a_platform_that_is_away_was_not_asked(peer: Peer) -> None:
     assert isinstance(await peer.ask_code("3304240001" + "0" * 12), NotSent)
 
 
+def arguments(data_dir: Path, port: int, control_port: int) -> list[str]:
+    return [
+        "-m", "gateway.sandbox.peers.ecard_platform_host", "--port", str(port), "--control-port", str(control_port),
+        "--book", str(data_dir / "book.ndjson"), "--data-dir", str(data_dir),
+    ]  # fmt: skip
+
+
 async def start(data_dir: Path, port: int, control_port: int) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway.sandbox.peers.ecard_platform_host", "--port", str(port),
-        "--control-port", str(control_port), "--book", str(data_dir / "book.ndjson"), "--data-dir", str(data_dir),
-        cwd=ROOT, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable, *arguments(data_dir, port, control_port), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
     assert process.stdout is not None
     assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready\n"
     return process
 
 
-async def test_a_killed_platform_remembers_what_it_has_answered(tmp_path: Path) -> None:
-    (tmp_path / "sandbox").mkdir()
+def lay_out(data_dir: Path) -> None:
+    (data_dir / "sandbox").mkdir()
     county = {"seed": COUNTY.seed, "cards": COUNTY.cards, "today": COUNTY.today.isoformat()}
-    (tmp_path / "sandbox" / "county.json").write_text(json.dumps(county))
+    (data_dir / "sandbox" / "county.json").write_text(json.dumps(county))
+
+
+async def test_the_platform_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    """However that ends: here by kill -9."""
+    lay_out(tmp_path)
+    starts = (
+        "import subprocess, sys, os\n"
+        "child = subprocess.Popen([sys.executable, *sys.argv[1:]], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", starts, *arguments(tmp_path, free_port(), free_port()),
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    pid = int(await asyncio.wait_for(parent.stdout.readline(), 20))
+    await parent.wait()
+
+    async def gone() -> bool:
+        return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+    await eventually(gone, 10, "the platform has ended")
+
+
+async def test_a_killed_platform_remembers_what_it_has_answered(tmp_path: Path) -> None:
+    lay_out(tmp_path)
     port, control_port = free_port(), free_port()
     process = await start(tmp_path, port, control_port)
     try:
