@@ -64,7 +64,7 @@ class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A card status older than this is `unknown/status_stale`, never `valid`."""
     ecard_partner: str
     """The partner (partners.toml) that is asked whose e-card a code is; empty: not connected, and each is `unknown`."""
-    ecard_deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=2500)]
+    ecard_deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=1500)]
     """For the platform's answer; past it: `unknown/platform_unavailable`. It goes before deadline_ms."""
 
 

@@ -27,14 +27,19 @@ from gateway.domain.presentations import EcardCode
 from gateway.domain.verdicts import Reason
 from gateway.flows.find_card import CardKey
 from gateway.metrics import ECARD_ANSWERS
-from gateway.store import ecards
-from gateway.store.pool import Pool
+from gateway.store.batch import Batcher
+from gateway.store.ecards import Found, Wanted
 from gateway.store.verify import Presented
 
 log = structlog.get_logger()
 
 Ask = Callable[[VerifyEcardCode, float], Awaitable[Outcome]]
 """Carries a question to the platform, until a time of time.monotonic() (partners/call.py). Does not raise."""
+
+Lookups = Batcher[Wanted, Found]
+"""Together and on connections of their own: one by one they would wait for the pool while many codes are shown."""
+
+LOOKUP_S = 0.5
 
 QUESTIONS_MAX = 1000
 """Codes of one worker that are being asked; past it: 503."""
@@ -51,10 +56,14 @@ _REFUSED = {
 
 
 class AskEcard:
-    """Made for one event loop. Whoever presents a code while it is being asked waits for the one answer."""
+    """Made for one event loop; serve() is the loop of its lookups.
 
-    def __init__(self, pool: Pool, index: BlindIndex, ask: Ask, deadline_s: float) -> None:
-        self._pool = pool
+    Whoever presents a code while it is being asked waits for the one answer.
+    """
+
+    def __init__(self, lookups: Lookups, index: BlindIndex, ask: Ask, deadline_s: float) -> None:
+        self._lookups = lookups
+        self.serve = lookups.run
         self._index = index
         self._ask = ask
         self._deadline_s = deadline_s
@@ -90,9 +99,7 @@ class AskEcard:
         """Does not raise a Problem: perhaps nobody waits any more."""
         deadline = time.monotonic() + self._deadline_s
         try:
-            async with self._pool.acquire() as connection:
-                used = await ecards.was_used(connection, digest)
-            if used:
+            if (await self._lookups.ask(Wanted(code_digest=digest))).used:
                 ECARD_ANSWERS.labels("seen").inc()
                 return _REPLAYED
             outcome = await self._outcome(code, deadline)
@@ -124,10 +131,8 @@ class AskEcard:
         if not id_number or not card_number:
             log.warning("the platform approved a code and did not say whose it is")
             return _UNAVAILABLE
-        async with self._pool.acquire() as connection:
-            card_id = await ecards.card_of(
-                connection, self._index.number(card_number), self._index.id_number(id_number.upper())
-            )
+        indexes = self._index.number(card_number), self._index.id_number(id_number.upper())
+        card_id = (await self._lookups.ask(Wanted(None, *indexes))).card_id
         return CardKey(card_id=card_id.hex if card_id else "", medium=_ECARD, code_digest=digest.hex())
 
     async def close(self) -> None:

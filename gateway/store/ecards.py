@@ -1,6 +1,7 @@
 """E-cards: codes that were used, and the card that an e-card goes with."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 if TYPE_CHECKING:
@@ -10,21 +11,37 @@ KEPT_HOURS = 24
 """Of a claim: a code lives for 60 s at the platform (domain.md §2.3 [G])."""
 
 
-async def was_used(connection: "AnyConnection", code_digest: bytes) -> bool:
-    """Whether a code has been claimed. It is not claimed here: verify.sql does that."""
-    used: bool = await connection.fetchval("SELECT EXISTS (SELECT FROM code_use WHERE code_digest = $1)", code_digest)
-    return used
+class Wanted(NamedTuple):
+    """What is looked up: whether a code has been claimed, or the card of a person by its number."""
+
+    code_digest: bytes | None = None
+    number_index: bytes | None = None
+    id_number_index: bytes | None = None
 
 
-async def card_of(connection: "AnyConnection", number_index: bytes, id_number_index: bytes) -> UUID | None:
-    """The card of a person by its number: the one that is not cancelled, else the newest (a replaced card keeps it)."""
-    card_id: UUID | None = await connection.fetchval(
-        "SELECT card_id FROM card JOIN person USING (person_id)"
-        " WHERE number_index = $1 AND id_number_index = $2"
-        " ORDER BY status = 9, issued_on DESC, card_id DESC LIMIT 1",
-        number_index, id_number_index,
-    )  # fmt: skip
-    return card_id
+class Found(NamedTuple):
+    """`used`: the code has been claimed. It is not claimed here: verify.sql does that."""
+
+    used: bool
+    card_id: UUID | None
+
+
+# a replaced card keeps its number: the one that is not cancelled, else the newest
+_LOOK = """
+SELECT EXISTS (SELECT FROM code_use WHERE code_digest = asked.code_digest),
+       (SELECT card_id FROM card JOIN person USING (person_id)
+        WHERE number_index = asked.number_index AND id_number_index = asked.id_number_index
+        ORDER BY status = 9, issued_on DESC, card_id DESC LIMIT 1)
+FROM unnest($1::bytea[], $2::bytea[], $3::bytea[])
+     WITH ORDINALITY AS asked(code_digest, number_index, id_number_index, item)
+ORDER BY item
+"""
+
+
+async def look(connection: "AnyConnection", batch: Sequence[Wanted], timeout: float) -> list[Found]:
+    """Look up a batch, in its order."""
+    columns = (list(column) for column in zip(*batch, strict=True))
+    return [Found(*row) for row in await connection.fetch(_LOOK, *columns, timeout=timeout)]
 
 
 async def sweep(connection: "AnyConnection", limit: int) -> int:

@@ -18,6 +18,7 @@ from gateway.domain.cards import STATUS_REASON, CardStatus
 from gateway.domain.masking import Secret
 from gateway.settings import load
 from gateway.store import ecards, verify
+from gateway.store.ecards import Wanted
 from gateway.store.pool import connect
 from gateway.store.verify import Presented, verify_batch
 from tests.conftest import Database
@@ -126,6 +127,12 @@ async def test_chip_cards_beside_a_code_are_judged_as_ever(
     assert beside[:-1] == alone
 
 
+async def was_used(connection: "Connection", digest: bytes) -> bool:
+    (found,) = await ecards.look(connection, [Wanted(code_digest=digest)], 5)
+    assert found.card_id is None
+    return found.used
+
+
 async def storm(database: Database, card_id: UUID) -> Counter[str]:
     """Codes, each presented at once on many connections: how often each was said to be valid, by code."""
     settings = load({}).gateway.database
@@ -180,9 +187,9 @@ async def test_a_claim_goes_with_its_event(database: Database, keys: KeyStore, c
     await undone.start()
     assert (await judge(connection, shown(card_id, digest)))[0][0] == "ok"
     await undone.rollback()
-    assert not await ecards.was_used(connection, digest)
+    assert not await was_used(connection, digest)
     assert (await judge(connection, shown(card_id, digest)))[0][0] == "ok"
-    assert await ecards.was_used(connection, digest)
+    assert await was_used(connection, digest)
 
 
 async def test_a_claim_is_swept_after_a_day(database: Database, connection: "Connection") -> None:
@@ -193,7 +200,7 @@ async def test_a_claim_is_swept_after_a_day(database: Database, connection: "Con
     )
     await owner.close()
     assert [await ecards.sweep(connection, 2) for _ in range(3)] == [2, 1, 0]
-    assert [await ecards.was_used(connection, bytes([place]) * 32) for place in range(5)] == [False] * 3 + [True] * 2
+    assert [await was_used(connection, bytes([place]) * 32) for place in range(5)] == [False] * 3 + [True] * 2
 
 
 async def test_the_application_cannot_give_a_code_back(connection: "Connection") -> None:
@@ -216,7 +223,10 @@ async def test_the_card_of_a_person_by_its_number(database: Database, keys: KeyS
     await owner.close()
 
     async def find(number: str, id_number: str) -> UUID | None:
-        return await ecards.card_of(connection, index.number(number), index.id_number(id_number))
+        wanted = Wanted(None, index.number(number), index.id_number(id_number))
+        nothing, found = await ecards.look(connection, [Wanted(), wanted], 5)
+        assert nothing == (False, None) and not found.used
+        return found.card_id
 
     assert await find(card.number, card.id_number) == card_id
     assert await find(card.number, other.id_number) is None
