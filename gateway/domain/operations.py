@@ -5,6 +5,7 @@ Account numbers and the like are Secret: an adapter reveals them into the bytes 
 
 import datetime as dt
 from enum import StrEnum
+from functools import cache
 from uuid import UUID
 
 import msgspec
@@ -148,6 +149,7 @@ class LinkMessage(StrEnum):
     SIGN_OFF = "sign_off"
 
 
+@cache
 def name_of(kind: type[object]) -> str:
     """`Purchase` -> `purchase`, `VerifyEcardCode` -> `verify_ecard_code`: in configuration, metrics and logs."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind.__name__)[1:]

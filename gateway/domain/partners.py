@@ -24,6 +24,8 @@ class PartnerHttp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Certificates that vouch for the partner; without it the system's."""
     client_cert_file: _File | None = None
     client_key_file: _File | None = None
+    keepalive: bool = True
+    """False: a connection for each call, where a reply does not say which request it answers."""
 
 
 class PartnerLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

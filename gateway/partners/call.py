@@ -5,6 +5,7 @@ Retry lives here alone, and only of what was certainly not sent (design.md §5).
 
 import asyncio
 import datetime as dt
+import logging
 import random
 import secrets
 import time
@@ -23,7 +24,7 @@ from gateway.domain.times import CHINA
 from gateway.partners.breaker import State
 from gateway.partners.contract import CallContext, CannotBuild, CryptoRefused, HttpRequest, WireReply, WireRequest
 from gateway.partners.phases import NotSentError, UnknownError, Why
-from gateway.partners.registry import MakeLink, Registry
+from gateway.partners.registry import Registry
 from gateway.partners.stopwatch import Stopwatch
 from gateway.partners.working import Transcript, Working
 from gateway.settings import Settings
@@ -42,9 +43,9 @@ _SHOWN_MAX = 2000
 class Partners:
     """The partners of one worker. Made for one event loop: open() it, call(), close() it."""
 
-    def __init__(self, settings: Settings, make_link: MakeLink | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises SettingsError."""
-        self.registry = Registry(settings, make_link)
+        self.registry = Registry(settings)
 
     async def open(self) -> None:
         await self.registry.open()
@@ -190,6 +191,8 @@ class _Try:
         return await self._working.lane.run(function, *args, **kwargs)
 
     def _keep(self, at: dt.datetime, outcome: Outcome) -> None:
+        if self._request is None and getattr(outcome, "why", "") != Why.CANNOT_BUILD:
+            return  # there was no try: a breaker that is open would crowd out what opened it
         spans = self._stopwatch.spans()
         for name, seconds in spans.items():
             metrics.partner_seconds(self._working.name, name).observe(seconds)
@@ -205,7 +208,8 @@ class _Try:
             reply=self._shown(self._reply),
         )
         self._working.transcript.append(entry)
-        log.debug("partner call", partner=self._working.name, **msgspec.structs.asdict(entry))
+        if log.is_enabled_for(logging.DEBUG):
+            log.debug("partner call", partner=self._working.name, **msgspec.structs.asdict(entry))
 
     def _shown(self, wire: WireRequest | WireReply | None) -> str:
         """As the adapter redacts it; of HTTP also the method and path, or the status."""

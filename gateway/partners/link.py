@@ -1,30 +1,17 @@
-"""The seam between call.py and a long-lived link (transport_iso8583.Link): an exchange by correlation key."""
+"""A long-lived link as call.py uses every transport: an exchange by correlation key."""
 
 import time
-from typing import Protocol
 
 from gateway.partners.contract import LinkAdapter, LinkFrame, WireRequest
 from gateway.partners.phases import NotSentError
 from gateway.partners.stopwatch import Stopwatch
+from gateway.partners.transport_iso8583 import Link
 
 _REPORT_S = 0.02
 """The link gives up this long before the caller, so that it can still say whether the frame had left."""
 
 
-class Link(Protocol):
-    """What transport_iso8583.Link offers."""
-
-    async def exchange(self, frame: LinkFrame, key: str, deadline: float) -> LinkFrame:
-        """The reply with this key, until `deadline` (monotonic). Raises NotSentError, UnknownError."""
-        ...
-
-    async def open(self) -> None: ...
-    async def close(self) -> None: ...
-
-
 class LinkExchange:
-    """A link as call.py uses every transport."""
-
     def __init__(self, link: Link, adapter: LinkAdapter) -> None:
         self._link = link
         self._adapter = adapter

@@ -7,7 +7,7 @@ import asyncio
 import importlib.util
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from gateway.crypto.key_store import KeyStoreError, refuse_loose
 from gateway.domain.operations import OPERATIONS, Operation
 from gateway.domain.partners import Partner, PartnerHttp, PartnerKey, PartnerLink
 from gateway.metrics import PARTNER_RELOADS
-from gateway.partners.contract import Adapter, LinkAdapter, Transport
+from gateway.partners.contract import Adapter, Transport
 from gateway.partners.keys import Keys, SharedKey, fingerprint, read_key
-from gateway.partners.link import Link, LinkExchange
+from gateway.partners.link import LinkExchange
 from gateway.partners.tls import tls_context
 from gateway.partners.transport_http import HttpTransport
+from gateway.partners.transport_iso8583 import make_link
 from gateway.partners.working import Exchange, Working
 from gateway.settings import Settings, SettingsError, convert, load
 
@@ -33,9 +34,6 @@ _PACKAGE = "adapters"
 _KEY_FILE_MAX_BYTES = 16_384
 _ADAPTER_PARTS = ("TRANSPORT", "OPERATIONS", "KEYS", "Settings", "build", "parse", "query_for", "redact")
 _LINK_PARTS = ("correlate", "is_reply", "link_message", "link_accepted")
-
-MakeLink = Callable[[str, PartnerLink, LinkAdapter, Keys, Path], Link]
-"""transport_iso8583's: (partner, block, adapter, keys, data folder)."""
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -52,10 +50,9 @@ class Checked(msgspec.Struct, frozen=True):
 class Registry:
     """Replaced partner by partner: a call holds the one that it began with."""
 
-    def __init__(self, settings: Settings, make_link: MakeLink | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises SettingsError."""
         self._settings = settings
-        self._make_link = make_link
         self._checked = read(settings)
         self._seen = _stamps(settings)
         self._working: dict[str, Working] = {}
@@ -112,7 +109,7 @@ class Registry:
             before = self._checked.get(name)
             if not one.block.enabled or (name in self._working and before is not None and before.mark == one.mark):
                 continue
-            transport = self._transport(name, one, settings)
+            transport = _transport(name, one, settings)
             begun[name] = Working(name, one.block, one.adapter, one.keys, transport, one.operations)
         for working in begun.values():
             await working.transport.open()
@@ -128,14 +125,14 @@ class Registry:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    def _transport(self, name: str, one: Checked, settings: Settings) -> Exchange:
-        block = one.block
-        if block.http is not None:
-            return HttpTransport(block.http, settings.data_dir, block.concurrency_max, block.body_max_bytes)
-        assert block.link is not None
-        if self._make_link is None:
-            raise SettingsError([f"partners.toml: partners.{name}.link: this process has no links"])
-        return LinkExchange(self._make_link(name, block.link, one.adapter, one.keys, settings.data_dir), one.adapter)
+
+def _transport(name: str, one: Checked, settings: Settings) -> Exchange:
+    """Raises OSError."""
+    block = one.block
+    if block.http is not None:
+        return HttpTransport(block.http, settings.data_dir, block.concurrency_max, block.body_max_bytes)
+    assert block.link is not None  # read() has seen to it
+    return LinkExchange(make_link(name, block.link, one.adapter, one.keys, settings.data_dir), one.adapter)
 
 
 def read(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, Checked]:

@@ -1,11 +1,14 @@
 """HTTP to one partner: its own connections, no redirect, no proxy, no cookie, no second try, bounded answers."""
 
+import functools
+import select
 import time
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from yarl import URL
@@ -20,21 +23,83 @@ _KEEPALIVE_S = 4.0
 """Shorter than servers' own: a connection that they close while we write to it makes an outcome unknown."""
 _LINE_MAX_BYTES = 8190
 _HEADERS_MAX = 64
+_INTERIM = b"\r\n\r\nHTTP/1.1 1"
+_INTERIM_MAX = 16
 _BUFFER_BYTES = 65_536
 
 _stopwatch: ContextVar[Stopwatch] = ContextVar("stopwatch of the exchange")
 
 
+class _Answers(ResponseHandler):
+    """aiohttp's reading of a connection, which believes two kinds of partner too much.
+
+    What comes when nothing is asked would be taken for the next request's answer: a late duplicate becomes somebody
+    else's approval. And `100 Continue` for ever would be queued whole, and read without a pause.
+    """
+
+    used = False
+    _answered = True
+    _interim = 0
+
+    def set_response_params(self, **options: Any) -> None:
+        """aiohttp calls it before it sends a request."""
+        self.used = True
+        self._answered, self._interim = False, 0
+        super().set_response_params(**options)
+
+    def data_received(self, data: bytes) -> None:
+        if data and self._answered and (self._payload is None or self._payload.is_eof()):
+            self._give_up("said more than was asked")
+        elif not self._answered and data.count(_INTERIM) > _INTERIM_MAX:
+            self._give_up("too many interim answers")
+        else:
+            super().data_received(data)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """A message that was parsed."""
+        if self._answered:
+            self.force_close()
+        elif 100 <= data[0].code < 200:
+            self._interim += 1
+            if self._interim == _INTERIM_MAX:
+                self._give_up("too many interim answers")
+        else:
+            self._answered = True
+            super().feed_data(data, size)
+
+    def _give_up(self, why: str) -> None:
+        self.abort()
+        self.set_exception(aiohttp.ClientPayloadError(why))
+
+
 class _Connector(aiohttp.TCPConnector):
     """Notes when a request has got its connection: from then on a byte may have left."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # aiohttp's private name (it is pinned by hash, and tests hold what this is for)
+        self._factory = functools.partial(_Answers, loop=self._loop)  # type: ignore[assignment]
 
     async def connect(self, req: ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout) -> Connection:
         stopwatch = _stopwatch.get()
         if stopwatch.sent:  # aiohttp would send a GET again when its connection turns out to be closed
             raise UnknownError("closed before an answer")
         connection = await super().connect(req, traces, timeout)
+        while _is_stale(connection):
+            connection.close()
+            connection = await super().connect(req, traces, timeout)
         stopwatch.sent = time.monotonic()
         return connection
+
+
+def _is_stale(connection: Connection) -> bool:
+    """Whether there is something to read on a connection that was used before: its end, or what nobody asked for."""
+    protocol, transport = connection.protocol, connection.transport
+    if not isinstance(protocol, _Answers) or not protocol.used or transport is None:
+        return False
+    readable = select.poll()
+    readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(readable.poll(0))
 
 
 class HttpTransport:
@@ -42,6 +107,7 @@ class HttpTransport:
 
     def __init__(self, http: PartnerHttp, data_dir: Path, concurrency_max: int, body_max_bytes: int) -> None:
         self._base_url = http.base_url.rstrip("/")
+        self._keepalive = http.keepalive
         self._body_max_bytes = body_max_bytes
         self._context = tls_context(http, data_dir)
         self._concurrency_max = concurrency_max
@@ -86,7 +152,8 @@ class HttpTransport:
                 connector=_Connector(
                     limit=self._concurrency_max,
                     ssl=self._context if self._context is not None else True,
-                    keepalive_timeout=_KEEPALIVE_S,
+                    keepalive_timeout=_KEEPALIVE_S if self._keepalive else None,
+                    force_close=not self._keepalive,
                 ),
                 headers={"Accept-Encoding": "identity", "User-Agent": "yikatong-gateway"},
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),

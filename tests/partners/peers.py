@@ -4,6 +4,7 @@ import asyncio
 import re
 import shutil
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -74,7 +75,8 @@ class Peer:
         self.behaviour: Behaviour = good
         self.connections = 0
         self.requests: list[bytes] = []
-        self._talks: set[asyncio.Task[None]] = set()
+        self.said = asyncio.Event()
+        """For a behaviour to tell the test how far it is."""
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -87,10 +89,10 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(behaviour: Behaviour = good) -> AsyncIterator[Peer]:
+async def peer(behaviour: Behaviour = good, tls: ssl.SSLContext | None = None) -> AsyncIterator[Peer]:
     made = Peer()
     made.behaviour = behaviour
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0, limit=1 << 20)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0, limit=1 << 20, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made

@@ -13,10 +13,9 @@ import pytest
 from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.partners.breaker import Breaker, State
 from gateway.partners.call import Partners
-from gateway.partners.contract import HttpRequest
-from gateway.partners.phases import UnknownError, Why
-from gateway.partners.stopwatch import Stopwatch
+from gateway.partners.phases import Why
 from gateway.partners.transport_http import HttpTransport
+from tests.faults.waiting import until
 from tests.partners.peers import Behaviour, Talk, approval, block, free_port, good, partners, peer, purchase
 from tests.tls import make_certificates
 
@@ -159,7 +158,7 @@ AFTER_THE_FIRST_BYTE: list[tuple[Behaviour, Why | None]] = [
     (announced, Why.NO_ANSWER),
     (endless_headers, Why.NO_ANSWER),
     (endless_line, Why.NO_ANSWER),
-    (endless_continues, None),
+    (endless_continues, Why.NO_ANSWER),
     (too_long, Why.NO_ANSWER),
     (too_short, None),
     (no_number, Why.NO_ANSWER),
@@ -257,47 +256,6 @@ async def test_half_of_the_answers_are_5xx(tmp_path: Path) -> None:
     assert len(bad.requests) == 20
 
 
-async def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
-    async with peer() as elsewhere:
-
-        async def redirect(talk: Talk) -> None:
-            await talk.request()
-            await talk.send(
-                b"HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:%d/\r\nContent-Length: 0\r\n\r\n" % elsewhere.port
-            )
-            await talk.for_ever()
-
-        async with peer(redirect) as bad, partners(tmp_path, block("bad", bad.port)) as made:
-            assert isinstance((await timed(made))[0], Unknown)
-        assert elsewhere.connections == 0
-
-
-async def test_the_environments_proxy_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with peer() as proxy, peer() as bank, partners(tmp_path, block("bank", bank.port)) as made:
-        for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        assert isinstance((await timed(made, "bank"))[0], Approved)
-        assert proxy.connections == 0
-
-
-async def test_a_get_is_not_sent_twice_behind_our_back(tmp_path: Path) -> None:
-    """aiohttp repeats idempotent requests on a connection that was closed meanwhile; retries are call.py's alone."""
-
-    async def once(talk: Talk) -> None:
-        await talk.request()
-        await talk.answer(b"{}")
-        await talk.request()  # and closes
-
-    async with peer(once) as bad, partners(tmp_path, block("bad", bad.port)) as made:
-        working = made.registry.get("bad")
-        assert working is not None
-        get = HttpRequest("GET", "/x", {}, b"")
-        await working.transport.exchange(get, Stopwatch(1.0), 0)
-        with pytest.raises(UnknownError):
-            await working.transport.exchange(get, Stopwatch(1.0), 0)
-        assert len(bad.requests) == 2
-
-
 async def test_the_breaker_opens_within_five_failures_and_probes_in_time(tmp_path: Path) -> None:
     now = 1000.0
     async with peer(close) as bad, partners(tmp_path, block("bad", bad.port)) as made:
@@ -318,6 +276,43 @@ async def test_the_breaker_opens_within_five_failures_and_probes_in_time(tmp_pat
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Approved", "NotSent", "NotSent"]
         assert working.breaker.state is State.CLOSED
         assert isinstance((await timed(made))[0], Approved)
+
+
+async def test_a_breaker_that_never_opens_is_caught(tmp_path: Path) -> None:
+    async with peer(close) as bad, partners(tmp_path, block("bad", bad.port)) as made:
+        working = made.registry.get("bad")
+        assert working is not None
+        working.breaker = Breaker(1_000_000, 30)
+        for _ in range(20):
+            await timed(made)
+        assert len(bad.requests) > 5
+
+
+async def test_the_callers_deadline_comes_first(tmp_path: Path) -> None:
+    text = block("bad", 0).replace("timeout_ms = 400", "timeout_ms = 30_000")
+    async with peer(black_hole) as bad, partners(tmp_path, text.replace(":0/", f":{bad.port}/")) as made:
+        outcome, seconds = await timed(made, seconds=0.2)
+        assert outcome == Unknown(Why.LATE)
+        assert 0.15 < seconds < 0.2 + _GRACE_S
+        outcome, seconds = await timed(made, seconds=-1)
+        assert outcome == NotSent(Why.LATE)
+        assert len(bad.requests) == 1
+
+
+async def test_a_call_that_is_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Who gives a call up has not learnt anything of the partner, and holds no place."""
+    async with peer(black_hole) as bad, partners(tmp_path, block("bad", bad.port)) as made:
+        working = made.registry.get("bad")
+        assert working is not None
+        for _ in range(10):
+            bad.requests.clear()
+            task = asyncio.create_task(made.call("bad", purchase(), time.monotonic() + 5))
+            await until(lambda: bool(bad.requests), 2, "the peer has the request")
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        assert working.bulkhead.in_flight == 0
+        assert working.breaker.state is State.CLOSED
 
 
 async def hammered(made: Partners, calls: int = 40) -> tuple[list[float], int]:

@@ -1,8 +1,10 @@
 """partners.toml: every mistake is named by its path; a changed block is taken up without a restart."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +16,7 @@ from gateway.partners.call import Partners
 from gateway.partners.phases import Why
 from gateway.partners.registry import read
 from gateway.settings import SettingsError
+from tests.contract.case import SM2_OURS
 from tests.contract.cases.example import PURCHASE
 from tests.partners.peers import Talk, approval, block, configure, free_port, partners, peer, purchase
 from tests.tls import make_certificates
@@ -232,3 +235,29 @@ async def test_the_four_timestamps_are_kept(tmp_path: Path) -> None:
             await call(made)
         assert len(made.transcript("bank")) == 50
         made.measure()
+
+
+async def test_sm2_leaves_the_event_loop_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(tmp_path)
+    (tmp_path / "ours.sm2").touch(0o600)
+    (tmp_path / "ours.sm2").write_text(SM2_OURS)
+    threads: list[str] = []
+    sm2 = '[partners.bank.keys.ours]\nkind = "sm2"\nfile = "ours.sm2"\n'
+    async with peer() as bank, partners(tmp_path, block("bank", bank.port) + sm2) as made:
+        working = made.registry.get("bank")
+        assert working is not None
+        build, parse = working.adapter.build, working.adapter.parse
+
+        def noting(function: Any) -> Any:
+            def noted(*arguments: Any) -> Any:
+                threads.append(threading.current_thread().name)
+                return function(*arguments)
+
+            return noted
+
+        monkeypatch.setattr(working.adapter, "build", noting(build))
+        monkeypatch.setattr(working.adapter, "parse", noting(parse))
+        outcomes = await asyncio.gather(*(call(made) for _ in range(30)))
+    assert all(isinstance(outcome, Approved) for outcome in outcomes)
+    assert len(threads) == 60
+    assert all(name.startswith("slow-lane") for name in threads)

@@ -1,0 +1,77 @@
+"""A long-lived link behind partners.toml and call.py: the same outcomes, timestamps and transcript as over HTTP."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from gateway.domain.operations import Operation
+from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
+from gateway.partners.call import Partners
+from gateway.partners.phases import Why
+from tests.partners.iso_bank import ACCOUNT, KEY, Bank, purchase, reverse
+from tests.partners.peers import configure, partners
+
+
+def block(port: int) -> str:
+    return f"""
+[partners.iso]
+name = "示范银行"
+adapter = "bank_iso8583"
+operations = ["purchase", "reverse"]
+timeout_ms = 500
+[partners.iso.link]
+host = "127.0.0.1"
+port = {port}
+[partners.iso.keys.mac]
+kind = "mac-sm4"
+file = "iso.key"
+[partners.iso.dialect]
+merchant_id = "898330448161001"
+terminal_id = "GATEWAY1"
+"""
+
+
+@pytest.fixture
+async def bank(tmp_path: Path) -> AsyncIterator[Bank]:
+    bank = await Bank(tmp_path / "bank").start()
+    configure(tmp_path)
+    (tmp_path / "iso.key").write_text(KEY)
+    (tmp_path / "iso.key").chmod(0o600)
+    yield bank
+    with suppress(ProcessLookupError):  # a test may have stopped it
+        await bank.stop()
+
+
+async def call(made: Partners, op: Operation) -> tuple[Outcome, float]:
+    began = time.monotonic()
+    return await made.call("iso", op, began + 5), time.monotonic() - began
+
+
+async def test_calls_over_a_link(bank: Bank, tmp_path: Path) -> None:
+    async with partners(tmp_path, block(bank.port)) as made:
+        outcomes = await asyncio.gather(*(call(made, purchase()) for _ in range(20)))
+        assert all(isinstance(outcome, Approved) for outcome, _ in outcomes), outcomes
+        entry = made.transcript("iso")[-1]
+        assert set(entry.seconds) == {"before", "partner", "reading"}
+        assert ACCOUNT not in str(made.transcript("iso"))
+
+        await bank.faults({"kind": "drop_after"})
+        lost = purchase()
+        outcome, seconds = await call(made, lost)
+        assert isinstance(outcome, Unknown)
+        assert seconds < 0.75
+        await bank.faults()
+        assert isinstance((await call(made, reverse(lost)))[0], Approved)
+
+
+async def test_a_bank_that_is_gone_was_sent_nothing(bank: Bank, tmp_path: Path) -> None:
+    async with partners(tmp_path, block(bank.port)) as made:
+        assert isinstance((await call(made, purchase()))[0], Approved)
+        await bank.stop()
+        outcomes = [await call(made, purchase()) for _ in range(8)]
+        assert all(isinstance(outcome, NotSent | Unknown) and seconds < 0.75 for outcome, seconds in outcomes)
+        assert outcomes[-1][0] == NotSent(Why.BREAKER_OPEN)
