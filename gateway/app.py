@@ -31,6 +31,7 @@ from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
+from gateway.flows.ask_ecard import LOOKUP_S, AskEcard, Lookups
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
@@ -39,7 +40,7 @@ from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.partners.call import Partners
 from gateway.settings import Settings
-from gateway.store import caller_keys
+from gateway.store import caller_keys, ecards
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.pool import FOR_EFFECTS, Pool, connect
 from gateway.store.verify import Judged, Presented, verify_batch
@@ -108,9 +109,26 @@ class Gateway:
         self.release_loss = ReleaseLoss()
         self.rotate_caller_key = RotateCallerKey()
         self.partners = Partners(settings)
+        self.ask_ecard = self._connect_ecards()
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _connect_ecards(self) -> AskEcard | None:
+        """None where no platform is configured: each code is `unknown` then."""
+        verify = self.settings.gateway.verify
+        if not verify.ecard_partner:
+            return None
+        lookups: Lookups = Batcher(
+            partial(connect, self._dsn, self.settings.gateway.database, "yikatong ecards"),
+            ecards.look,
+            batch_max=verify.batch_max,
+            queue_max=verify.queue_max,
+            deadline_s=LOOKUP_S,
+            on_batch=lambda _: None,
+        )
+        ask = partial(self.partners.call, verify.ecard_partner)
+        return AskEcard(lookups, self.index, ask, verify.ecard_deadline_ms / 1000)
 
     def _write_answers(self) -> None:
         self.hot_lane.write_answers()
@@ -121,10 +139,12 @@ class Gateway:
         await self.data_keys.load()
         await self.directory.look()
         await self.partners.open()
-        loops = (
+        loops = [
             self.batcher.run, self.effects.serve, self.directory.watch, self.partners.watch, self._keys.watch,
             self._watch_gauges,
-        )  # fmt: skip
+        ]  # fmt: skip
+        if self.ask_ecard is not None:
+            loops.append(self.ask_ecard.serve)
         for loop in loops:
             self._tasks.append(asyncio.create_task(loop(), name=loop.__qualname__))
 
@@ -132,6 +152,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.ask_ecard is not None:
+            await self.ask_ecard.close()
         await self.partners.close()
         self.slow_lane.close()
         metrics.flush()

@@ -57,8 +57,8 @@ class KnownScene(msgspec.Struct, frozen=True):
     """A scene with what is asked of it at every verify."""
 
     field: str
-    generations: dict[CallerKind, str]
-    """The card generations that it takes from each kind of caller, as the verify statement wants them."""
+    media: dict[CallerKind, str]
+    """What it takes from each kind of caller, as the verify statement wants it (Scene.media_bits)."""
 
 
 KeyTable = Callable[[Collection[str]], Awaitable[list[CallerKey]]]
@@ -170,7 +170,7 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
     if mistakes:
         raise SettingsError(mistakes)
     scenes = {
-        scene_id: KnownScene(scene.field, {kind: str(scene.generations(kind)) for kind in CallerKind})
+        scene_id: KnownScene(scene.field, {kind: str(scene.media_bits(kind)) for kind in CallerKind})
         for scene_id, scene in settings.scenes.items()
     }
     return callers, scenes

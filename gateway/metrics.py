@@ -99,6 +99,9 @@ EFFECT_BATCH_SECONDS = HistogramTally(
     Histogram("yikatong_effect_batch_seconds", "The transaction of a batch of effects", buckets=_SECONDS), _SECONDS
 )
 EFFECT_QUEUE = Gauge("yikatong_effect_queue", "Effects waiting for a transaction", multiprocess_mode="livesum")
+ECARD_ANSWERS = Counter(
+    "yikatong_ecard_answers_total", "Codes of e-cards, by what the platform said (seen: it was not asked)", ("result",)
+)
 REFUSED_ENTRY = Counter(
     "yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",)
 )

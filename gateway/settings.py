@@ -62,6 +62,10 @@ class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From the queueing of a presentation to its answer; past it: 503, no verdict."""
     status_max_age_minutes: Positive
     """A card status older than this is `unknown/status_stale`, never `valid`."""
+    ecard_partner: str
+    """The partner (partners.toml) that is asked whose e-card a code is; empty: not connected, and each is `unknown`."""
+    ecard_deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=1500)]
+    """For the platform's answer; past it: `unknown/platform_unavailable`. It goes before deadline_ms."""
 
 
 class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -206,6 +210,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     partners = _table(config_dir / "partners.toml", "partners", Partner, PARTNER_PATTERN, mistakes)
     for name, partner in partners.items():
         mistakes.extend(f"partners.toml: partners.{name}.{mistake}" for mistake in mistakes_of_partner(partner))
+    if gateway is not None:
+        _check_ecard_partner(gateway.verify.ecard_partner, partners, mistakes)
     if mistakes or gateway is None:
         raise SettingsError(mistakes)
     return Settings(gateway=gateway, callers=callers, scenes=scenes, partners=partners, config_dir=config_dir)
@@ -222,6 +228,16 @@ def host_of(url: str) -> str:
         return ""
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return host if port in (None, 443) else f"{host}:{port}"
+
+
+def _check_ecard_partner(name: str, partners: Mapping[str, Partner | None], mistakes: list[str]) -> None:
+    if not name:
+        return
+    partner = partners.get(name)
+    if name not in partners:
+        mistakes.append("gateway.toml: verify.ecard_partner: no such partner in partners.toml")
+    elif partner is not None and "verify_ecard_code" not in partner.operations:
+        mistakes.append(f"gateway.toml: verify.ecard_partner: partners.{name}.operations lacks verify_ecard_code")
 
 
 def _check_hosts(callers: Mapping[str, Caller], hosts: tuple[str, ...], mistakes: list[str]) -> None:

@@ -25,6 +25,7 @@ from gateway.crypto.sealing import UnknownDataKey
 from gateway.crypto.tokens import Access
 from gateway.domain.callers import Scope
 from gateway.domain.errors import Problem
+from gateway.domain.presentations import EcardCode
 from gateway.flows import verify_card
 from gateway.log import describe
 from gateway.metrics import REQUESTS, SHED, request_seconds
@@ -111,6 +112,8 @@ class HotLane:
             if len(body) > self._body_max:
                 return False
             asked, scene = verify.decode(body, gateway.directory.scenes)
+            if type(asked.presentation) is EcardCode:  # it may have to wait for the platform
+                return False
             presented = verify.present(gateway, access.caller_id, known.caller, asked, scene)
 
             request_id = head.request_id or new_request_id()

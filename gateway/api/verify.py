@@ -12,6 +12,7 @@ from gateway.crypto.sealing import UnknownDataKey
 from gateway.directory import KnownScene
 from gateway.domain.callers import Caller
 from gateway.domain.errors import FieldError, Problem
+from gateway.domain.presentations import EcardCode
 from gateway.flows.verify_card import Once, count, encode
 from gateway.store.verify import Presented
 
@@ -34,7 +35,7 @@ def decode(call_body: bytes, scenes: Mapping[str, KnownScene]) -> tuple[VerifyRe
 
 def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyRequest, scene: KnownScene) -> Presented:
     return gateway.verify_card.present(
-        caller_id, asked.presentation, asked.scene, scene.generations[caller.kind],
+        caller_id, asked.presentation, asked.scene, scene.media[caller.kind],
         asked.terminal_id, asked.occurred_at,
     )  # fmt: skip
 
@@ -43,6 +44,8 @@ async def verify_card(call: Call) -> web.Response:
     gateway = call.gateway
     asked, scene = decode(call.body, gateway.directory.scenes)
     presented = present(gateway, call.caller_id, call.caller.caller, asked, scene)
+    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
+        presented = await gateway.ask_ecard.complete(presented, asked.presentation)
     if call.idempotency_key is not None:
         once = Once(presented)
         response = await do_once(call, gateway.verify_once, once)

@@ -17,6 +17,7 @@ class BlindIndex:
         self._chip = _keyed(key, b"card.chip_index")
         self._number = _keyed(key, b"card.number_index")
         self._id_number = _keyed(key, b"person.id_number_index")
+        self._code = _keyed(key, b"code_use.code_digest")
         self._request = _keyed(key, b"idempotency_key.fingerprint")
 
     def chip(self, card_number: str, card_identifier: str) -> bytes:
@@ -33,6 +34,12 @@ class BlindIndex:
     def id_number(self, id_number: str) -> bytes:
         mac = self._id_number.copy()
         mac.update(id_number.encode())
+        return mac.finalize()
+
+    def code(self, code: str) -> bytes:
+        """Of a code that is good once."""
+        mac = self._code.copy()
+        mac.update(code.encode())
         return mac.finalize()
 
     def request(self, request: bytes) -> bytes:

@@ -45,7 +45,7 @@ class PartnerLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 KeyKind = Literal[
-    "sm2", "sm4-cbc", "aes-cbc", "hmac-sha1", "hmac-sha256", "hmac-sm3", "mac-sm4", "mac-3des"
+    "sm2", "sm4-cbc", "aes-cbc", "aes-ecb", "hmac-sha1", "hmac-sha256", "hmac-sm3", "mac-sm4", "mac-3des"
 ]  # fmt: skip
 
 

@@ -7,7 +7,8 @@ import msgspec
 from gateway.domain.callers import CallerKind
 from gateway.domain.cards import Medium
 
-_GENERATION_BIT = {Medium.SECOND_GEN: 1 << 2, Medium.THIRD_GEN: 1 << 3, Medium.ECARD: 0}
+_BIT = {Medium.ECARD: 1 << 1, Medium.SECOND_GEN: 1 << 2, Medium.THIRD_GEN: 1 << 3}
+"""A chip card's is that of its generation, as verify.sql reads it."""
 
 SCENE_PATTERN = r"^[a-z][a-z0-9_]{0,30}\.[a-z][a-z0-9_]{0,30}$"
 
@@ -21,6 +22,6 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     callers: tuple[CallerKind, ...]
     media: tuple[Medium, ...] = (Medium.SECOND_GEN, Medium.THIRD_GEN, Medium.ECARD)
 
-    def generations(self, kind: CallerKind) -> int:
-        """The card generations that the scene takes from a kind of caller, as bits 2 and 3; 0 for none."""
-        return sum(_GENERATION_BIT[medium] for medium in self.media) if kind in self.callers else 0
+    def media_bits(self, kind: CallerKind) -> int:
+        """What it takes from a kind of caller: e-cards as bit 1, card generations as bits 2 and 3; 0 for none."""
+        return sum(_BIT[medium] for medium in self.media) if kind in self.callers else 0

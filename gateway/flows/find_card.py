@@ -23,6 +23,8 @@ class CardKey(NamedTuple):
     preset: str = ""
     """A reason found before the card was read."""
     medium: str = ""
+    code_digest: str = ""
+    """Of a code that is good once, in hex."""
 
 
 _NOT_OURS = CardKey()
@@ -50,6 +52,6 @@ class FindCard:
             if not _CARD_REF.match(presentation.card_ref):
                 return _NOT_OURS
             return CardKey("", self._pseudonyms.card_id(caller_id, presentation.card_ref).hex())
-        # the national platform and the transit keys are not connected: never guess
+        # neither is decided here: never guess. The platform of e-cards is asked by ask_ecard.py, where it is connected
         medium = Medium.ECARD.value if type(presentation) is EcardCode else ""
         return CardKey("", "", Reason.PLATFORM_UNAVAILABLE.value, medium)

@@ -88,11 +88,11 @@ class VerifyCard:
         caller_id: str,
         presentation: Presentation,
         scene_id: str,
-        generations: str,
+        media: str,
         terminal_id: str,
         occurred_at: dt.datetime | None,
     ) -> Presented:
-        """What the statement is to judge; `generations` are those that the scene takes (KnownScene).
+        """What the statement is to judge; `media` are those that the scene takes (KnownScene).
 
         Raises Problem 422 for a time out of bounds or card data of one shape.
         """
@@ -103,11 +103,11 @@ class VerifyCard:
                 "validation_failed",
                 errors=[FieldError("$.occurred_at", "must be at most 24 hours ago and 5 minutes ahead")],
             )
-        chip_index, card_id, preset, medium = self._find_card.of(presentation, caller_id)
+        key = self._find_card.of(presentation, caller_id)
         event_id = str(UUID(uuid7(now_us // 1000, self._random.take(10))))
         return Presented(
-            event_id, chip_index, card_id, caller_id, scene_id, terminal_id, str(occurred_us),
-            generations, preset, medium,
+            event_id, key.chip_index, key.card_id, caller_id, scene_id, terminal_id, str(occurred_us),
+            media, key.preset, key.medium,
         )  # fmt: skip
 
     def answer(self, presented: Presented, judged: Judged) -> VerifyAnswer:

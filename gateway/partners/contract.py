@@ -29,8 +29,8 @@ class Crypto(Protocol):
     """What an adapter may have signed and enciphered: keys are named in its config block, and stay in the engine.
 
     Bytes in, bytes out: hex and base64 are the dialect's affair. Each raises CryptoRefused. Kinds: sm2 (sign, verify,
-    encrypt, decrypt; the iv is unused), sm4-cbc and aes-cbc (PKCS #7, iv of 16 bytes), hmac-sha1, hmac-sha256,
-    hmac-sm3, mac-sm4 (16 bytes), mac-3des (8 bytes; X9.19): mac and verify.
+    encrypt, decrypt; the iv is unused), sm4-cbc and aes-cbc (PKCS #7, iv of 16 bytes), aes-ecb (iv unused),
+    hmac-sha1, hmac-sha256, hmac-sm3, mac-sm4 (16 bytes), mac-3des (8 bytes; X9.19): mac and verify.
     """
 
     def sign(self, key: str, message: bytes) -> bytes: ...

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES, SM4
-from cryptography.hazmat.primitives.ciphers.modes import CBC
+from cryptography.hazmat.primitives.ciphers.modes import CBC, ECB
 from cryptography.hazmat.primitives.padding import PKCS7
 
 from gateway.crypto import sm2
@@ -21,7 +21,7 @@ from gateway.crypto.sm2_forms import CiphertextForm, Forms, SignatureForm
 from gateway.domain.partners import KeyKind, PartnerKey
 from gateway.partners.contract import CryptoRefused
 
-_CBC_KEY_BYTES = {"sm4-cbc": (16,), "aes-cbc": (16, 32)}
+_CBC_KEY_BYTES = {"sm4-cbc": (16,), "aes-cbc": (16, 32), "aes-ecb": (16, 32)}
 _MAC_KEY_BYTES = {"mac-sm4": (16,), "mac-3des": (16,)}
 _HMAC_KEY_BYTES_MAX = 512
 
@@ -81,28 +81,35 @@ class Sm2Key(SharedKey):
 
 
 class CbcKey(SharedKey):
-    """SM4 or AES, CBC with PKCS #7 padding. What is wrong with a ciphertext is not told (padding oracles)."""
+    """SM4 or AES, CBC with PKCS #7 padding. What is wrong with a ciphertext is not told (padding oracles).
+
+    `aes-ecb` is for platforms that know nothing better (Java's default): its iv is unused.
+    """
 
     def __init__(self, kind: KeyKind, secret: bytes) -> None:
         self._cipher = SM4(secret) if kind == "sm4-cbc" else AES(secret)
+        self._ecb = kind == "aes-ecb"
 
     def encrypt(self, plaintext: bytes, iv: bytes) -> bytes:
         if len(iv) != 16:
             raise CryptoRefused("an iv has 16 bytes")
         padder = PKCS7(128).padder()
-        encryptor = Cipher(self._cipher, CBC(iv)).encryptor()
+        encryptor = Cipher(self._cipher, self._mode(iv)).encryptor()
         return encryptor.update(padder.update(plaintext) + padder.finalize()) + encryptor.finalize()
 
     def decrypt(self, ciphertext: bytes, iv: bytes) -> bytes:
         if len(iv) != 16 or not ciphertext or len(ciphertext) % 16:
             raise CryptoRefused("does not decrypt")
-        decryptor = Cipher(self._cipher, CBC(iv)).decryptor()
+        decryptor = Cipher(self._cipher, self._mode(iv)).decryptor()
         unpadder = PKCS7(128).unpadder()
         try:
             padded = decryptor.update(ciphertext) + decryptor.finalize()
             return unpadder.update(padded) + unpadder.finalize()
         except ValueError:
             raise CryptoRefused("does not decrypt") from None
+
+    def _mode(self, iv: bytes) -> CBC | ECB:
+        return ECB() if self._ecb else CBC(iv)  # noqa: S305 - the partner's choice
 
 
 class HmacKey(SharedKey):

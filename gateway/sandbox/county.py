@@ -6,12 +6,14 @@ steps of a fixed width around a ring, so each place is taken once: counts are ex
 """
 
 import datetime as dt
+import json
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import accumulate
 from math import gcd
+from pathlib import Path
 
 import msgspec
 
@@ -207,6 +209,31 @@ class County:
             ecard_signed_on,
         )
 
+    def by_card_number(self, card_number: str) -> Citizen | None:
+        """The citizen of a card number: the way of citizen() back, without a table."""
+        if len(card_number) != 9 or not (card_number[2:].isascii() and card_number[2:].isdigit()):
+            return None
+        i = (int(card_number[2:]) - self._number_turn) * pow(_NUMBER_STEP, -1, _NUMBERS) % _NUMBERS
+        citizen = self.citizen(i) if i < self.cards else None
+        return citizen if citizen is not None and citizen.card_number == card_number else None
+
+    def by_id_number(self, id_number: str) -> Citizen | None:
+        """The citizen of an identity number, in the same way."""
+        try:
+            born = dt.datetime.strptime(id_number[6:14], "%Y%m%d").replace(tzinfo=dt.UTC).toordinal()
+            sequence = int(id_number[14:17])
+        except ValueError:
+            return None
+        nth_of_day = (sequence - 1 - born * 610) * pow(_SEQUENCE_STEP, -1, _SEQUENCES) % _SEQUENCES
+        for cohort in self._cohorts:
+            day = born - cohort.first_day
+            if 0 <= day < cohort.days:
+                place = cohort.first_place + nth_of_day + -(-day * cohort.people // cohort.days)
+                i = (place - self._age_turn) * pow(self._age_step, -1, self.cards) % self.cards
+                citizen = self.citizen(i)
+                return citizen if citizen.id_number == id_number else None
+        return None
+
     def _birth(self, i: int) -> tuple[int, int]:
         """(birth day, sequence of the day): no two citizens have the same, and the sequence's parity is the sex."""
         place = (i * self._age_step + self._age_turn) % self.cards
@@ -235,6 +262,12 @@ class County:
             return sign_level, issued_on
         first = max(issued_on, _ECARD_FROM).toordinal()
         return sign_level, dt.date.fromordinal(first + (draw * (self._today - first + 1) >> 32))
+
+
+def read_county(data_dir: Path) -> County:
+    """The county that a sandbox's data folder was loaded with. Raises FileNotFoundError if none was."""
+    facts = json.loads((data_dir / "sandbox" / "county.json").read_text())
+    return County(facts["seed"], facts["cards"], dt.date.fromisoformat(facts["today"]))
 
 
 def _pick(choices: Sequence[str], draw: int) -> str:

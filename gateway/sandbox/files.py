@@ -15,21 +15,28 @@ _ELSEWHERE = 120
 
 
 def write_cards_csv(county: County, path: Path, at_least: int = 3000) -> None:
-    """Write so many synthetic cards, most of them normal, as far as the county has them; only the owner may read it."""
+    """Write so many synthetic cards, most of them normal, as far as the county has them; only the owner may read it.
+
+    Normal cards are those with an e-card first, so that a newcomer who shows the code of one sees it accepted.
+    """
     wanted = {status.name: _OF_A_STATUS for status in CardStatus if status != CardStatus.NORMAL}
     wanted |= {"expired": _EXPIRED, "elsewhere": _ELSEWHERE}
     special = sum(wanted.values())
     wanted["normal"] = max(at_least - special, special + 1)
-    lines = [_HEADER]
+    lines: list[str] = [_HEADER]
+    without_ecard: list[str] = []
     for i in range(county.cards):
         citizen = county.citizen(i)
         kind = _kind(citizen, county.today)
-        if wanted[kind]:
+        if kind == "normal" and citizen.ecard_level is None:
+            if len(without_ecard) < wanted["normal"]:
+                without_ecard.append(_line(citizen))
+        elif wanted[kind]:
             wanted[kind] -= 1
             lines.append(_line(citizen))
             if not any(wanted.values()):
                 break
-    write_private(path, "\n".join(lines) + "\n")
+    write_private(path, "\n".join(lines + without_ecard[: wanted["normal"]]) + "\n")
 
 
 def _kind(citizen: Citizen, today: dt.date) -> str:

@@ -16,7 +16,7 @@ from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
 from gateway.domain.times import CHINA
 from gateway.sandbox.callers import write_callers
-from gateway.sandbox.county import County
+from gateway.sandbox.county import County, read_county
 from gateway.sandbox.files import write_cards_csv
 from gateway.sandbox.load import load_county, loaded, refresh_sources
 from gateway.settings import Settings
@@ -87,13 +87,12 @@ async def _keep_fresh(dsn: Secret[str]) -> None:
 
 def sample(settings: Settings, count: int) -> Iterator[str]:
     """JSON lines of random normal cards of the county in DATA_DIR. Raises FileNotFoundError if none was loaded."""
-    seed, cards, loaded_on = json.loads((settings.data_dir / "sandbox" / "county.json").read_text()).values()
-    county = County(seed, cards, dt.date.fromisoformat(loaded_on))
-    chosen = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    county = read_county(settings.data_dir)
+    chosen = random.Random(county.seed)  # noqa: S311 - a sample, not a secret
     today = max(county.today, dt.datetime.now(CHINA).date())
     found = 0
     while found < count:
-        citizen = county.citizen(chosen.randrange(cards))
+        citizen = county.citizen(chosen.randrange(county.cards))
         if citizen.status == CardStatus.NORMAL and citizen.valid_until >= today:
             found += 1
             yield json.dumps({"card_number": citizen.card_number, "card_identifier": citizen.card_identifier})

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
 _SQL = (Path(__file__).parent / "verify.sql").read_text()
+_SQL_WITH_CODES = _SQL.replace("--code ", "       ")
+"""The same statement, which also claims codes: its reasons are in one place."""
 
 _SEPARATOR = "\x1f"
 
@@ -22,7 +24,7 @@ _REASON_BY_STATUS = _SEPARATOR.join(
 class Presented(NamedTuple):
     """One presentation as the statement takes it, all as text without control characters, empty for NULL.
 
-    Exactly one of chip_index and card_id is given, or none with a preset.
+    At most one of chip_index and card_id is given; a preset without them goes before everything else.
     """
 
     event_id: str
@@ -34,11 +36,14 @@ class Presented(NamedTuple):
     terminal_id: str
     occurred_us: str
     """Microseconds since 1970."""
-    generations: str
-    """A number with bits 2 and 3: the card generations that the scene takes from this caller."""
+    media: str
+    """A number with bits 1, 2 and 3: whether the scene takes e-cards and the card generations from this caller."""
     preset: str
     """A reason found before the card was read."""
     medium: str
+    """`ecard`; empty: that of the card which is found."""
+    code_digest: str = ""
+    """Hex: a code that is good once, to be claimed; who comes second is `code_replayed`."""
 
 
 Judged = Sequence[Any]
@@ -49,8 +54,10 @@ async def verify_batch(
     connection: "AnyConnection", batch: Sequence[Presented], status_max_age: dt.timedelta, timeout: float
 ) -> list[Judged]:
     """Judge and record a batch, in its order. The events are committed unless a transaction is open."""
+    *columns, codes = map(_SEPARATOR.join, zip(*batch, strict=True))
+    sql, more = (_SQL_WITH_CODES, (codes,)) if codes.strip(_SEPARATOR) else (_SQL, ())
     rows: list[Judged] = await connection.fetch(  # type: ignore[assignment]  # a Record is a sequence of its values
-        _SQL, *map(_SEPARATOR.join, zip(*batch, strict=True)), _REASON_BY_STATUS, status_max_age, timeout=timeout
+        sql, *columns, _REASON_BY_STATUS, status_max_age, *more, timeout=timeout
     )
     assert len(rows) == len(batch), "one answer for each presentation"
     return rows

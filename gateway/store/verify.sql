@@ -1,30 +1,45 @@
 -- One statement for a batch of presentations: read the cards, decide, write the events. The answers leave after its commit.
 -- The order of the WHENs is the order in which reasons go before one another.
+-- Lines that begin with --code are of batches with e-card codes alone (verify.py): the others do not pay for them.
 -- Each column comes as one text with a separator: encoding ten arrays element by element would cost the gateway more than
 -- taking them apart costs here.
 WITH presented AS (
     SELECT item, event_id::uuid, decode(chip_index, 'hex') AS chip_index, card_id::uuid, caller, scene, terminal_id,
            'epoch'::timestamptz + occurred_us::bigint * interval '1 microsecond' AS occurred_at,
-           generations::smallint, preset, medium
+           media::smallint, preset, medium
     FROM unnest(string_to_array($1, E'\x1f'), string_to_array($2, E'\x1f', ''), string_to_array($3, E'\x1f', ''),
                 string_to_array($4, E'\x1f'), string_to_array($5, E'\x1f'), string_to_array($6, E'\x1f'),
                 string_to_array($7, E'\x1f'), string_to_array($8, E'\x1f'), string_to_array($9, E'\x1f', ''),
                 string_to_array($10, E'\x1f', ''))
          WITH ORDINALITY AS p(event_id, chip_index, card_id, caller, scene, terminal_id, occurred_us,
-                              generations, preset, medium, item)
+                              media, preset, medium, item)
+--code ), coded AS (
+--code     SELECT item, event_id, decode(code, 'hex') AS code_digest
+--code     FROM unnest(string_to_array($13, E'\x1f', '')) WITH ORDINALITY AS c(code, item) JOIN presented USING (item)
+--code     WHERE code IS NOT NULL
+--code ), claimed AS (
+--code     INSERT INTO code_use (code_digest, event_id)
+--code     SELECT code_digest, event_id FROM coded ORDER BY code_digest, item  -- in one order: none waits in a circle
+--code     ON CONFLICT DO NOTHING RETURNING event_id
+--code ), replayed AS (
+--code     SELECT item FROM coded WHERE event_id NOT IN (SELECT event_id FROM claimed)
 ), judged AS (
     SELECT p.item, p.event_id, p.caller, p.scene, p.terminal_id, p.occurred_at,
            c.card_id, c.region, c.holder_sealed,
            greatest(c.status_as_of, s.as_of) AS status_as_of,
            coalesce(p.medium, CASE c.generation WHEN 2 THEN 'second_gen' WHEN 3 THEN 'third_gen' END) AS medium,
            CASE
-               WHEN p.preset = 'platform_unavailable' THEN p.preset
+--code         WHEN p.item IN (SELECT item FROM replayed) THEN 'code_replayed'
+               WHEN p.preset IS NOT NULL AND p.chip_index IS NULL AND p.card_id IS NULL THEN p.preset
                WHEN c.card_id IS NULL THEN 'unrecognised'
                WHEN p.preset IS NOT NULL THEN p.preset
                WHEN (SELECT string_to_array($11, E'\x1f'))[c.status + 1] <> 'ok'
                    THEN (SELECT string_to_array($11, E'\x1f'))[c.status + 1]
+--code         WHEN p.medium = 'ecard' AND NOT EXISTS (SELECT FROM ecard e WHERE e.card_id = c.card_id)
+--code             THEN 'not_activated'
                WHEN c.valid_until < (p.occurred_at AT TIME ZONE 'Asia/Shanghai')::date THEN 'expired'
-               WHEN (p.generations >> c.generation) & 1 = 0 THEN 'scene_not_allowed'
+               WHEN (p.media >> CASE WHEN p.medium IS NULL THEN c.generation ELSE 1 END) & 1 = 0
+                   THEN 'scene_not_allowed'
                WHEN greatest(c.status_as_of, s.as_of) < now() - $12::interval THEN 'status_stale'
                ELSE 'ok'
            END AS reason
@@ -35,6 +50,7 @@ WITH presented AS (
         UNION ALL
         SELECT card_id, generation, status, status_as_of, valid_until, region, source_id, holder_sealed
         FROM card WHERE card_id = p.card_id
+--code     AND p.item NOT IN (SELECT item FROM replayed)  -- whoever replays a code learns nothing of its card
     ) c ON true
     LEFT JOIN registry_source s USING (source_id)
 ), recorded AS (

@@ -13,7 +13,7 @@ from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
 from gateway.metrics import FEED_LAG_SECONDS
 from gateway.settings import Settings
-from gateway.store import assertions, idempotency, usage_events
+from gateway.store import assertions, ecards, idempotency, usage_events
 from gateway.store.migrate import ensure_partitions
 from gateway.store.pool import GONE, Pool
 from gateway.worker.published_keys import PublishedKeys
@@ -69,7 +69,7 @@ async def _partitions(dsn: Secret[str]) -> None:
 
 
 async def _sweep(pool: Pool) -> None:
-    for sweep in (assertions.sweep, idempotency.sweep):
+    for sweep in (assertions.sweep, idempotency.sweep, ecards.sweep):
         for _ in range(_SWEEP_TURNS_MAX):
             async with pool.acquire(_TURN_MAX_S) as connection:
                 if await sweep(connection, SWEEP_BATCH) < SWEEP_BATCH:

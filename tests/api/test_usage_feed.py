@@ -178,7 +178,7 @@ SELECT position, event_id FROM usage_event WHERE (position, event_id) > ($1, $2)
 
 def presented() -> Presented:
     return Presented(
-        str(uuid4()), "00" * 32, "", "demo-merchant", "parking.exit", "P-late", "1700000000000000", "12", "", ""
+        str(uuid4()), "00" * 32, "", "demo-merchant", "parking.exit", "P-late", "1700000000000000", "14", "", ""
     )
 
 

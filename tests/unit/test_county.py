@@ -196,6 +196,40 @@ def test_the_cards_file_has_every_state(tmp_path: Path, cards: int) -> None:
     assert {row["medium"] for row in rows} == {"second_gen", "third_gen"}
 
 
+def test_a_card_number_and_an_id_number_lead_back_to_their_citizen() -> None:
+    for cards in (1, 7, 500, 30_000):
+        county = County(SEED, cards, TODAY)
+        for i in range(0, cards, max(1, cards // 500)):
+            citizen = county.citizen(i)
+            assert county.by_card_number(citizen.card_number) == citizen
+            assert county.by_id_number(citizen.id_number) == citizen
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "AB", "AB123456", "AB12345678", "ABxxxxxxx", "AB１２３４５６７", "QQ0000001"]
+)
+def test_what_is_no_card_number_of_the_county_leads_to_nobody(text: str) -> None:
+    assert County(SEED, 500, TODAY).by_card_number(text) is None
+
+
+@pytest.mark.parametrize("text", ["", "x" * 18, "330499196013010010", "330499196001010010", "330499299901010010"])
+def test_what_is_no_id_number_of_the_county_leads_to_nobody(text: str) -> None:
+    assert County(SEED, 500, TODAY).by_id_number(text) is None
+
+
+def test_normal_cards_of_the_file_have_an_ecard_where_the_county_has_enough(tmp_path: Path) -> None:
+    for cards, least in ((30_000, 1.0), (3000, 0.4)):
+        county, path = County(SEED, cards, TODAY), tmp_path / f"{cards}.csv"
+        write_cards_csv(county, path)
+        with path.open() as stream:
+            numbers = [row["card_number"] for row in csv.DictReader(stream) if row["status"] == "1"]
+        citizens = [citizen for number in numbers if (citizen := county.by_card_number(number)) is not None]
+        normal = [
+            citizen for citizen in citizens if citizen.valid_until >= TODAY and citizen.region == COUNTY_REGION
+        ]  # fmt: skip
+        assert sum(citizen.ecard_level is not None for citizen in normal) >= least * len(normal)
+
+
 def test_the_cards_file_is_the_same_each_time_and_its_cards_are_the_countys(tmp_path: Path) -> None:
     county = County(SEED, 5000, TODAY)
     one, other = tmp_path / "one.csv", tmp_path / "other.csv"

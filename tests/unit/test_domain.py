@@ -202,13 +202,19 @@ def test_every_card_status_has_a_reason_and_only_the_normal_one_is_ok() -> None:
 
 
 @pytest.mark.parametrize(
-    ("media", "generations"),
-    [(tuple(Medium), 0b1100), ((Medium.SECOND_GEN,), 0b0100), ((Medium.THIRD_GEN,), 0b1000), ((Medium.ECARD,), 0)],
+    ("media", "bits"),
+    [
+        (tuple(Medium), 0b1110),
+        ((Medium.SECOND_GEN,), 0b0100),
+        ((Medium.THIRD_GEN,), 0b1000),
+        ((Medium.ECARD,), 0b0010),
+        ((), 0),
+    ],
 )
-def test_a_scene_takes_its_media_from_its_kinds_of_caller(media: tuple[Medium, ...], generations: int) -> None:
+def test_a_scene_takes_its_media_from_its_kinds_of_caller(media: tuple[Medium, ...], bits: int) -> None:
     scene = Scene("x", "y", (CallerKind.KIOSK,), media)
-    taken = {kind: scene.generations(kind) for kind in CallerKind}
-    assert taken.pop(CallerKind.KIOSK) == generations and set(taken.values()) == {0}
+    taken = {kind: scene.media_bits(kind) for kind in CallerKind}
+    assert taken.pop(CallerKind.KIOSK) == bits and set(taken.values()) == {0}
     assert set(Scene("x", "y", ()).media) == set(Medium), "all of them unless it says otherwise"
 
 

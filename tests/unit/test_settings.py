@@ -212,3 +212,24 @@ def test_the_password_of_the_database_does_not_show(config: Path) -> None:
     assert "s3cr3t" not in f"{settings!r} {settings} {settings.gateway.database}"
     with pytest.raises(TypeError):
         msgspec.json.encode(settings.gateway.database)
+
+
+BLOCK = """
+[partners.platform]
+name = "x"
+adapter = "ecard_platform"
+operations = ["scan_login"]
+http = { base_url = "https://x.example" }
+"""
+
+
+def test_the_platform_of_ecards_is_a_partner_that_can_be_asked(config: Path) -> None:
+    path = "gateway.toml: verify.ecard_partner: "
+    edit(config / "gateway.toml", lambda text: text.replace('ecard_partner = ""', 'ecard_partner = "platform"'))
+    assert mistakes_of(config) == [path + "no such partner in partners.toml"]
+    (config / "partners.toml").write_text(BLOCK)
+    assert mistakes_of(config) == [path + "partners.platform.operations lacks verify_ecard_code"]
+    edit(config / "partners.toml", lambda text: text.replace("scan_login", "verify_ecard_code"))
+    assert load({"CONFIG_DIR": str(config)}).gateway.verify.ecard_partner == "platform"
+    edit(config / "partners.toml", lambda text: text.replace("[partners.platform]", "[partners.platform]\nwrong = 1"))
+    assert mistakes_of(config) == ["partners.toml: partners.platform.wrong: unknown key"], "and no more than that"

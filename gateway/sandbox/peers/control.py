@@ -71,6 +71,9 @@ class Book:
             os.truncate(file, len(whole) + 1 if whole else 0)
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
+    def __len__(self) -> int:
+        return len(self._lines)
+
     def write(self, line: BookLine) -> None:
         """On return the line survives the process (not the machine: it is a simulation)."""
         rest = memoryview(msgspec.json.encode(line) + b"\n")

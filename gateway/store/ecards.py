@@ -1,0 +1,54 @@
+"""E-cards: codes that were used, and the card that an e-card goes with."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+KEPT_HOURS = 24
+"""Of a claim: a code lives for 60 s at the platform (domain.md §2.3 [G])."""
+
+
+class Wanted(NamedTuple):
+    """What is looked up: whether a code has been claimed, or the card of a person by its number."""
+
+    code_digest: bytes | None = None
+    number_index: bytes | None = None
+    id_number_index: bytes | None = None
+
+
+class Found(NamedTuple):
+    """`used`: the code has been claimed. It is not claimed here: verify.sql does that."""
+
+    used: bool
+    card_id: UUID | None
+
+
+# a replaced card keeps its number: the one that is not cancelled, else the newest
+_LOOK = """
+SELECT EXISTS (SELECT FROM code_use WHERE code_digest = asked.code_digest),
+       (SELECT card_id FROM card JOIN person USING (person_id)
+        WHERE number_index = asked.number_index AND id_number_index = asked.id_number_index
+        ORDER BY status = 9, issued_on DESC, card_id DESC LIMIT 1)
+FROM unnest($1::bytea[], $2::bytea[], $3::bytea[])
+     WITH ORDINALITY AS asked(code_digest, number_index, id_number_index, item)
+ORDER BY item
+"""
+
+
+async def look(connection: "AnyConnection", batch: Sequence[Wanted], timeout: float) -> list[Found]:
+    """Look up a batch, in its order."""
+    columns = (list(column) for column in zip(*batch, strict=True))
+    return [Found(*row) for row in await connection.fetch(_LOOK, *columns, timeout=timeout)]
+
+
+async def sweep(connection: "AnyConnection", limit: int) -> int:
+    """Delete up to `limit` claims past their hours; returns how many."""
+    done = await connection.fetch(
+        "DELETE FROM code_use WHERE code_digest IN (SELECT code_digest FROM code_use"
+        " WHERE used_at < now() - make_interval(hours => $1) ORDER BY used_at LIMIT $2) RETURNING true",
+        KEPT_HOURS, limit,
+    )  # fmt: skip
+    return len(done)
