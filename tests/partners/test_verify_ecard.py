@@ -1,6 +1,7 @@
 """E-card codes through a gateway of two workers: platform, gateway and database are real, on sockets."""
 
 import asyncio
+import functools
 import json
 import shutil
 import time
@@ -14,6 +15,7 @@ import aiohttp
 import asyncpg
 import pytest
 
+from gateway.crypto.key_files import open_folder
 from gateway.domain.cards import STATUS_REASON, CardStatus
 from gateway.sandbox.county import COUNTY_REGION, Citizen
 from gateway.sandbox.load import load_county
@@ -122,7 +124,9 @@ async def joined(
             folder / "data", "serve", DATABASE_URL=database.dsn, CONFIG_DIR=str(config), WORKERS="2", LOG_LEVEL="debug",
             **(plant(bug) if bug else {}),
         )  # fmt: skip
-        await load_county(database.dsn, prepare_data_dir(folder / "data", running.port), COUNTY, lambda _: None, 1)
+        prepare_data_dir(folder / "data", running.port)
+        keys = functools.partial(open_folder, folder / "data" / "keys")
+        await load_county(database.dsn, keys, COUNTY, lambda _: None, 1)
         await running.start()
         stack.push_async_callback(running.stop)
         merchant = await stack.enter_async_context(Client(running, "demo-merchant"))

@@ -87,7 +87,7 @@ async def bench(database: Database, keys: KeyStore) -> AsyncIterator[Bench]:
     lookups: Lookups = Batcher(
         lambda: made.open(), ecards.look, batch_max=100, queue_max=100, deadline_s=LOOKUP_S, on_batch=lambda _: None
     )
-    made = Bench(database.dsn, lookups, BlindIndex(keys.current(KeyUse.INDEX)))
+    made = Bench(database.dsn, lookups, BlindIndex(keys.working_keys(KeyUse.INDEX)[-1]))
     loop = asyncio.create_task(lookups.run())
     yield made
     loop.cancel()

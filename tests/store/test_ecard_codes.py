@@ -113,7 +113,7 @@ async def test_chip_cards_beside_a_code_are_judged_as_ever(
 ) -> None:
     """All their reasons, by the statement with codes and by the one without."""
     await add_cards(database.dsn, keys, CARDS)
-    index = BlindIndex(keys.current(KeyUse.INDEX))
+    index = BlindIndex(keys.working_keys(KeyUse.INDEX)[-1])
 
     def chips() -> list[Presented]:
         return [
@@ -137,9 +137,7 @@ async def storm(database: Database, card_id: UUID) -> Counter[str]:
     """Codes, each presented at once on many connections: how often each was said to be valid, by code."""
     settings = load({}).gateway.database
     digests = [os.urandom(32) for _ in range(CODES)]
-    connections = await asyncio.gather(
-        *(connect(Secret(database.dsn), settings, "storm", 0) for _ in range(AT_ONCE // 4))
-    )
+    connections = await asyncio.gather(*(connect(Secret(database.dsn), settings, "storm") for _ in range(AT_ONCE // 4)))
 
     async def present(place: int, one: "Connection") -> list[str]:
         # each batch has every code, in an order of its own: claims in that order would wait in a circle
@@ -211,7 +209,7 @@ async def test_the_application_cannot_give_a_code_back(connection: "Connection")
 
 async def test_the_card_of_a_person_by_its_number(database: Database, keys: KeyStore, connection: "Connection") -> None:
     """A replaced card keeps its number: the one that is not cancelled; and both numbers have to belong together."""
-    index = BlindIndex(keys.current(KeyUse.INDEX))
+    index = BlindIndex(keys.working_keys(KeyUse.INDEX)[-1])
     card, other = new_card(), new_card()
     card_id, _ = await add_cards(database.dsn, keys, (card, other))
     owner = await asyncpg.connect(database.dsn)

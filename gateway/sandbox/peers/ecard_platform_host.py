@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 from cryptography.hazmat.primitives.padding import PKCS7
 
-from gateway.crypto.key_store import write_private
+from gateway.crypto.key_files import write_private
 from gateway.processes import end_with_parent, leave_no_core
 from gateway.sandbox.county import Citizen, County, read_county
 from gateway.sandbox.peers.control import Book, BookLine, Fault, Faults, control_application
