@@ -100,10 +100,10 @@ def from_the_net(draw: st.DrawFn) -> Any:
     keys: list[Any] = [
         dict(jwk) for jwk in draw(st.lists(st.sampled_from(PUBLIC), max_size=4, unique_by=lambda jwk: jwk["kid"]))
     ]
-    if keys and draw(st.booleans()):
+    if draw(st.booleans()) and keys:
         changed = draw(st.sampled_from(keys))
-        changed.pop(draw(NAMES), None)
-        changed.update(draw(st.dictionaries(NAMES, ODD_VALUES, max_size=2)))
+        changed.pop(draw(st.sampled_from(["none of these"]) | NAMES), None)
+        changed.update(draw(st.dictionaries(st.sampled_from(["x", "y"]) | NAMES, ODD_VALUES, max_size=2)))
     return {"keys": keys + draw(st.lists(ODD_VALUES, max_size=1))}
 
 
