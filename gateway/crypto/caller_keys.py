@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from gateway.crypto.signatures import ED25519, ES256, KEYS_MAX, VerifyKey, is_of, read_signing_jwk
+from gateway.crypto.signatures import JOSE_NAMES, KEYS_MAX, VerifyKey, is_of, read_signing_jwk
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import Caller, KeyPurpose
 
 _DOCUMENT_KEYS_MAX = 10
-_OF_ASSERTIONS = {"EdDSA": ED25519, "ES256": ES256}
+_OF_ASSERTIONS = {name: algorithm for algorithm, name in JOSE_NAMES.items()}
 
 
 def algorithm_of(caller: Caller, purpose: KeyPurpose) -> str | None:

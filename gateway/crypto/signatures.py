@@ -4,7 +4,6 @@ Which algorithm a key has is known here alone (names of RFC 9421's registry; `sm
 """
 
 import base64
-import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,11 +34,7 @@ class VerifyKey(NamedTuple):
     algorithm: str
     public: Any
     jwk: str
-    """As it was registered, in the canonical form of RFC 7638 (what its thumbprint is of)."""
-
-    @property
-    def thumbprint(self) -> str:
-        return _base64url(hashlib.sha256(self.jwk.encode()).digest())
+    """As it was registered, in the canonical form of RFC 7638."""
 
 
 class Signer(NamedTuple):
@@ -97,8 +92,7 @@ def sm2_public_jwk(kid: str, point: bytes) -> dict[str, str]:
 
 def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
     """One public key of the algorithm. Raises ValueError saying what is wrong, without the key's values."""
-    if not isinstance(jwk, dict) or not isinstance(kid := jwk.get("kid"), str) or not 1 <= len(kid) <= 100:
-        raise ValueError("every key needs a kid")
+    kid = _kid_of(jwk)
     if "d" in jwk:
         raise ValueError("this is a private key: give the public part only")
     if not is_of(jwk, algorithm):
@@ -118,11 +112,17 @@ def is_of(jwk: dict[str, Any], algorithm: str) -> bool:
 
 
 def read_signing_jwks(document: Any, algorithm: str) -> list[VerifyKey]:
-    """One or two keys of a JWKS. Raises ValueError."""
+    """One or two keys of a JWKS. Raises ValueError naming the key that is wrong."""
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list) or not 1 <= len(keys) <= KEYS_MAX:
         raise ValueError("expected a JWKS with one or two keys")
-    found = [read_signing_jwk(jwk, algorithm) for jwk in keys]
+    found = []
+    for jwk in keys:
+        kid = _kid_of(jwk)
+        try:
+            found.append(read_signing_jwk(jwk, algorithm))
+        except ValueError as error:
+            raise ValueError(f"key {kid!r}: {error}") from None
     if len({key.kid for key in found}) != len(found):
         raise ValueError("two keys have the same kid")
     return found
@@ -149,6 +149,12 @@ def verify(key: VerifyKey, message: bytes, signature: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def _kid_of(jwk: Any) -> str:
+    if not isinstance(jwk, dict) or not isinstance(kid := jwk.get("kid"), str) or not 1 <= len(kid) <= 100:
+        raise ValueError("every key needs a kid")
+    return kid
 
 
 def _coordinate(text: Any) -> bytes:

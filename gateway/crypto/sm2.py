@@ -13,7 +13,6 @@ from gateway.crypto.sm2_forms import (
     USER_ID_MAX_BYTES,
     Forms,
     N,
-    compress,
     read_ciphertext,
     read_point,
     read_signature,
@@ -68,10 +67,6 @@ class PublicKey:
         self.forms = forms
         self.point = read_point(public)
         self._key = self._backend.public(self.point)
-
-    @property
-    def compressed(self) -> bytes:
-        return compress(self.point)
 
     def verify(self, message: bytes, signature: bytes) -> bool:
         """False for anything but a good signature in this key's form."""

@@ -68,10 +68,6 @@ def read_point(raw: bytes) -> bytes:
     raise ValueError("a public key is 04‖X‖Y (65 bytes) or compressed (33)")
 
 
-def compress(point: bytes) -> bytes:
-    return bytes([2 + (point[64] & 1)]) + point[1:33]
-
-
 def read_signature(form: SignatureForm, signature: bytes) -> bytes:
     """r‖s. Raises ValueError: another form, DER that is not the shortest, r or s of 0 or >= n, r + s = n."""
     if form is SignatureForm.DER:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway import directory as directory_module
 from gateway.api.auth import Authenticator, Unauthorised
+from gateway.crypto import sm2
 from gateway.crypto.caller_keys import in_force, published
 from gateway.crypto.key_files import FileKeyStore
-from gateway.crypto.signatures import ED25519, VerifyKey, read_signing_jwk
+from gateway.crypto.signatures import ED25519, ES256, KEYS_MAX, SM2_SM3, VerifyKey, read_signing_jwk, sm2_public_jwk
 from gateway.crypto.tokens import Access, AccessTokens
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey, Source
@@ -82,6 +85,48 @@ def test_a_published_document_may_hold_keys_for_other_things() -> None:
     assert [key.kid for key in published({"keys": [other, signing]}, ED25519, ())] == ["a"]
     with pytest.raises(ValueError, match="0 keys for ed25519"):
         published({"keys": [other, signing | {"use": "enc"}]}, ED25519, ())
+
+
+ODD_VALUES = st.none() | st.integers() | st.text(max_size=50) | st.lists(st.text(max_size=3), max_size=2)
+NAMES = st.sampled_from(["kty", "crv", "kid", "x", "y", "d", "k", "use", "alg"])
+PUBLIC = [public("a"), public("b"), public("c", "ES256"), sm2_public_jwk("d", sm2.generate()[1])]
+
+
+@st.composite
+def from_the_net(draw: st.DrawFn) -> Any:
+    """A document of good keys, in which up to one is changed; now and then something else."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(ODD_VALUES | st.fixed_dictionaries({"keys": ODD_VALUES}))
+    keys: list[Any] = [
+        dict(jwk) for jwk in draw(st.lists(st.sampled_from(PUBLIC), max_size=4, unique_by=lambda jwk: jwk["kid"]))
+    ]
+    if draw(st.booleans()) and keys:
+        changed = draw(st.sampled_from(keys))
+        changed.pop(draw(st.sampled_from(["none of these"]) | NAMES), None)
+        changed.update(draw(st.dictionaries(st.sampled_from(["x", "y"]) | NAMES, ODD_VALUES, max_size=2)))
+    return {"keys": keys + draw(st.lists(ODD_VALUES, max_size=1))}
+
+
+@pytest.mark.parametrize("algorithm", [ED25519, ES256, SM2_SM3])
+@given(document=from_the_net(), revoked=st.lists(st.sampled_from("abcd"), max_size=2))
+def test_any_published_document_gives_one_or_two_keys_or_a_value_error(
+    algorithm: str, document: Any, revoked: list[str]
+) -> None:
+    try:
+        found = published(document, algorithm, revoked)
+    except ValueError as error:
+        shown = [value for jwk in _dicts(document) for value in jwk.values() if len(str(value)) > 8]
+        assert not any(str(value) in str(error) for value in shown)
+        return
+    assert 1 <= len(found) <= KEYS_MAX and len({key.kid for key in found}) == len(found)
+    for key in found:
+        assert key.algorithm == algorithm and key.kid not in revoked
+        assert read_signing_jwk(json.loads(key.jwk) | {"kid": key.kid}, algorithm)[::3] == (key.kid, key.jwk)
+
+
+def _dicts(document: Any) -> list[dict[str, Any]]:
+    keys = document.get("keys") if isinstance(document, dict) else None
+    return [one for one in keys if isinstance(one, dict)] if isinstance(keys, list) else []
 
 
 class Table:

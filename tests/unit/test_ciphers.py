@@ -15,10 +15,10 @@ from gateway.crypto.ciphers import (
     DoesNotOpen,
     Sm4Gcm,
     hmac_sm3,
-    sm3,
     sm4_cbc_decrypt,
     sm4_cbc_encrypt,
 )
+from gateway.crypto.digests import sm3
 
 SM4_KEY = bytes.fromhex("0123456789abcdeffedcba9876543210")
 

@@ -136,6 +136,13 @@ def test_a_broken_configuration_does_not_start_and_is_named(house: House, how: s
     assert '"d"' not in str(caught.value) and "AAAA" not in str(caught.value)
 
 
+def test_the_key_that_is_wrong_is_named(house: House) -> None:
+    good = house.keys()["keys"][0]
+    house.put_keys({"keys": [good, good | {"kid": "second", "x": "AAAA"}]})
+    with pytest.raises(SettingsError, match=r"keys_file: .*: key 'second': the key is malformed"):
+        Directory(house.settings())
+
+
 def test_a_repaired_change_is_taken_up(house: House) -> None:
     directory = Directory(house.settings())
     house.edit("callers.toml", "quota_per_second = 10", "quota_per_second = ten")

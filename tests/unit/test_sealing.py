@@ -247,6 +247,38 @@ def test_a_malformed_key_file_is_named_and_not_shown(folder: Path, how: str) -> 
     assert GOOD["key"] not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared") / "keys"
+    create_missing(folder)
+    (folder / "kek-2.json").touch(mode=0o600)
+    return folder
+
+
+values = st.none() | st.integers() | st.text(max_size=50) | st.lists(st.text(max_size=3), max_size=2)
+times = st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(lambda time: time.isoformat())
+key_files = st.builds(
+    lambda change: json.dumps(GOOD | {"kid": "kek-2"} | change).encode(),
+    st.dictionaries(st.sampled_from(["kid", "use", "key", "z"]), values, max_size=2)
+    | st.fixed_dictionaries({"active_from": times | values}),
+)
+
+
+@given(content=st.binary(max_size=200) | key_files, cut=st.integers(0, 200))
+def test_any_key_file_is_taken_or_refused_with_a_key_store_error(shared_folder: Path, content: bytes, cut: int) -> None:
+    for text in (content, content[:cut]):
+        (shared_folder / "kek-2.json").write_bytes(text)
+        try:
+            store = open_folder(shared_folder)
+        except KeyStoreError as error:
+            assert GOOD["key"] not in str(error)
+            continue
+        assert [key.kid for key in store.keys(KeyUse.KEK)] == ["kek-1", "kek-2"]
+        assert store.unwrap(*store.wrap(b"s" * 32)) == b"s" * 32
+        start = store.keys(KeyUse.KEK)[-1].active_from
+        assert start is None or start.timestamp() is not None, "it can be compared with a clock"
+
+
 @pytest.mark.parametrize("name", ["kek-x.json", "kek.json", "backup.json", "kek-01.json"])
 def test_a_key_file_of_another_name_is_refused(folder: Path, name: str) -> None:
     kid = name.removesuffix(".json")

@@ -54,7 +54,6 @@ def test_the_standards_signature_is_good_in_both_forms(backend: sm2.Backend) -> 
         assert PublicKey(point, RAW, backend).verify(MESSAGE, raw(R, S))
         assert PublicKey(point, Forms(), backend).verify(MESSAGE, encode_dss_signature(R, S))
     assert PublicKey(COMPRESSED, backend=backend).point == POINT
-    assert PublicKey(POINT, backend=backend).compressed == COMPRESSED
 
 
 @each_backend

@@ -26,6 +26,7 @@ from gateway.crypto.tokens import (
     subject_of,
 )
 from gateway.domain.masking import Secret
+from tests.running import b64url
 
 ISSUER = "https://gateway.example"
 
@@ -80,6 +81,38 @@ def test_a_text_of_chance_is_no_token(text: str) -> None:
         TOKENS.read(text)
     with pytest.raises(InvalidToken):
         read_assertion(text, "demo-merchant", [], ISSUER, now())
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=5,
+)
+HEADER = {"alg": "EdDSA", "typ": "at+jwt", "kid": "sign-1"}
+headers = st.dictionaries(
+    st.sampled_from(["alg", "typ", "kid", "crit", "b64", "jku", "jwk"]), json_values, max_size=1
+).map(lambda change: HEADER | change)
+claims = st.dictionaries(
+    st.sampled_from(["iss", "sub", "aud", "iat", "exp", "nbf", "jti", "scope"]), json_values, max_size=3
+).map(lambda change: {"sub": "demo-merchant"} | change)
+deep = st.sampled_from(["[" * 1500 + "]" * 1500, '{"sub":' * 400 + "1" + "}" * 400, "1" * 3000])
+parts = (
+    st.binary(max_size=40)
+    | (headers | claims | json_values).map(lambda value: json.dumps(value).encode())
+    | deep.map(lambda text: text.encode())
+).map(b64url)
+texts = st.text() | st.lists(parts | st.text("AZaz09-_=+/\ud800é ", max_size=9), min_size=1, max_size=5).map(".".join)
+likely = st.tuples(headers, claims).map(lambda pair: [b64url(json.dumps(part).encode()) for part in pair])
+
+
+@given(texts | st.builds(lambda pair, signature: ".".join([*pair, b64url(signature)]), likely, st.binary(max_size=64)))
+def test_whom_any_text_is_from_is_two_texts_or_nobody(text: str) -> None:
+    found = subject_of(text)
+    assert found is None or [type(one) for one in found] == [str, str]
+    with pytest.raises(InvalidToken):
+        TOKENS.read(text)
+    with pytest.raises(InvalidToken):
+        read_assertion(text, "demo-merchant", KEYS, ISSUER, now())
 
 
 @given(st.data())
