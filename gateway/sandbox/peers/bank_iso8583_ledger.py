@@ -6,7 +6,7 @@ Balances are the opening ones and the book; a line is on disk before the answer 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gateway.crypto.ciphers import sm3
+from gateway.crypto.digests import sm3
 from gateway.sandbox.peers.control import Book, BookLine
 
 OK = "00"
