@@ -139,6 +139,8 @@ class Settings(msgspec.Struct, frozen=True):
     partners: Mapping[str, Partner]
     """Their keys, files and dialects are checked by partners/registry.read."""
     config_dir: Path
+    partners_file: Path
+    """partners.toml of the configuration, or what PARTNERS_FILE names (the sandbox's own)."""
 
     @property
     def data_dir(self) -> Path:
@@ -186,6 +188,7 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "DATABASE_URL": ("database", "url"),
     "DATA_DIR": ("data_dir",),
     "KEYS_DIR": ("keys_dir",),
+    "ECARD_PARTNER": ("verify", "ecard_partner"),
     "LOG_LEVEL": ("log_level",),
 }
 """Environment variables that go before the file; `CONFIG_DIR` names the folder itself."""
@@ -207,14 +210,22 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     if gateway is not None:
         _check_hosts(callers, gateway.callers_keys.jwks_hosts, mistakes)
     scenes = _table(config_dir / "scenes.toml", "scenes", Scene, SCENE_PATTERN, mistakes)
-    partners = _table(config_dir / "partners.toml", "partners", Partner, PARTNER_PATTERN, mistakes)
+    partners_file = Path(environ.get("PARTNERS_FILE", config_dir / "partners.toml")).absolute()
+    partners = _table(partners_file, "partners", Partner, PARTNER_PATTERN, mistakes)
     for name, partner in partners.items():
         mistakes.extend(f"partners.toml: partners.{name}.{mistake}" for mistake in mistakes_of_partner(partner))
     if gateway is not None:
         _check_ecard_partner(gateway.verify.ecard_partner, partners, mistakes)
     if mistakes or gateway is None:
         raise SettingsError(mistakes)
-    return Settings(gateway=gateway, callers=callers, scenes=scenes, partners=partners, config_dir=config_dir)
+    return Settings(
+        gateway=gateway,
+        callers=callers,
+        scenes=scenes,
+        partners=partners,
+        config_dir=config_dir,
+        partners_file=partners_file,
+    )
 
 
 def host_of(url: str) -> str:

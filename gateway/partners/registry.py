@@ -273,7 +273,7 @@ def _files_of(connection: PartnerHttp | PartnerLink) -> list[str]:
 
 
 def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
-    files = [settings.config_dir / "partners.toml"]
+    files = [settings.partners_file]
     for block in settings.partners.values():
         files += [settings.data_dir / key.file for key in block.keys.values() if key.file is not None]
         for connection in (block.http, block.link):

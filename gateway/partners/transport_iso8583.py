@@ -16,7 +16,7 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from ssl import SSLContext
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 import structlog
@@ -338,9 +338,8 @@ class _Wire(asyncio.Protocol):
         self.why = "the partner closed the connection"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(high=self._write_buffer_max)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one, but not by its class
+        self.transport.set_write_buffer_limits(high=self._write_buffer_max)
 
     def data_received(self, data: bytes) -> None:
         try:

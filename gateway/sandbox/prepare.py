@@ -4,8 +4,9 @@ import asyncio
 import datetime as dt
 import json
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +16,7 @@ from gateway.domain.cards import CardStatus
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
 from gateway.domain.times import CHINA
+from gateway.sandbox import partners
 from gateway.sandbox.callers import write_callers
 from gateway.sandbox.county import County, read_county
 from gateway.sandbox.files import write_cards_csv
@@ -54,10 +56,15 @@ def prepare(cards: int, seed: int) -> Callable[[Settings, Secret[str]], Awaitabl
             facts = {"seed": county.seed, "cards": county.cards, "today": county.today.isoformat()}
             (cards_csv.parent / "county.json").write_text(json.dumps(facts) + "\n")
         await refresh_sources(dsn.reveal())
-        task = asyncio.create_task(_keep_fresh(dsn))
-        _background.add(task)
+        _keep(_keep_fresh(dsn))
+        if not settings.partners:  # a configuration with partners of its own has no use for simulated ones
+            await partners.start(settings, _keep)
 
     return run
+
+
+def _keep(background: Coroutine[Any, Any, None]) -> None:
+    _background.add(asyncio.create_task(background))
 
 
 async def _load(settings: Settings, dsn: Secret[str], county: County) -> None:

@@ -105,9 +105,8 @@ class Bank:
             *self._options, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PARENT_PID": str(os.getpid())},
         )  # fmt: skip
         assert self._process.stdout is not None
-        listening = json.loads(await asyncio.wait_for(self._process.stdout.readline(), 20))
-        self.port = int(listening["address"].rpartition(":")[2])
-        self.control = listening["control"]
+        _, port, control_port = (await asyncio.wait_for(self._process.stdout.readline(), 20)).split()
+        self.port, self.control = int(port), f"http://127.0.0.1:{int(control_port)}"
         return self
 
     async def kill(self) -> None:

@@ -184,7 +184,7 @@ async def start(data_dir: Path, port: int, control_port: int) -> asyncio.subproc
         sys.executable, *arguments(data_dir, port, control_port), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
-    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready\n"
+    assert await asyncio.wait_for(process.stdout.readline(), 20) == b"ready %d %d\n" % (port, control_port)
     return process
 
 

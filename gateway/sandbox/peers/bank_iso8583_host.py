@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -202,10 +201,7 @@ async def _main(arguments: argparse.Namespace) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    address = server.sockets[0].getsockname()
-    listening = {"address": f"127.0.0.1:{address[1]}", "control": f"http://127.0.0.1:{control.addresses[0][1]}"}
-    sys.stdout.write(json.dumps(listening) + "\n")
-    sys.stdout.flush()
+    print("ready", server.sockets[0].getsockname()[1], control.addresses[0][1], flush=True)  # noqa: T201 - waited for
     await stopped.wait()
     server.close()
     await control.cleanup()

@@ -17,7 +17,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -297,8 +296,7 @@ async def serve(port: int, control_port: int, book_file: Path, data_dir: Path, s
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    print("ready", *(runner.addresses[0][1] for runner in runners), flush=True)  # noqa: T201 - who started it waits
     await stop.wait()
     for runner in runners:
         await runner.cleanup()
