@@ -16,6 +16,7 @@ from gateway import metrics
 from gateway.api.auth import Authenticator
 from gateway.api.hot_lane import HotLane
 from gateway.api.middleware import endpoint
+from gateway.api.payments import Payments
 from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
@@ -34,8 +35,10 @@ from gateway.domain.masking import Secret
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
+from gateway.flows.pay import Pay, RefundPayment, ReversePayment
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.rotate_caller_key import RotateCallerKey
+from gateway.flows.settle_payment import NOT_CONNECTED, Banks, SettlePayment
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.settings import Settings
 from gateway.store import caller_keys
@@ -55,7 +58,7 @@ _GAUGE_PERIOD_S = 1.0
 class Gateway:
     """The parts of one worker. Build it, open() it, serve() it, close() it."""
 
-    def __init__(self, settings: Settings, dsn: Secret[str]) -> None:
+    def __init__(self, settings: Settings, dsn: Secret[str], banks: Banks = NOT_CONNECTED) -> None:
         self.settings = settings
         self._dsn = dsn
         config = settings.gateway
@@ -98,6 +101,12 @@ class Gateway:
         self.report_loss = ReportLoss()
         self.release_loss = ReleaseLoss()
         self.rotate_caller_key = RotateCallerKey()
+        self.settle_payment = SettlePayment(self.pool, self.data_keys, banks, config.payments)
+        self.payments = Payments(
+            Pay(self.settle_payment, self._status_max_age, config.verify.deadline_ms / 1000),
+            ReversePayment(self.settle_payment),
+            RefundPayment(self.settle_payment),
+        )
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -118,6 +127,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.effects.close()
         self.slow_lane.close()
         metrics.flush()
         await self.pool.close()
@@ -180,13 +190,13 @@ def web_application(gateway: Gateway) -> web.Application:
     return app
 
 
-async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -> None:
+async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks = NOT_CONNECTED) -> None:
     """One worker: serve until SIGTERM, then stop accepting, finish what has begun, and close."""
     assert_c_parser()
     http = settings.gateway.http
     metrics.set_build_info()
     (log.warning if sm2.chosen().reason else log.info)("SM2", backend=str(sm2.chosen()))
-    gateway = Gateway(settings, dsn)
+    gateway = Gateway(settings, dsn, banks)
     await gateway.open()
     runner = HardenedRunner(
         web_application(gateway),

@@ -99,6 +99,17 @@ EFFECT_BATCH_SECONDS = HistogramTally(
     Histogram("yikatong_effect_batch_seconds", "The transaction of a batch of effects", buckets=_SECONDS), _SECONDS
 )
 EFFECT_QUEUE = Gauge("yikatong_effect_queue", "Effects waiting for a transaction", multiprocess_mode="livesum")
+PAYMENTS = Counter(
+    "yikatong_payments_total", "Moves of payments, reversals and refunds to a state", ("kind", "bank", "state")
+)
+PAYMENTS_OPEN = Gauge(
+    "yikatong_payments_open", "Operations at banks with something left to do", multiprocess_mode="mostrecent"
+)
+PAYMENTS_STUCK = Gauge(
+    "yikatong_payments_stuck",
+    "Those of them that are older than payments.stuck_after_s",
+    multiprocess_mode="mostrecent",
+)
 REFUSED_ENTRY = Counter(
     "yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",)
 )

@@ -1,4 +1,4 @@
-"""What the gateway asks of partners. Money is integer fen, times are aware, a reference is ours and stable over retries.
+"""What the gateway asks of partners. Money is integer fen, times are aware, a reference is ours, stable over retries.
 
 Account numbers and the like are Secret: an adapter reveals them into the bytes that it builds; nothing else does.
 """

@@ -9,8 +9,12 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import structlog
 
+from gateway.crypto.key_watch import KeyWatch
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
+from gateway.flows.data_keys import DataKeys
+from gateway.flows.resolve_payments import ResolvePayments
+from gateway.flows.settle_payment import NOT_CONNECTED, Banks, SettlePayment
 from gateway.metrics import FEED_LAG_SECONDS
 from gateway.settings import Settings
 from gateway.store import assertions, idempotency, usage_events
@@ -23,12 +27,14 @@ log = structlog.get_logger()
 SWEEP_BATCH = 500
 _SWEEP_TURNS_MAX = 200
 _TURN_MAX_S = 30.0
+_RESOLVE_S = 1.0
 
 
-async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -> None:
+async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks = NOT_CONNECTED) -> None:
     """Until SIGTERM."""
     pool = Pool(dsn, settings.gateway.database, "yikatong worker")
     await pool.open()
+    resolve = _resolver(settings, pool, banks)
     published = PublishedKeys(settings, pool)
     await published.open()
     stop = asyncio.Event()
@@ -38,6 +44,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -
         asyncio.create_task(_every(3600, "partitions", lambda: _partitions(dsn))),
         asyncio.create_task(_every(60, "sweep", lambda: _sweep(pool))),
         asyncio.create_task(_every(5, "feed lag", lambda: _feed_lag(pool))),
+        asyncio.create_task(_every(_RESOLVE_S, "resolver", resolve.turn)),
         asyncio.create_task(_every(settings.gateway.callers_keys.period_s, "published keys", published.turn)),
     ]
     ready()
@@ -47,6 +54,13 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -
     await asyncio.gather(*loops, return_exceptions=True)
     await published.close()
     await pool.close()
+
+
+def _resolver(settings: Settings, pool: Pool, banks: Banks) -> ResolvePayments:
+    config = settings.gateway
+    data_keys = DataKeys(pool, KeyWatch(settings.keys_dir, lambda _: None), config.sealing.algorithm)
+    settle = SettlePayment(pool, data_keys, banks, config.payments)
+    return ResolvePayments(pool, settle, config.payments)
 
 
 async def _every(seconds: float, name: str, turn: Callable[[], Awaitable[None]]) -> None:
