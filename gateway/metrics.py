@@ -110,6 +110,13 @@ PAYMENTS_STUCK = Gauge(
     "Those of them that are older than payments.stuck_after_s",
     multiprocess_mode="mostrecent",
 )
+RECONCILIATION = Gauge(
+    "yikatong_reconciliation", "Lines of the last reconciled day", ("bank", "finding"), multiprocess_mode="mostrecent"
+)
+RECONCILED_DAY = Gauge(
+    "yikatong_reconciliation_day_seconds", "Beginning of the last reconciled day, since 1970", ("bank",),
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
 REFUSED_ENTRY = Counter(
     "yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",)
 )

@@ -4,8 +4,10 @@ Used by the request that began it and, when that could not find out, by the work
 while the bank is asked. Of two who try to decide, the guarded update lets one; the other reads what it wrote.
 """
 
+import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from random import SystemRandom
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
@@ -49,6 +51,9 @@ Can = Callable[[str, type[Operation]], bool]
 
 ACCOUNT_COLUMN = b"card.account_sealed"
 _S = PaymentState
+_AT_ONCE = 2
+"""Connections for outcomes. A bank that answers many at once must not take the pool from everybody, and an outcome
+waits its turn: it is not given up after the pool's 250 ms."""
 
 _encode = msgspec.json.Encoder().encode
 _chance = SystemRandom()
@@ -99,6 +104,7 @@ class SettlePayment:
         self._kept = KeptAnswers(data_keys)
         self._banks = banks
         self._settings = settings
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     @property
     def lease(self) -> dt.timedelta:
@@ -146,7 +152,7 @@ class SettlePayment:
 
     async def take_late(self, reference: UUID, outcome: Outcome) -> None:
         """An answer to the first message that came after its caller had given up. Raises Problem 503."""
-        async with self._pool.acquire() as connection:
+        async with self._database() as connection:
             payment = await payments.find(connection, reference)
         if payment is None or not isinstance(outcome, Approved | Declined):
             return
@@ -157,11 +163,16 @@ class SettlePayment:
         elif isinstance(outcome, Approved):
             await self._too_late(payment)
 
+    @asynccontextmanager
+    async def _database(self) -> "AsyncIterator[AnyConnection]":
+        async with self._turns, self._pool.acquire() as connection:
+            yield connection
+
     async def _too_late(self, payment: Payment) -> None:
         """Approved, though we have told everybody that it was reversed: it is reversed again."""
         if payment.kind is not PaymentKind.PAYMENT or payment.state is not _S.REVERSED:
             return  # REVERSING: its reversal is under way
-        async with self._pool.acquire() as connection, connection.transaction():
+        async with self._database() as connection, connection.transaction():
             await payments.note(connection, payment, _S.REVERSED, "approved late: reversed again")
             await payments.try_again(connection, payment, dt.timedelta(0))
         log.warning("a payment was approved after its reversal", reference=str(payment.reference))
@@ -169,7 +180,7 @@ class SettlePayment:
     async def _looked_again(self, payment: Payment, outcome: Outcome) -> None:
         """The reversal after the reversal, for a message that was still on its way then."""
         if isinstance(outcome, Approved):
-            async with self._pool.acquire() as connection, connection.transaction():
+            async with self._database() as connection, connection.transaction():
                 await payments.note(connection, payment, _S.REVERSED, "a late approval was reversed")
                 await payments.try_again(connection, payment, None)
         else:
@@ -180,7 +191,7 @@ class SettlePayment:
     ) -> Payment:
         """Move it on, with all that goes with the move; returns how it stands, if somebody else was first too."""
         code = outcome.code.value if isinstance(outcome, Declined) and state is _S.DECLINED else None
-        async with self._pool.acquire() as connection:
+        async with self._database() as connection:
             keys = await self._data_keys.current(connection, ("answers",))
             async with connection.transaction():
                 moved = await payments.move(connection, payment, before, state, code, self._due_in(state, outcome))
@@ -205,7 +216,8 @@ class SettlePayment:
             await idempotency.give_back(connection, [key])
             if payment.kind is PaymentKind.PAYMENT:
                 await payments.free_order(connection, payment)
-        elif payment.state not in OPEN or outcome is not None:  # a 202 leaves when its request has asked in vain
+        elif payment.state not in OPEN or (payment.state is _S.UNKNOWN and outcome is not None):
+            # a 202 is kept by the request that has asked in vain; who finds out later owes the final answer
             answer = self._kept.seal(data_key_id, key, answer_of(payment))
             await idempotency.keep(connection, {key: answer})
         if payment.kind is PaymentKind.REVERSAL and payment.state is _S.REVERSED and payment.parent is not None:
@@ -233,7 +245,7 @@ class SettlePayment:
         return dt.timedelta(seconds=wait)
 
     async def _rest(self, payment: Payment, after: dt.timedelta | None) -> None:
-        async with self._pool.acquire() as connection:
+        async with self._database() as connection:
             await payments.try_again(connection, payment, after)
 
     def _too_young(self, payment: Payment, question: Question, outcome: Outcome) -> bool:
@@ -264,7 +276,7 @@ class SettlePayment:
         """As it was first made: the same fields in every try."""
         if payment.parent is None:
             return await self._purchase(payment)
-        async with self._pool.acquire() as connection:
+        async with self._database() as connection:
             parent = await payments.find(connection, payment.parent)
         assert parent is not None, "payments are never deleted"
         original = await self._purchase(parent)

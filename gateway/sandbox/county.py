@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import accumulate
 from math import gcd
+from typing import NamedTuple
 
 import msgspec
 
@@ -97,6 +98,10 @@ _LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 _SERIES = [one + other for one in _LETTERS for other in _LETTERS]
 _NUMBERS = 10**7
 _NUMBER_STEP = 7_548_777
+_BANKS = (*("bank-haiyan",) * 3, *("bank-jiaxing",) * 2)
+"""[G] The county's own bank and the city's."""
+_NO_BANK = "999999"
+_ACCOUNTS = 10**11
 _TWO_64 = 1 << 64
 _IDENTIFIER_STEP = 0x9E37_79B9_7F4A_7C15
 _SEQUENCES = 999
@@ -126,6 +131,13 @@ class Citizen(msgspec.Struct, frozen=True, gc=False):
     region: str
     ecard_level: int | None
     ecard_signed_on: dt.date | None
+
+
+class Account(NamedTuple):
+    """The bank account behind a card. `number` looks like a bank card's and is of a range that no bank was given."""
+
+    bank: str
+    number: str
 
 
 class _Cohort(msgspec.Struct, frozen=True):
@@ -207,6 +219,13 @@ class County:
             ecard_signed_on,
         )
 
+    def account(self, i: int) -> Account:
+        """The account of an index: always the same one, and nobody else's."""
+        place = (i * _NUMBER_STEP + self._number_turn) % _ACCOUNTS
+        bank = _BANKS[place % len(_BANKS)]
+        first18 = f"{_NO_BANK}{_BANKS.index(bank)}{place:011}"
+        return Account(bank, first18 + _luhn(first18))
+
     def _birth(self, i: int) -> tuple[int, int]:
         """(birth day, sequence of the day): no two citizens have the same, and the sequence's parity is the sex."""
         place = (i * self._age_step + self._age_turn) % self.cards
@@ -235,6 +254,12 @@ class County:
             return sign_level, issued_on
         first = max(issued_on, _ECARD_FROM).toordinal()
         return sign_level, dt.date.fromordinal(first + (draw * (self._today - first + 1) >> 32))
+
+
+def _luhn(digits: str) -> str:
+    """The check digit of a card number (ISO/IEC 7812-1)."""
+    total = sum(sum(divmod(int(digit) * (2 - nth % 2), 10)) for nth, digit in enumerate(reversed(digits)))
+    return str(-total % 10)
 
 
 def _pick(choices: Sequence[str], draw: int) -> str:

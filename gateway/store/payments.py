@@ -234,6 +234,28 @@ async def count_open(connection: "AnyConnection", older_than: dt.timedelta) -> t
     return row[0], row[1]
 
 
+async def of_day(connection: "AnyConnection", bank: str, since: dt.datetime, until: dt.datetime) -> list[Payment]:
+    """Payments and refunds at a bank; a reversal is a state of its payment."""
+    rows = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM payment"  # noqa: S608 - the names of our own fields
+        " WHERE bank = $1 AND created_at >= $2 AND created_at < $3 AND kind <> 'reversal'",
+        bank, since, until,
+    )  # fmt: skip
+    return [_payment(row) for row in rows]
+
+
+async def of_bank(connection: "AnyConnection", bank: str, references: Sequence[UUID]) -> list[Payment]:
+    """Those of the references that are payments or refunds at this bank."""
+    rows = await connection.fetch(
+        f"SELECT {_P_COLUMNS} FROM payment p"  # noqa: S608 - the names of our own fields
+        " JOIN (SELECT DISTINCT * FROM unnest($2::uuid[], $3::timestamptz[])) AS asked(reference, created_at)"
+        " ON p.reference = asked.reference AND p.created_at = asked.created_at"
+        " WHERE p.bank = $1 AND p.kind <> 'reversal'",
+        bank, references, [created_at(reference) for reference in references],
+    )  # fmt: skip
+    return [_payment(row) for row in rows]
+
+
 def _payment(row: "asyncpg.Record") -> Payment:
     payment = Payment(*row)
     return payment._replace(kind=PaymentKind(payment.kind), state=PaymentState(payment.state))

@@ -1,5 +1,5 @@
-"""The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys. Each turn is
-bounded."""
+"""The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys, what became
+of payments, the banks' check files. Each turn is bounded."""
 
 import asyncio
 import datetime as dt
@@ -13,6 +13,7 @@ from gateway.crypto.key_watch import KeyWatch
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
 from gateway.flows.data_keys import DataKeys
+from gateway.flows.reconcile_bank import NotReconciled, ReconcileBank
 from gateway.flows.resolve_payments import ResolvePayments
 from gateway.flows.settle_payment import NOT_CONNECTED, Banks, SettlePayment
 from gateway.metrics import FEED_LAG_SECONDS
@@ -28,6 +29,7 @@ SWEEP_BATCH = 500
 _SWEEP_TURNS_MAX = 200
 _TURN_MAX_S = 30.0
 _RESOLVE_S = 1.0
+_RECONCILE_S = 600.0
 
 
 async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks = NOT_CONNECTED) -> None:
@@ -35,6 +37,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     pool = Pool(dsn, settings.gateway.database, "yikatong worker")
     await pool.open()
     resolve = _resolver(settings, pool, banks)
+    reconcile = ReconcileBank(pool, banks, settings.gateway.payments, settings.data_dir)
     published = PublishedKeys(settings, pool)
     await published.open()
     stop = asyncio.Event()
@@ -45,6 +48,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         asyncio.create_task(_every(60, "sweep", lambda: _sweep(pool))),
         asyncio.create_task(_every(5, "feed lag", lambda: _feed_lag(pool))),
         asyncio.create_task(_every(_RESOLVE_S, "resolver", resolve.turn)),
+        asyncio.create_task(_every(_RECONCILE_S, "reconciliation", lambda: _reconcile(reconcile))),
         asyncio.create_task(_every(settings.gateway.callers_keys.period_s, "published keys", published.turn)),
     ]
     ready()
@@ -88,6 +92,13 @@ async def _sweep(pool: Pool) -> None:
             async with pool.acquire(_TURN_MAX_S) as connection:
                 if await sweep(connection, SWEEP_BATCH) < SWEEP_BATCH:
                     break
+
+
+async def _reconcile(reconcile: ReconcileBank) -> None:
+    try:
+        await reconcile.turn(dt.datetime.now(dt.UTC))
+    except NotReconciled as error:
+        log.warning("not reconciled", why=str(error))
 
 
 async def _feed_lag(pool: Pool) -> None:
