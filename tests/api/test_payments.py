@@ -15,6 +15,7 @@ import pytest
 
 from gateway.crypto.key_store import open_folder
 from gateway.domain.cards import CardStatus
+from gateway.domain.outcome import Approved
 from gateway.settings import load
 from gateway.store.embedded import EmbeddedPostgres
 from tests.bank import Bank, Hold, Resolver, banks, give_account
@@ -378,3 +379,41 @@ async def test_keys_are_not_mixed_up(till: Till) -> None:
     assert (await till.merchant.effect(PATH, body, key=key))[0] == 200
     status, raw, _ = await till.merchant.effect(PATH, body | {"amount_fen": 1}, key=key)
     assert (status, json.loads(raw)["code"]) == (422, "idempotency_key_reused")
+
+
+async def test_a_request_that_was_overtaken_by_the_resolver_has_its_approval_reversed(till: Till) -> None:
+    """As after a process stood still: its lease was over, and the bank approves only then."""
+    till.bank._remembers = False
+    hold = Hold.new()
+    till.bank.faults["purchase"].append(hold)
+    asked = asyncio.create_task(till.pay(await till.card()))
+    await hold.arrived.wait()
+    for _ in range(2):  # asked: not found; reversed: not found
+        await till.resolver.make_due()
+        await till.resolver.resolve.turn()
+    hold.go.set()
+    status, answer = await asked
+    assert (status, answer["status"]) == (200, "reversed"), "what the resolver decided stays"
+    reference = answer["reference"]
+    assert till.bank.lines()[reference].state == "approved"
+    await till.resolver.until_nothing_is_left()
+    till.bank._remembers = True
+    assert till.bank.lines()[reference].state == await till.status(reference) == "reversed"
+    notes = [step.get("note") for step in (await till.operation(reference))[1]["history"]]
+    assert "approved late: reversed again" in notes
+
+
+async def test_an_answer_that_comes_late_is_taken(till: Till) -> None:
+    till.bank.faults["purchase"].extend(["drop_after", "drop_after"])
+    references = [(await till.pay(await till.card()))[1]["reference"] for _ in range(2)]
+    await till.resolver.settle.take_late(UUID(references[0]), Approved())
+    assert await till.status(references[0]) == "approved"
+    assert (await till.undo(references[1], "reversals"))[1]["status"] == "reversed"
+    messages = len(till.bank.messages)
+    await till.resolver.settle.take_late(UUID(references[1]), Approved())
+    await till.resolver.until_nothing_is_left()
+    assert [op for op, _ in till.bank.messages[messages:]] == ["reverse"], "once more, and then it rests"
+    assert await till.status(references[1]) == "reversed"
+    await till.resolver.settle.take_late(UUID(references[0]), Approved())
+    await till.resolver.settle.take_late(UUID("01890000-0000-7000-8000-000000000000"), Approved())
+    assert await till.status(references[0]) == "approved"
