@@ -3,8 +3,11 @@
 import asyncio
 import datetime as dt
 
+import asyncpg
 import structlog
 
+from gateway.crypto.key_store import KeyStoreError
+from gateway.crypto.sealing import SealError
 from gateway.domain.errors import Problem
 from gateway.flows.settle_payment import SettlePayment
 from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
@@ -15,6 +18,8 @@ from gateway.store.pool import Pool
 log = structlog.get_logger()
 
 _TURNS_MAX = 100
+_OF_ONE = (Problem, KeyStoreError, SealError, asyncpg.PostgresError)
+"""What keeps one operation from its try: it stays due, and is stuck in time. Anything else is a mistake of ours."""
 
 
 class ResolvePayments:
@@ -26,10 +31,13 @@ class ResolvePayments:
         self._settings = settings
 
     async def turn(self) -> None:
-        """Everything that is due, in bounded batches; then the gauges. Raises Problem 503."""
+        """Everything that is due, in bounded batches. Raises Problem 503."""
         for _ in range(_TURNS_MAX):
             if await self.batch() < self._settings.resolve_max:
                 break
+
+    async def measure(self) -> None:
+        """The gauges: in a loop of their own, for a turn takes as long as the slowest bank. Raises Problem 503."""
         older_than = dt.timedelta(seconds=self._settings.stuck_after_s)
         async with self._pool.acquire() as connection:
             left, stuck = await payments.count_open(connection, older_than)
@@ -42,8 +50,9 @@ class ResolvePayments:
             due = await payments.due(connection, self._settings.resolve_max, self._settle.lease)
         results = await asyncio.gather(*(self._settle.again(payment) for payment in due), return_exceptions=True)
         for payment, result in zip(due, results, strict=True):
-            if isinstance(result, Problem):
-                log.warning("a payment was not resolved", reference=str(payment.reference), code=result.code)
+            if isinstance(result, _OF_ONE):
+                error = result.code if isinstance(result, Problem) else type(result).__name__
+                log.warning("a payment was not resolved", reference=str(payment.reference), error=error)
             elif isinstance(result, BaseException):
                 raise result
         return len(due)

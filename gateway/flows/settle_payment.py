@@ -116,6 +116,11 @@ class SettlePayment:
 
     async def first(self, payment: Payment) -> Answer:
         """Send an intent's own message. Raises Problem 503 if nothing was sent, or the outcome cannot be written."""
+        if dt.datetime.now(dt.UTC) - payment.created_at > self.lease:  # we stood still: the resolver may have it
+            async with self._database() as connection:
+                taken = await payments.find(connection, payment.reference)
+            assert taken is not None, "payments are never deleted"
+            return answer_of(taken)
         outcome = await self._ask(payment, Question.FIRST)
         state = learned(payment.kind, Question.FIRST, outcome)
         assert state is not None

@@ -48,6 +48,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         asyncio.create_task(_every(60, "sweep", lambda: _sweep(pool))),
         asyncio.create_task(_every(5, "feed lag", lambda: _feed_lag(pool))),
         asyncio.create_task(_every(_RESOLVE_S, "resolver", resolve.turn)),
+        asyncio.create_task(_every(5, "open payments", resolve.measure)),
         asyncio.create_task(_every(_RECONCILE_S, "reconciliation", lambda: _reconcile(reconcile))),
         asyncio.create_task(_every(settings.gateway.callers_keys.period_s, "published keys", published.turn)),
     ]

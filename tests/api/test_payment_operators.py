@@ -9,14 +9,16 @@ import sys
 from pathlib import Path
 
 import asyncpg
+import msgspec
 
 from gateway.domain.times import CHINA
 from gateway.flows.reconcile_bank import ReconcileBank
+from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
 from tests.api.test_evidence import show
-from tests.api.test_payments import Till
-from tests.api.test_payments import till as till
 from tests.bank import banks
 from tests.running import ROOT
+from tests.tills import Till
+from tests.tills import till as till
 
 
 async def command(till: Till, *arguments: str) -> tuple[int, str]:
@@ -48,7 +50,13 @@ async def test_what_is_stuck_is_shown_until_it_is_resolved(till: Till) -> None:
         await connection.close()
     code, said = await command(till, "operations", "--stuck")
     assert code == 0 and answer["reference"] in said and "unknown" in said and "bank-jiaxing" in said
+    resolve = till.resolver.resolve
+    resolve._settings = msgspec.structs.replace(resolve._settings, stuck_after_s=1)
+    await resolve.measure()
+    assert PAYMENTS_STUCK._value.get() == PAYMENTS_OPEN._value.get() == 1
     await till.resolver.until_nothing_is_left()
+    await resolve.measure()
+    assert PAYMENTS_STUCK._value.get() == PAYMENTS_OPEN._value.get() == 0
     assert (await command(till, "operations", "--stuck"))[1] == "nothing is stuck\n"
 
 

@@ -20,11 +20,11 @@ from gateway.flows.settle_payment import Banks
 from gateway.settings import load
 from gateway.store import payments as stored
 from gateway.store.embedded import EmbeddedPostgres
-from tests.api.test_payments import PATH, Till, order
 from tests.bank import Bank, Fault, Hold, Resolver, banks
 from tests.conftest import Database, drop_database, make_database, prepare_data_dir
 from tests.running import Client
 from tests.served import Served, short_config
+from tests.tills import PATH, Till, order
 
 FAULTS: tuple[Fault, ...] = ("drop_before", "drop_after", "garbage", "pending")
 
