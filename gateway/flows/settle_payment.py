@@ -82,7 +82,7 @@ async def _nobody(name: str, operation: Operation, deadline_s: float) -> Outcome
     return NotSent("no partner is connected")
 
 
-NOT_CONNECTED = Banks(_nobody, lambda name, kind: False)
+NOT_CONNECTED = Banks(_nobody, lambda name, kind: kind is QueryStatus)
 """Where there is no partner engine: every payment ends as not sent."""
 
 
@@ -137,6 +137,8 @@ class SettlePayment:
                 return None
         if payment.state not in OPEN and payment.state is not _S.REVERSED:
             return await self._rest(payment, None)
+        if not self.is_routed(payment.bank or ""):  # a gap in the configuration is no reason to reverse
+            return await self._rest(payment, self._backoff(payment))
         question = next_question(
             payment.kind, payment.state, payment.tries, self._can_query(payment), self._settings.queries_max
         )
