@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -251,6 +252,41 @@ def show_evidence(
     for line in lines:
         typer.echo(line)
     raise typer.Exit(0 if good else 1)
+
+
+@cli.command()
+def operations(
+    stuck: Annotated[bool, typer.Option("--stuck", help="Those at banks that are undecided for too long.")] = False,
+) -> None:
+    """Operations that need an operator's eye."""
+    settings = _settings()
+    from gateway.operators import stuck_operations
+
+    if not stuck:
+        _give_up("say which: operations --stuck")
+    with _refusals():
+        for line in asyncio.run(stuck_operations(settings)):
+            typer.echo(line)
+
+
+@cli.command()
+def reconcile(
+    bank: Annotated[str, typer.Argument(help="Of payments.routes in gateway.toml.")],
+    day: Annotated[dt.datetime, typer.Argument(formats=["%Y-%m-%d"], help="The settlement day, in China.")],
+    file: Annotated[Path | None, typer.Option(help="The bank's check file, if it came another way.")] = None,
+) -> None:
+    """Compare our payments of a day with the bank's check file. Nothing is corrected."""
+    settings = _settings()
+    from gateway.domain.errors import Problem
+    from gateway.operators import reconcile as run_reconciliation
+
+    with _refusals("not reconciled"):
+        try:
+            lines = asyncio.run(run_reconciliation(settings, bank, day.date(), file))
+        except Problem as problem:
+            _give_up(f"not reconciled: {problem.detail}")
+    for line in lines:
+        typer.echo(line)
 
 
 @cli.command()

@@ -16,6 +16,7 @@ from gateway import metrics
 from gateway.api.auth import Authenticator
 from gateway.api.hot_lane import HotLane
 from gateway.api.middleware import endpoint
+from gateway.api.payments import Payments
 from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
@@ -35,8 +36,10 @@ from gateway.flows.ask_ecard import LOOKUP_S, AskEcard, Lookups
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
+from gateway.flows.pay import Pay, RefundPayment, ReversePayment
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.rotate_caller_key import RotateCallerKey
+from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.partners.call import Partners
 from gateway.settings import Settings
@@ -57,7 +60,8 @@ _GAUGE_PERIOD_S = 1.0
 class Gateway:
     """The parts of one worker. Build it, open() it, serve() it, close() it."""
 
-    def __init__(self, settings: Settings, dsn: Secret[str]) -> None:
+    def __init__(self, settings: Settings, dsn: Secret[str], banks: Banks | None = None) -> None:
+        """`banks` None: through the partner engine."""
         self.settings = settings
         self._dsn = dsn
         config = settings.gateway
@@ -110,6 +114,14 @@ class Gateway:
         self.rotate_caller_key = RotateCallerKey()
         self.partners = Partners(settings)
         self.ask_ecard = self._connect_ecards()
+        self.settle_payment = SettlePayment(
+            self.pool, self.data_keys, banks or banks_of(self.partners), config.payments
+        )
+        self.payments = Payments(
+            Pay(self.settle_payment, self._status_max_age, config.verify.deadline_ms / 1000),
+            ReversePayment(self.settle_payment),
+            RefundPayment(self.settle_payment),
+        )
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -152,6 +164,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.effects.close()
         if self.ask_ecard is not None:
             await self.ask_ecard.close()
         await self.partners.close()
@@ -218,13 +231,13 @@ def web_application(gateway: Gateway) -> web.Application:
     return app
 
 
-async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -> None:
+async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:
     """One worker: serve until SIGTERM, then stop accepting, finish what has begun, and close."""
     assert_c_parser()
     http = settings.gateway.http
     metrics.set_build_info()
     (log.warning if sm2.chosen().reason else log.info)("SM2", backend=str(sm2.chosen()))
-    gateway = Gateway(settings, dsn)
+    gateway = Gateway(settings, dsn, banks)
     await gateway.open()
     runner = HardenedRunner(
         web_application(gateway),

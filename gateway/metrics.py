@@ -102,6 +102,24 @@ EFFECT_QUEUE = Gauge("yikatong_effect_queue", "Effects waiting for a transaction
 ECARD_ANSWERS = Counter(
     "yikatong_ecard_answers_total", "Codes of e-cards, by what the platform said (seen: it was not asked)", ("result",)
 )
+PAYMENTS = Counter(
+    "yikatong_payments_total", "Moves of payments, reversals and refunds to a state", ("kind", "bank", "state")
+)
+PAYMENTS_OPEN = Gauge(
+    "yikatong_payments_open", "Operations at banks with something left to do", multiprocess_mode="mostrecent"
+)
+PAYMENTS_STUCK = Gauge(
+    "yikatong_payments_stuck",
+    "Those of them that are older than payments.stuck_after_s",
+    multiprocess_mode="mostrecent",
+)
+RECONCILIATION = Gauge(
+    "yikatong_reconciliation", "Lines of the last reconciled day", ("bank", "finding"), multiprocess_mode="mostrecent"
+)
+RECONCILED_DAY = Gauge(
+    "yikatong_reconciliation_day_seconds", "Beginning of the last reconciled day, since 1970", ("bank",),
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
 REFUSED_ENTRY = Counter(
     "yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",)
 )

@@ -1,18 +1,26 @@
 """What operators ask on the command line of a gateway's database, while it runs."""
 
 import datetime as dt
+from pathlib import Path
 from uuid import UUID
 
 import asyncpg
 
 from gateway.crypto.key_files import open_folder
 from gateway.domain.masking import Secret
+from gateway.domain.payments import public
 from gateway.domain.times import CHINA
+from gateway.flows.reconcile_bank import ReconcileBank, read_file
 from gateway.flows.replay_evidence import replay
 from gateway.flows.rotate_own_keys import status, wrapped_by
+from gateway.flows.settle_payment import banks_of
+from gateway.partners.call import Partners
 from gateway.settings import Settings
+from gateway.store import payments
 from gateway.store.embedded import EmbeddedPostgres
-from gateway.store.pool import connect
+from gateway.store.pool import Pool, connect
+
+STUCK_SHOWN_MAX = 1000
 
 
 def database_of(settings: Settings) -> Secret[str]:
@@ -27,6 +35,7 @@ async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tupl
     connection = await connect(database_of(settings), settings.gateway.database, "yikatong operator")
     try:
         recorded, replayed = await replay(connection, keys, reference)
+        became = await payments.find(connection, reference) if recorded is not None else None
     finally:
         await connection.close()
     if recorded is None:
@@ -35,6 +44,7 @@ async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tupl
     lines = [
         f"operation  {operation.kind} {operation.reference}: {operation.result}"
         + (f" ({operation.reason})" if operation.reason else ""),
+        *([f"became     {public(became.state)}"] if became is not None else []),
         f"caller     {operation.caller}",
         f"recorded   {recorded.recorded_at.astimezone(CHINA).isoformat(timespec='milliseconds')}",
     ]
@@ -54,6 +64,42 @@ async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tupl
     if with_body:
         lines += ["body       " + replayed.body.decode(errors="backslashreplace")]
     return lines, all(replayed.checks.values())
+
+
+async def stuck_operations(settings: Settings) -> list[str]:
+    """A line for each operation at a bank that is undecided for too long. Raises OSError, asyncpg.PostgresError."""
+    connection = await connect(database_of(settings), settings.gateway.database, "yikatong operator")
+    try:
+        older_than = dt.timedelta(seconds=settings.gateway.payments.stuck_after_s)
+        rows = await payments.stuck(connection, older_than, STUCK_SHOWN_MAX)
+    finally:
+        await connection.close()
+    if not rows:
+        return ["nothing is stuck"]
+    lines = [f"{'reference':<37}{'kind':<10}{'state':<11}{'fen':>10}  {'bank':<18}{'caller':<20}{'tries':>5}  since"]
+    lines += [
+        f"{row.reference!s:<37}{row.kind:<10}{row.state:<11}{row.amount_fen:>10}  {row.bank:<18}{row.caller:<20}"
+        f"{row.tries:>5}  {_shown(row.created_at)}"
+        for row in rows
+    ]
+    return lines
+
+
+async def reconcile(settings: Settings, bank: str, day: dt.date, file: Path | None) -> list[str]:
+    """The lines to print; the report is left in the data folder. Raises NotReconciled, Problem, OSError."""
+    pool = Pool(database_of(settings), settings.gateway.database, "yikatong operator")
+    await pool.open()
+    partners = Partners(settings)
+    await partners.open()
+    try:
+        flow = ReconcileBank(pool, banks_of(partners), settings.gateway.payments, settings.data_dir)
+        theirs = await flow.fetch(bank, day) if file is None else read_file(file)
+        report = await flow.run(bank, day, theirs)
+    finally:
+        await partners.close()
+        await pool.close()
+    lines = [f"{finding.value:<18}{number:>8}" for finding, number in report.counts.items()]
+    return [*lines, *(f"report            {path}" for path in report.files)]
 
 
 async def keys_table(settings: Settings, now: dt.datetime) -> list[str]:

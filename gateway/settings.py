@@ -77,6 +77,24 @@ class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Wait for another process that is at the same Idempotency-Key; past it: 409."""
 
 
+class Payments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    deadline_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)]
+    """Of one call of a bank, answer included; past it a payment is `pending`."""
+    amount_max_fen: Annotated[int, msgspec.Meta(ge=1, le=50_000_00)]
+    queries_max: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+    """So often a bank is asked what became of a payment; then it is reversed."""
+    retry_base_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)]
+    retry_cap_s: Annotated[int, msgspec.Meta(ge=1, le=3600)]
+    look_again_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
+    """After a reversal that found nothing: a message that was still on its way has arrived by then."""
+    stuck_after_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
+    """Undecided for so long: operators are told."""
+    resolve_max: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    """Operations that the resolver takes up at once."""
+    routes: Mapping[str, str]
+    """The partner (partners.toml) by which the bank of a card is reached."""
+
+
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lifetime_s: Annotated[int, msgspec.Meta(ge=10, le=3600)]
     key_overlap_s: Annotated[int, msgspec.Meta(ge=10, le=86_400)]
@@ -120,6 +138,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database: Database
     verify: Verify
     effects: Effects
+    payments: Payments
     tokens: Tokens
     sealing: Sealing
     sm2: Sm2

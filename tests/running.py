@@ -116,6 +116,8 @@ def request(method: str, path: str, body: bytes = b"", **headers: str | bytes | 
 class Running:
     """`python -m gateway …` on free loopback ports. Its log is in <data_dir>/log."""
 
+    module = "gateway"
+
     def __init__(self, data_dir: Path, *arguments: str, **environment: str) -> None:
         self.data_dir = data_dir
         self.port, self.ops_port = free_port(), free_port()
@@ -145,7 +147,7 @@ class Running:
         } | self.environment  # fmt: skip
         with (self.data_dir / "log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gateway", *self.arguments, cwd=ROOT, env=environment,
+                sys.executable, "-m", self.module, *self.arguments, cwd=ROOT, env=environment,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
         return self.process

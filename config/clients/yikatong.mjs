@@ -12,7 +12,9 @@ const ATTEMPTS = 4;
 const USAGE = `yikatong.mjs CALLER_FILE token
 yikatong.mjs CALLER_FILE verify CARD_NUMBER CARD_IDENTIFIER SCENE
 yikatong.mjs CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
-yikatong.mjs CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]`;
+yikatong.mjs CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]
+yikatong.mjs CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY]
+yikatong.mjs CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]`;
 
 export class Client {
   #token = "";
@@ -62,6 +64,16 @@ export class Client {
 
   release(reference, key) {
     return this.effect(`/v1/cards/loss-reports/${reference}/release`, {}, key);
+  }
+
+  /** 202 is `pending`: ask GET /v1/operations/{reference} until it is not, or reverse it. */
+  pay(presentation, amountFen, orderId, key) {
+    const body = { presentation, scene: "market.till", terminal_id: "T-0001" };
+    return this.effect("/v1/payments", { ...body, amount_fen: amountFen, merchant_order_id: orderId }, key);
+  }
+
+  reverse(reference, key) {
+    return this.effect(`/v1/payments/${reference}/reversals`, {}, key);
   }
 
   /** Put a new signing key in the place of the present one, which signs this request.
@@ -140,13 +152,15 @@ function smCrypto() {
 async function main(file, command, ...given) {
   const client = new Client(JSON.parse(readFileSync(file, "utf8")));
   if (command === "token") return console.log(await client.token());
-  const key = given[{ lose: 2, release: 1 }[command]] ?? randomUUID();
+  const key = given[{ lose: 2, release: 1, pay: 4, reverse: 1 }[command]] ?? randomUUID();
   if (command !== "verify") console.error(`Idempotency-Key: ${key}`); // before it is used: with it you may ask again
   const card = { type: "chip_card", card_number: given[0], card_identifier: given[1] };
   const answer = await {
     verify: () => client.verify(card, given[2], "T-0001"),
     lose: () => client.reportLoss(card, key),
     release: () => client.release(given[0], key),
+    pay: () => client.pay(card, Number(given[2]), given[3], key),
+    reverse: () => client.reverse(given[0], key),
   }[command]();
   console.error(`${answer.status}${answer.headers.has("idempotency-replayed") ? " (replayed)" : ""}`);
   console.log(answer.body);
@@ -155,7 +169,7 @@ async function main(file, command, ...given) {
 
 if (existsSync(process.argv[1] ?? "") && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const given = process.argv.slice(2);
-  const counts = { token: [0], verify: [3], lose: [2, 3], release: [1, 2] };
+  const counts = { token: [0], verify: [3], lose: [2, 3], release: [1, 2], pay: [4, 5], reverse: [1, 2] };
   try {
     if (!Object.hasOwn(counts, given[1] ?? "") || !counts[given[1]].includes(given.length - 2)) throw new Error(USAGE);
     await main(...given);

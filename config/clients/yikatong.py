@@ -21,10 +21,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 COVERED = ("@method", "@authority", "@path", "@query", "content-digest", "authorization", "idempotency-key")
 ATTEMPTS = 4
+KEY_IS = {"lose": 3, "release": 2, "pay": 5, "reverse": 2}
+"""The argument of a command that is its Idempotency-Key."""
 USAGE = """yikatong.py CALLER_FILE token
 yikatong.py CALLER_FILE verify CARD_NUMBER CARD_IDENTIFIER SCENE
 yikatong.py CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
-yikatong.py CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]"""
+yikatong.py CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]
+yikatong.py CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY]
+yikatong.py CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]"""
 
 
 class Answer(NamedTuple):
@@ -77,6 +81,14 @@ class Client:
 
     def release(self, reference: str, key: str) -> Answer:
         return self.effect(f"/v1/cards/loss-reports/{reference}/release", {}, key)
+
+    def pay(self, presentation: dict[str, Any], amount_fen: int, order_id: str, key: str) -> Answer:
+        """202 is `pending`: ask GET /v1/operations/{reference} until it is not, or reverse it."""
+        body = {"presentation": presentation, "scene": "market.till", "terminal_id": "T-0001"}
+        return self.effect("/v1/payments", body | {"amount_fen": amount_fen, "merchant_order_id": order_id}, key)
+
+    def reverse(self, reference: str, key: str) -> Answer:
+        return self.effect(f"/v1/payments/{reference}/reversals", {}, key)
 
     def rotate(self, public_jwk: dict[str, str], key: str) -> Answer:
         """Put a new signing key in the place of the present one, which signs this request.
@@ -174,14 +186,19 @@ def main(file: str, command: str, *arguments: str) -> int:
     if command == "token":
         print(client.token())
         return 0
-    key = arguments[-1] if len(arguments) == {"lose": 3, "release": 2}.get(command) else str(uuid.uuid4())
+    key = arguments[-1] if len(arguments) == KEY_IS.get(command) else str(uuid.uuid4())
     if command != "verify":
         print(f"Idempotency-Key: {key}", file=sys.stderr)  # before it is used: with it you may ask again
-    if command == "release":
-        answer = client.release(arguments[0], key)
+    if command in ("release", "reverse"):
+        answer = (client.release if command == "release" else client.reverse)(arguments[0], key)
     else:
         card = {"type": "chip_card", "card_number": arguments[0], "card_identifier": arguments[1]}
-        answer = client.verify(card, arguments[2], "T-0001") if command == "verify" else client.report_loss(card, key)
+        if command == "pay":
+            answer = client.pay(card, int(arguments[2]), arguments[3], key)
+        else:
+            answer = (
+                client.verify(card, arguments[2], "T-0001") if command == "verify" else client.report_loss(card, key)
+            )
     replayed = " (replayed)" if answer.headers["Idempotency-Replayed"] else ""
     print(f"{answer.status}{replayed}", file=sys.stderr)
     print(answer.body.decode())
@@ -189,7 +206,7 @@ def main(file: str, command: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    counts = {"token": (0,), "verify": (3,), "lose": (2, 3), "release": (1, 2)}
+    counts = {"token": (0,), "verify": (3,)} | {name: (count - 1, count) for name, count in KEY_IS.items()}
     if len(sys.argv) - 3 not in counts.get(sys.argv[2] if len(sys.argv) > 2 else "", ()):
         sys.exit(USAGE)
     try:

@@ -8,6 +8,7 @@ from aiohttp import web
 from gateway.api.effects import do_once
 from gateway.api.middleware import Call
 from gateway.api.payloads import LossRelease, LossReport, effect_decoder
+from gateway.api.references import reference_of
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.ids import is_id_number
 from gateway.domain.times import CHINA
@@ -26,12 +27,7 @@ async def report_loss(call: Call) -> web.Response:
 
 async def release_loss(call: Call) -> web.Response:
     asked: LossRelease = _decode_release(call.body)
-    try:
-        reference = UUID(call.request.match_info["reference"])
-    except ValueError:
-        raise Problem("not_found") from None
-    if str(reference) != call.request.match_info["reference"] or reference.version != 7:
-        raise Problem("not_found")
+    reference = reference_of(call.request.match_info["reference"])
     card, preset = None, ""
     if (asked.presentation, asked.card_number, asked.id_number) != (None, None, None):
         card, preset = _wanted(call, asked)

@@ -71,12 +71,15 @@ class Call(NamedTuple):
     idempotency_key: str | None = None
     evidence: Evidence | None = None
     """The checked signature, if there was one."""
+    scopes: frozenset[str] = frozenset()
+    """What both the token and the caller have."""
 
 
 Handler = Callable[[Call], Awaitable[web.Response]]
 AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _NOBODY: KnownCaller = None  # type: ignore[assignment]  # a handler without a scope does not look
+_STRANGER: tuple[str, KnownCaller, frozenset[str]] = ("", _NOBODY, frozenset())
 
 
 def endpoint(
@@ -100,13 +103,13 @@ def endpoint(
         headers = request.headers
         request_id = request_id_of(headers)
         try:
-            caller_id, caller = ("", _NOBODY) if scope is None else _admit(gateway, headers, scope)
+            caller_id, caller, scopes = _STRANGER if scope is None else _admit(gateway, headers, scope)
             body = b"" if content_type is None else await _body(request, content_type, body_timeout)
             key, evidence = None, None
             if caller_id and content_type is not None:
                 key = _idempotency_key(headers, needed=effect)
                 evidence = await _evidence(gateway, request, caller_id, caller, body, effect)
-            response = await handler(Call(gateway, request, request_id, caller_id, caller, body, key, evidence))
+            response = await handler(Call(gateway, request, request_id, caller_id, caller, body, key, evidence, scopes))
         except Problem as problem:
             if problem.status == 401:
                 REFUSED_ENTRY.labels(problem.why if isinstance(problem, Unauthorised) else "bad_signature").inc()
@@ -131,15 +134,17 @@ def endpoint(
     return handle
 
 
-def _admit(gateway: "Gateway", headers: Mapping[str, str], scope: Scope | AnyScope) -> tuple[str, KnownCaller]:
-    """Who calls. Raises Problem 401, 403, 429."""
+def _admit(
+    gateway: "Gateway", headers: Mapping[str, str], scope: Scope | AnyScope
+) -> tuple[str, KnownCaller, frozenset[str]]:
+    """Who calls, and what for. Raises Problem 401, 403, 429."""
     known, access = gateway.authenticate(headers.get("Authorization"))
     if known.caller.quota_per_second:
         _take_quota(gateway, known, access.caller_id)
     if scope != ANY_SCOPE and (scope not in access.scopes or scope not in known.scopes):
         REFUSED_ENTRY.labels("scope").inc()
         raise Problem("insufficient_scope")
-    return access.caller_id, known
+    return access.caller_id, known, known.scopes & access.scopes
 
 
 def _idempotency_key(headers: Mapping[str, str], needed: bool) -> str | None:

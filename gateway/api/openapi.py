@@ -60,7 +60,7 @@ _EFFECT_PARAMETERS = [
     _header("Signature", "`sig1=:…:`; may be left out by a caller whose configuration says so"),
 ]
 _REFERENCE = {
-    "name": "reference", "in": "path", "required": True, "description": "Of the answer to the report",
+    "name": "reference", "in": "path", "required": True, "description": "Of the answer to the operation",
     "schema": {"type": "string", "format": "uuid"},
 }  # fmt: skip
 
@@ -68,6 +68,9 @@ EXAMPLES: dict[str, Any] = {
     "VerifyRequest": EXAMPLE_VERIFY,
     "LossReport": {"card_number": "AB1234567", "id_number": "330499196001010014", "kind": "temporary"},
     "LossRelease": {},
+    "PaymentRequest": EXAMPLE_VERIFY | {"scene": "market.till", "amount_fen": 1250, "merchant_order_id": "2026-000017"},
+    "ReversalRequest": {"reason": "the customer left"},
+    "RefundRequest": {"amount_fen": 250, "reason": "one item was returned"},
     "KeyChange": {
         "use": "signing",
         "retire": "hotel-2026",
@@ -183,6 +186,9 @@ def _answers(route: Route) -> dict[str, Any]:
     answers: dict[str, Any] = {
         "200": {"description": "OK", "headers": headers, "content": {route.answers_as: {"schema": schema}}}
     }
+    if route.may_pend:
+        pending = "`pending`: the outcome is being found out; ask `GET /v1/operations/{reference}`"
+        answers["202"] = answers["200"] | {"description": pending}
     meanings: dict[int, list[str]] = {}
     for code in (*route.problems, "internal"):
         status, title = PROBLEMS[code]

@@ -54,6 +54,35 @@ class LossRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fa
     id_number: _IdNumber | None = None
 
 
+AmountFen = Annotated[int, msgspec.Meta(ge=1, le=50_000_00, description="Fen, 1 to 50 000 yuan")]
+_Reason = Annotated[str, msgspec.Meta(max_length=200, pattern=_NO_CONTROLS)]
+
+
+class PaymentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A card presented to pay with. The order id is the caller's own and is paid once."""
+
+    presentation: Presentation
+    scene: Annotated[str, msgspec.Meta(max_length=64, extra_json_schema={"pattern": SCENE_PATTERN})]
+    terminal_id: TerminalId
+    amount_fen: AmountFen
+    merchant_order_id: Annotated[
+        str, msgspec.Meta(min_length=1, max_length=64, pattern=f"^[!-~]+{END}", description="Visible ASCII")
+    ]
+
+
+class ReversalRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """Undo a whole payment."""
+
+    reason: _Reason = ""
+
+
+class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """Give back a part of a payment, or all of it."""
+
+    amount_fen: AmountFen
+    reason: _Reason = ""
+
+
 class UsageEvent(msgspec.Struct, frozen=True):
     """One use of a card. What does not apply is absent."""
 
@@ -156,6 +185,9 @@ _KNOWN_NAMES = {
         VerifyRequest,
         LossReport,
         LossRelease,
+        PaymentRequest,
+        ReversalRequest,
+        RefundRequest,
         ChipCard,
         Proof,
         EcardCode,

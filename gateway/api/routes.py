@@ -2,13 +2,16 @@
 
 from typing import Any, NamedTuple
 
-from gateway.api import caller_keys, docs, getting_in, loss_reports, usage_events, verify
+from gateway.api import caller_keys, docs, getting_in, loss_reports, operations, payments, usage_events, verify
 from gateway.api.middleware import JSON, Handler
 from gateway.api.payloads import (
     Jwks,
     KeyChange,
     LossRelease,
     LossReport,
+    PaymentRequest,
+    RefundRequest,
+    ReversalRequest,
     TokenAnswer,
     TokenError,
     UsagePage,
@@ -17,6 +20,8 @@ from gateway.api.payloads import (
 from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.flows.report_loss import LossAnswer
 from gateway.flows.rotate_caller_key import CallerKeys
+from gateway.flows.settle_payment import PaymentAnswer
+from gateway.flows.show_operation import OperationAnswer
 from gateway.flows.verify_card import VerifyAnswer
 
 FORM = "application/x-www-form-urlencoded"
@@ -44,6 +49,8 @@ class Route(NamedTuple):
     problems: tuple[str, ...] = ()
     effect: bool = False
     """Signed by the caller (RFC 9421) and carried out once for an Idempotency-Key."""
+    may_pend: bool = False
+    """202 with the same type: the outcome is being found out."""
 
 
 ROUTES = (
@@ -60,6 +67,19 @@ ROUTES = (
     Route("POST", "/v1/cards/loss-reports/{reference}/release", loss_reports.release_loss, "Release a found card",
           scope=Scope.CARDS_LOSS, takes=JSON, body=LossRelease, answer=LossAnswer, effect=True,
           problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found")),
+    Route("POST", "/v1/payments", payments.pay, "Pay with a card",
+          scope=Scope.PAYMENTS_WRITE, takes=JSON, body=PaymentRequest, answer=PaymentAnswer, effect=True, may_pend=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "order_id_used")),
+    Route("POST", "/v1/payments/{reference}/reversals", payments.reverse_payment, "Undo a payment",
+          scope=Scope.PAYMENTS_WRITE, takes=JSON, body=ReversalRequest, answer=PaymentAnswer, effect=True,
+          may_pend=True, problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found", "payment_pending",
+                                   "payment_state")),
+    Route("POST", "/v1/payments/{reference}/refunds", payments.refund_payment, "Give back a part of a payment",
+          scope=Scope.PAYMENTS_WRITE, takes=JSON, body=RefundRequest, answer=PaymentAnswer, effect=True,
+          may_pend=True, problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found", "payment_pending",
+                                   "payment_state", "refund_too_large")),
+    Route("GET", "/v1/operations/{reference}", operations.show_operation, "What became of an operation",
+          scope=ANY_SCOPE, answer=OperationAnswer, problems=(*_SIGNED_IN, "not_found")),
     Route("POST", "/v1/callers/self/keys", caller_keys.change_keys, "Give the gateway a new key, take one out",
           scope=ANY_SCOPE, takes=JSON, body=KeyChange, answer=CallerKeys, effect=True,
           problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "too_many_keys", "unknown_key", "key_exists",

@@ -4,16 +4,19 @@ Effects that arrive while the last batch is being committed wait together and be
 claimed (its first insert), each kind does its work for all of its effects, the operations are recorded with what proves
 that they were asked for, and the answers are kept with the keys, sealed. Only what took effect is kept: an effect that
 ends in a problem gives its key back.
+
+An effect whose answer is not known at this commit (a bank has to be asked) ends it as Begun: intent, operation and
+claim are kept, the key has no answer yet, and a repetition is told 409. Its kind's finish() then runs outside any
+transaction and owes the key its answer; if this process dies, somebody else does.
 """
 
 import asyncio
 import datetime as dt
-import hashlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 import asyncpg
@@ -24,9 +27,11 @@ from gateway.crypto.digests import sm3
 from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.randomness import RandomBytes
 from gateway.crypto.sealing import SealError, UnknownDataKey
-from gateway.domain.errors import Problem, unavailable
+from gateway.domain.errors import Problem, overloaded, unavailable
 from gateway.domain.ids import uuid7
 from gateway.flows.data_keys import DataKeys
+from gateway.flows.kept_answers import Answer as Answer
+from gateway.flows.kept_answers import KeptAnswers
 from gateway.log import describe
 from gateway.metrics import EFFECTS
 from gateway.store import idempotency, operations
@@ -40,20 +45,16 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_ANSWER_COLUMN = b"idempotency_key.answer_sealed"
 PROOF_COLUMN = b"operation.proof_sealed"
 _AGAIN_MS = 10
 """How long an effect may wait for a lock when its batch has waited already: all of them within the deadline."""
+FINISHING_MAX = 256
+"""Effects of one worker that wait for a partner; a further one is answered 503 before it begins."""
 
 
 def is_key(text: str) -> bool:
     """1 to 255 visible ASCII characters."""
     return _KEY.fullmatch(text) is not None
-
-
-class Answer(NamedTuple):
-    status: int
-    body: bytes
 
 
 class Evidence(NamedTuple):
@@ -75,6 +76,7 @@ class Asked(NamedTuple):
     caller_id: str
     reference: UUID
     what: Any
+    key: str = ""
 
 
 class Done(NamedTuple):
@@ -84,13 +86,31 @@ class Done(NamedTuple):
     operation: Operation | None = None
 
 
+class Begun(NamedTuple):
+    """An intent is recorded; `what` is its kind's own, for finish()."""
+
+    operation: Operation
+    what: Any
+
+
 class Kind(Protocol):
     """A kind of effect: its work for a batch, inside the transaction; a Problem is that of one effect alone."""
 
     @property
     def name(self) -> str: ...
 
-    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Sequence[Done | Problem]: ...
+    async def perform(
+        self, connection: "AnyConnection", batch: Sequence[Asked]
+    ) -> Sequence[Done | Problem] | Sequence[Done | Begun | Problem]: ...
+
+
+@runtime_checkable
+class TwoStep(Protocol):
+    """A kind whose perform() may give Begun."""
+
+    async def finish(self, what: Any) -> Answer:
+        """Outside any transaction. The answer is kept with the key. Raises Problem."""
+        ...
 
 
 class Effect(NamedTuple):
@@ -131,10 +151,12 @@ class Effects:
         on_batch: Callable[[BatchFigures], None],
     ) -> None:
         self._data_keys = data_keys
+        self._kept = KeptAnswers(data_keys)
         self._index = index
         self._random = RandomBytes()
         self._running: set[idempotency.KeyOf] = set()
-        self._batcher: Batcher[Effect, Ended | Problem] = Batcher(
+        self._finishing: set[asyncio.Task[Answer]] = set()
+        self._batcher: Batcher[Effect, Ended | Begun | Problem] = Batcher(
             connect,
             self._execute,
             batch_max=batch_max,
@@ -159,12 +181,16 @@ class Effects:
         claim = (caller_id, key)
         if claim in self._running:
             raise Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
+        if isinstance(kind, TwoStep) and len(self._finishing) >= FINISHING_MAX:
+            raise overloaded("too many operations wait for a partner")
         reference = UUID(bytes=uuid7(time.time_ns() // 1_000_000, self._random.take(10)))
-        effect = Effect(kind, Asked(caller_id, reference, what), key, self._index.request(request), evidence)
+        effect = Effect(kind, Asked(caller_id, reference, what, key), key, self._index.request(request), evidence)
         self._running.add(claim)
         try:
             # a caller that hangs up does not take its effect back: it is in the queue
             ended = await self._batcher.ask(effect)
+            if isinstance(ended, Begun):
+                ended = await self._finish(kind, ended)
         finally:
             self._running.discard(claim)
         if isinstance(ended, Problem):
@@ -173,9 +199,25 @@ class Effects:
         EFFECTS.add((kind.name, "replayed" if ended.replayed else "done", caller_id))
         return ended
 
+    async def _finish(self, kind: Kind, begun: Begun) -> Ended | Problem:
+        assert isinstance(kind, TwoStep), "a kind that begins can finish"
+        task = asyncio.create_task(kind.finish(begun.what))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+        try:
+            return Ended(await asyncio.shield(task), False)  # a caller that hangs up does not stop it
+        except Problem as problem:
+            return problem
+
+    async def close(self) -> None:
+        """Give up what is being finished: it is recorded, and taken up by the worker's loop."""
+        for task in list(self._finishing):
+            task.cancel()
+        await asyncio.gather(*self._finishing, return_exceptions=True)
+
     async def _execute(
         self, connection: "Connection", batch: Sequence[Effect], timeout: float
-    ) -> Sequence[Ended | Problem]:
+    ) -> Sequence[Ended | Begun | Problem]:
         # past it the connection is given up, and with it the transaction: to cancel a statement, or to roll back,
         # would need a database that answers
         cut_off = asyncio.get_running_loop().call_later(timeout, connection.terminate)
@@ -185,7 +227,7 @@ class Effects:
             except (KeyStoreError, SealError) as error:  # made by another machine under a KEK that is not here yet
                 log.error("effects have no data key", error=str(error))
                 return [unavailable("a key is missing") for _ in batch]
-            ended: dict[idempotency.KeyOf, Ended | Problem] = {}
+            ended: dict[idempotency.KeyOf, Ended | Begun | Problem] = {}
             # one kind a transaction: each locks in an order of its own, and two orders in one could cross
             for _, group in groupby(sorted(batch, key=_kind_of), key=_kind_of):
                 effects = list(group)
@@ -197,7 +239,7 @@ class Effects:
 
     async def _attempt(
         self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
-    ) -> Sequence[Ended | Problem]:
+    ) -> Sequence[Ended | Begun | Problem]:
         try:
             return await self._transact(connection, batch, data_keys, waited)
         except Exception as error:
@@ -207,7 +249,7 @@ class Effects:
                 raise
             waited = waited or isinstance(error, (_KeyInUse, asyncpg.LockNotAvailableError))
         # one of them fails, or has to wait for another process: each by itself, so that it is the only one
-        ended: list[Ended | Problem] = []
+        ended: list[Ended | Begun | Problem] = []
         for effect in batch:
             try:
                 ended += await self._attempt(connection, [effect], data_keys, waited)
@@ -218,11 +260,11 @@ class Effects:
 
     async def _transact(
         self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False
-    ) -> list[Ended | Problem]:
+    ) -> list[Ended | Begun | Problem]:
         """One transaction for effects of one kind. `waited`: for locks, as a batch; now each hardly waits again."""
         effects = {effect.claim: effect for effect in batch}
         assert len(effects) == len(batch), "run() lets one use of a key in at a time"
-        ended: dict[idempotency.KeyOf, Ended | Problem] = {}
+        ended: dict[idempotency.KeyOf, Ended | Begun | Problem] = {}
         async with connection.transaction():
             if waited:
                 await connection.execute(f"SET LOCAL lock_timeout = {_AGAIN_MS}")
@@ -232,13 +274,11 @@ class Effects:
             except asyncpg.LockNotAvailableError as error:
                 raise _KeyInUse from error
             fresh = [effect for key, effect in effects.items() if key in claimed]
-            done: dict[idempotency.KeyOf, Done | Problem] = {}
+            done: dict[idempotency.KeyOf, Done | Begun | Problem] = {}
             if fresh:
                 results = await fresh[0].kind.perform(connection, [effect.asked for effect in fresh])
                 done = {effect.claim: each for effect, each in zip(fresh, results, strict=True)}
-            ended |= {
-                key: each if isinstance(each, Problem) else Ended(each.answer, False) for key, each in done.items()
-            }
+            ended |= {key: Ended(each.answer, False) if isinstance(each, Done) else each for key, each in done.items()}
             await self._keep(connection, effects, done, data_keys)
         if replays := [key for key in effects if key not in claimed]:
             found = await idempotency.stored(connection, replays)
@@ -250,17 +290,17 @@ class Effects:
         self,
         connection: "Connection",
         effects: dict[idempotency.KeyOf, Effect],
-        done: dict[idempotency.KeyOf, Done | Problem],
+        done: dict[idempotency.KeyOf, Done | Begun | Problem],
         data_keys: dict[str, int],
     ) -> None:
         """Operations with their proof, and the answers; the keys of what did not take effect are given back."""
         recorded = [
             self._proved(data_keys["operations"], each.operation, effects[key].evidence)
             for key, each in done.items()
-            if isinstance(each, Done) and each.operation is not None
+            if not isinstance(each, Problem) and each.operation is not None
         ]
         answers = {
-            key: self._seal(data_keys["answers"], key, each.answer)
+            key: self._kept.seal(data_keys["answers"], key, each.answer)
             for key, each in done.items()
             if isinstance(each, Done)
         }
@@ -268,7 +308,7 @@ class Effects:
             await operations.record(connection, recorded)
         if answers:
             await idempotency.keep(connection, answers)
-        if unused := [key for key in done if key not in answers]:
+        if unused := [key for key, each in done.items() if isinstance(each, Problem)]:
             await idempotency.give_back(connection, unused)
 
     async def _replay(
@@ -278,18 +318,15 @@ class Effects:
             return Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
         if stored.fingerprint != effect.fingerprint:
             return Problem("idempotency_key_reused")
+        if stored.answer_sealed is None:  # begun, and not finished: its outcome is being found out
+            return Problem("idempotency_key_in_use", headers={"Retry-After": "2"})
         try:
-            plain = await self._data_keys.open(_ANSWER_COLUMN, _row_id(key), stored.answer_sealed)
+            return Ended(await self._kept.open(key, stored.answer_sealed), True)
         except Problem as problem:
             return problem
         except (KeyStoreError, SealError, UnknownDataKey) as error:  # that of this key alone: its mates are committed
             log.error("kept answer not opened", kind=effect.kind.name, error=type(error).__name__)
             return Problem("internal")
-        return Ended(Answer(int.from_bytes(plain[:2], "big"), plain[2:]), True)
-
-    def _seal(self, data_key_id: int, key: idempotency.KeyOf, answer: Answer) -> bytes:
-        plain = answer.status.to_bytes(2, "big") + answer.body
-        return self._data_keys.sealer.seal(data_key_id, _ANSWER_COLUMN, _row_id(key), plain)
 
     def _proved(self, data_key_id: int, operation: Operation, evidence: Evidence | None) -> Operation:
         if evidence is None:
@@ -336,7 +373,3 @@ def _failure(error: Exception, effect: Effect) -> Problem:
 
 def _kind_of(effect: Effect) -> str:
     return effect.kind.name
-
-
-def _row_id(key: idempotency.KeyOf) -> bytes:
-    return hashlib.sha256(" ".join(key).encode()).digest()[:16]

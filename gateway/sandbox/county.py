@@ -14,6 +14,7 @@ from hashlib import blake2b
 from itertools import accumulate
 from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -99,6 +100,12 @@ _LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 _SERIES = [one + other for one in _LETTERS for other in _LETTERS]
 _NUMBERS = 10**7
 _NUMBER_STEP = 7_548_777
+_BANKS = (*("bank-haiyan",) * 3, *("bank-jiaxing",) * 2)
+"""[G] The county's own bank and the city's."""
+_NO_BANK = "999999"
+_ACCOUNTS = 10**11
+_DOUBLED = str.maketrans("0123456789", "0246813579")
+"""A digit to the sum of the digits of its double."""
 _TWO_64 = 1 << 64
 _IDENTIFIER_STEP = 0x9E37_79B9_7F4A_7C15
 _SEQUENCES = 999
@@ -128,6 +135,13 @@ class Citizen(msgspec.Struct, frozen=True, gc=False):
     region: str
     ecard_level: int | None
     ecard_signed_on: dt.date | None
+
+
+class Account(NamedTuple):
+    """The bank account behind a card. `number` looks like a bank card's and is of a range that no bank was given."""
+
+    bank: str
+    number: str
 
 
 class _Cohort(msgspec.Struct, frozen=True):
@@ -234,6 +248,13 @@ class County:
                 return citizen if citizen.id_number == id_number else None
         return None
 
+    def account(self, i: int) -> Account:
+        """The account of an index: always the same one, and nobody else's."""
+        place = (i * _NUMBER_STEP + self._number_turn) % _ACCOUNTS
+        bank = _BANKS[place % len(_BANKS)]
+        first18 = f"{_NO_BANK}{_BANKS.index(bank)}{place:011}"
+        return Account(bank, first18 + _luhn(first18))
+
     def _birth(self, i: int) -> tuple[int, int]:
         """(birth day, sequence of the day): no two citizens have the same, and the sequence's parity is the sex."""
         place = (i * self._age_step + self._age_turn) % self.cards
@@ -268,6 +289,11 @@ def read_county(data_dir: Path) -> County:
     """The county that a sandbox's data folder was loaded with. Raises FileNotFoundError if none was."""
     facts = json.loads((data_dir / "sandbox" / "county.json").read_text())
     return County(facts["seed"], facts["cards"], dt.date.fromisoformat(facts["today"]))
+
+
+def _luhn(digits: str) -> str:
+    """The check digit of a card number (ISO/IEC 7812-1)."""
+    return str(-(sum(map(int, digits[::-2].translate(_DOUBLED))) + sum(map(int, digits[-2::-2]))) % 10)
 
 
 def _pick(choices: Sequence[str], draw: int) -> str:

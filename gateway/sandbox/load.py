@@ -23,8 +23,10 @@ from asyncpg.pgproto.pgproto import UUID
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.key_store import KeyStore, KeyUse
 from gateway.crypto.sealing import Sealer, SealingAlgorithm, WrappedDataKey, new_data_key
+from gateway.domain.cards import CardStatus
 from gateway.domain.errors import CannotStart
 from gateway.domain.times import CHINA
+from gateway.flows.settle_payment import ACCOUNT_COLUMN
 from gateway.flows.verify_card import HOLDER_COLUMN, SealedHolder
 from gateway.processes import end_with_parent
 from gateway.sandbox.county import COUNTY_REGION, County
@@ -46,7 +48,7 @@ _CONNECT_S = 10
 _PERSON = ("person_id", "id_number_index", "id_number_sealed", "birth_year", "town")
 _CARD = (
     "card_id", "person_id", "chip_index", "number_index", "number_sealed", "identifier_sealed", "holder_sealed",
-    "generation", "status", "status_as_of", "issued_on", "valid_until", "region", "source_id",
+    "generation", "status", "status_as_of", "issued_on", "valid_until", "region", "source_id", "bank", "account_sealed",
 )  # fmt: skip
 _ECARD = ("card_id", "sign_level", "signed_on")
 
@@ -227,6 +229,7 @@ class _Maker:
             citizen.birth_date.year,
             citizen.town,
         ))  # fmt: skip
+        account = self._county.account(i) if citizen.status == CardStatus.NORMAL else None
         holder = msgspec.json.encode(SealedHolder(citizen.name, citizen.birth_date))
         rows.card.append((
             card,
@@ -243,6 +246,8 @@ class _Maker:
             citizen.valid_until,
             citizen.region,
             _COUNTY_SOURCE if citizen.region == COUNTY_REGION else _DELTA_SOURCE,
+            account and account.bank,
+            account and seal(key_id, ACCOUNT_COLUMN, card_id, account.number.encode()),
         ))  # fmt: skip
         if citizen.ecard_level is not None:
             rows.ecard.append((card, citizen.ecard_level, citizen.ecard_signed_on))

@@ -16,7 +16,8 @@ class Stored(NamedTuple):
     """What the first use of a key left."""
 
     fingerprint: bytes
-    answer_sealed: bytes
+    answer_sealed: bytes | None
+    """None: the first use has begun and its outcome is not known yet."""
 
 
 async def claim(connection: "AnyConnection", keys: Sequence[KeyOf], fingerprints: Sequence[bytes]) -> set[KeyOf]:
@@ -45,20 +46,20 @@ async def stored(connection: "AnyConnection", keys: Sequence[KeyOf]) -> dict[Key
 
 
 async def keep(connection: "AnyConnection", answers: dict[KeyOf, bytes]) -> None:
-    """Store the sealed answers of claimed keys, in the same transaction."""
+    """Store the sealed answers of claimed keys that have none: an answer is never replaced."""
     await connection.execute(
         "UPDATE idempotency_key AS kept SET answer_sealed = done.answer_sealed"
         " FROM unnest($1::text[], $2::text[], $3::bytea[]) AS done(caller, key, answer_sealed)"
-        " WHERE kept.caller = done.caller AND kept.key = done.key",
+        " WHERE kept.caller = done.caller AND kept.key = done.key AND kept.answer_sealed IS NULL",
         [caller for caller, _ in answers], [key for _, key in answers], list(answers.values()),
     )  # fmt: skip
 
 
 async def give_back(connection: "AnyConnection", keys: Sequence[KeyOf]) -> None:
-    """Undo the claims of what did not take effect, in the same transaction: such keys may be used again."""
+    """Undo the claims of what did not take effect: such keys may be used again. One with an answer stays."""
     await connection.execute(
         "DELETE FROM idempotency_key USING unnest($1::text[], $2::text[]) AS asked(caller, key)"
-        " WHERE idempotency_key.caller = asked.caller AND idempotency_key.key = asked.key",
+        " WHERE idempotency_key.caller = asked.caller AND idempotency_key.key = asked.key AND answer_sealed IS NULL",
         [caller for caller, _ in keys], [key for _, key in keys],
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from gateway.domain.errors import CannotStart
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x79696B61  # "yika"
 MONTHS_AHEAD = 3
-PARTITIONED = ("usage_event", "operation")
+PARTITIONED = ("usage_event", "operation", "payment", "payment_history")
 
 
 class MigrationError(CannotStart):

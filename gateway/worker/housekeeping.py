@@ -1,5 +1,5 @@
-"""The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys. Each turn is
-bounded."""
+"""The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys, what became
+of payments, the banks' check files. Each turn is bounded."""
 
 import asyncio
 import datetime as dt
@@ -9,9 +9,15 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import structlog
 
+from gateway.crypto.key_watch import KeyWatch
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
+from gateway.flows.data_keys import DataKeys
+from gateway.flows.reconcile_bank import NotReconciled, ReconcileBank
+from gateway.flows.resolve_payments import ResolvePayments
+from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
 from gateway.metrics import FEED_LAG_SECONDS
+from gateway.partners.call import Partners
 from gateway.settings import Settings
 from gateway.store import assertions, ecards, idempotency, usage_events
 from gateway.store.migrate import ensure_partitions
@@ -23,21 +29,32 @@ log = structlog.get_logger()
 SWEEP_BATCH = 500
 _SWEEP_TURNS_MAX = 200
 _TURN_MAX_S = 30.0
+_RESOLVE_S = 1.0
+_RECONCILE_S = 600.0
 
 
-async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -> None:
-    """Until SIGTERM."""
+async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:
+    """Until SIGTERM. `banks` None: through the partner engine."""
     pool = Pool(dsn, settings.gateway.database, "yikatong worker")
     await pool.open()
+    partners = Partners(settings)
+    await partners.open()
+    banks = banks or banks_of(partners)
+    resolve = _resolver(settings, pool, banks)
+    reconcile = ReconcileBank(pool, banks, settings.gateway.payments, settings.data_dir)
     published = PublishedKeys(settings, pool)
     await published.open()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     loops = [
+        asyncio.create_task(partners.watch()),
         asyncio.create_task(_every(3600, "partitions", lambda: _partitions(dsn))),
         asyncio.create_task(_every(60, "sweep", lambda: _sweep(pool))),
         asyncio.create_task(_every(5, "feed lag", lambda: _feed_lag(pool))),
+        asyncio.create_task(_every(_RESOLVE_S, "resolver", resolve.turn)),
+        asyncio.create_task(_every(5, "open payments", resolve.measure)),
+        asyncio.create_task(_every(_RECONCILE_S, "reconciliation", lambda: _reconcile(reconcile))),
         asyncio.create_task(_every(settings.gateway.callers_keys.period_s, "published keys", published.turn)),
     ]
     ready()
@@ -46,7 +63,15 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None]) -
         loop.cancel()
     await asyncio.gather(*loops, return_exceptions=True)
     await published.close()
+    await partners.close()
     await pool.close()
+
+
+def _resolver(settings: Settings, pool: Pool, banks: Banks) -> ResolvePayments:
+    config = settings.gateway
+    data_keys = DataKeys(pool, KeyWatch(settings.keys_dir, lambda _: None), config.sealing.algorithm)
+    settle = SettlePayment(pool, data_keys, banks, config.payments)
+    return ResolvePayments(pool, settle, config.payments)
 
 
 async def _every(seconds: float, name: str, turn: Callable[[], Awaitable[None]]) -> None:
@@ -74,6 +99,13 @@ async def _sweep(pool: Pool) -> None:
             async with pool.acquire(_TURN_MAX_S) as connection:
                 if await sweep(connection, SWEEP_BATCH) < SWEEP_BATCH:
                     break
+
+
+async def _reconcile(reconcile: ReconcileBank) -> None:
+    try:
+        await reconcile.turn(dt.datetime.now(dt.UTC))
+    except NotReconciled as error:
+        log.warning("not reconciled", why=str(error))
 
 
 async def _feed_lag(pool: Pool) -> None:

@@ -32,11 +32,16 @@ STATUSES_FILE = Path(os.environ["STATUSES_FILE"])
 REPORT = "/v1/cards/loss-reports"
 RELEASE = "/v1/cards/loss-reports/{reference}/release"
 KEYS = "/v1/callers/self/keys"
+PAY = "/v1/payments"
+REVERSE = "/v1/payments/{reference}/reversals"
+REFUND = "/v1/payments/{reference}/refunds"
+OPERATION = "/v1/operations/{reference}"
 CALLER_OF = {
     "/v1/cards/verify": "demo-merchant", "/v1/usage-events": "demo-bureau", REPORT: "demo-kiosk", RELEASE: "demo-kiosk",
-    KEYS: "demo-merchant",
+    KEYS: "demo-merchant", PAY: "demo-merchant", REVERSE: "demo-merchant", REFUND: "demo-merchant",
+    OPERATION: "demo-kiosk",
 }  # fmt: skip
-EFFECTS = {REPORT, RELEASE, KEYS}
+EFFECTS = {REPORT, RELEASE, KEYS, PAY, REVERSE, REFUND}
 SCENES = ("parking.exit", "library.loan", "transit.bus")
 
 CARD: dict[str, Any] = {
@@ -128,8 +133,8 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str,
         case.headers["Idempotency-Key"] = secrets.token_hex(8)
     if is_positive(case) and case.operation.path in EFFECTS:
         kwargs["auth"] = Signed(CALLER_OF[case.operation.path])
-        if case.operation.path == RELEASE:
-            case.path_parameters["reference"] = _reference()
+    if is_positive(case) and case.operation.path in (RELEASE, OPERATION):
+        case.path_parameters["reference"] = _reference()
     if not isinstance(case.body, dict) or not is_positive(case):
         return
     if case.path == "/oauth2/token":
@@ -141,8 +146,19 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str,
         x = base64.urlsafe_b64encode(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).rstrip(b"=")
         jwk: dict[str, Any] = {"kty": "OKP", "crv": "Ed25519", "kid": secrets.token_hex(8), "x": x.decode()}
         case.body.update({"use": "signing", "jwk": jwk, "retire": None})
+    elif case.operation.path == PAY:
+        make_sense(case.body)
+        whole(case.body)["merchant_order_id"] = secrets.token_hex(8)
+    elif case.operation.path == REFUND:
+        whole(case.body)
     elif case.operation.path == RELEASE or case.path == REPORT:
         case.body.update({"presentation": CARD, "card_number": None, "id_number": None})
+
+
+def whole(body: dict[str, Any]) -> dict[str, Any]:
+    """Its amount written as an integer: `1`, not `1.0`."""
+    body["amount_fen"] = int(body["amount_fen"])
+    return body
 
 
 def make_sense(body: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from gateway import __version__
 from gateway.api.routes import ROUTES
 from gateway.domain.cards import Medium
 from gateway.domain.errors import PROBLEMS
+from gateway.domain.payments import PaymentKind
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.rotate_caller_key import RotateCallerKey
@@ -180,7 +181,7 @@ async def test_requests_over_a_quota_are_counted(operated: Running) -> None:
     assert refused > 0 and await eventually(counted, 10, f"{refused} refused requests in the metrics")
 
 
-KINDS = {VerifyOnce.name, ReportLoss.name, ReleaseLoss.name, RotateCallerKey.name}
+KINDS = {VerifyOnce.name, ReportLoss.name, ReleaseLoss.name, RotateCallerKey.name, *PaymentKind}
 ALLOWED: dict[str, set[str]] = {
     "verdict": set(Verdict), "reason": set(Reason), "medium": {*Medium, "none"},
     "route": {route.path for route in ROUTES} | {"none"},

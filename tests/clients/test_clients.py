@@ -97,3 +97,16 @@ async def test_a_signer_of_somebody_else_is_believed(
         released = await post(f"{REPORT}/{reference}/release", {}, key + "-release")
         assert (await released.json())["social_security"]["status"] == "released"
         assert (await kiosk.verify(card.number, card.identifier, "kiosk.service"))["reason"] == "ok"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_a_payment_is_asked_for_once(gateway: Running, card: TestCard, language: str) -> None:
+    """This gateway reaches no bank, and the card has no account: a decline is an answer too."""
+    till = file_of(gateway, "demo-merchant")
+    pay = ("pay", card.number, card.identifier, "1250", f"order-{uuid.uuid4()}", f"key-{uuid.uuid4()}")
+    first, again = await command(language, till, *pay), await command(language, till, *pay)
+    answer = json.loads(first.out)
+    assert (first.code, answer["status"], answer["decline_code"]) == (0, "declined", "no_account"), first.err
+    assert again.out == first.out and again.err.splitlines()[-1] == "200 (replayed)"
+    refused = await command(language, till, "reverse", answer["reference"])
+    assert refused.code == 1 and json.loads(refused.out)["code"] == "payment_state"

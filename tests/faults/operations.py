@@ -50,12 +50,25 @@ def _keys(_: Client, card: Canary, __: str) -> dict[str, Any]:
     return {"use": "signing", "retire": card.card_number}
 
 
+def _pay(_: Client, card: Canary, note: str) -> dict[str, Any]:
+    body = verify_body(card.card_number, card.card_identifier, "market.till", terminal_id=note)
+    return body | {"amount_fen": 100, "merchant_order_id": secrets.token_hex(8)}
+
+
+def _refund(_: Client, card: Canary, __: str) -> dict[str, Any]:
+    return {"reason": " ".join(card.values), "amount_fen": 1}
+
+
 OPERATIONS = {
     TOKEN: Operation("demo-merchant", _token, signed_in=False),
     ("GET", "/.well-known/jwks.json"): Operation("demo-merchant", signed_in=False),
     VERIFY: Operation("demo-merchant", _verify),
     REPORT: Operation("demo-kiosk", _report, signed=True),
     RELEASE: Operation("demo-kiosk", _release, signed=True),
+    ("POST", "/v1/payments"): Operation("demo-merchant", _pay, signed=True),
+    ("POST", "/v1/payments/{reference}/reversals"): Operation("demo-merchant", _release, signed=True),
+    ("POST", "/v1/payments/{reference}/refunds"): Operation("demo-merchant", _refund, signed=True),
+    ("GET", "/v1/operations/{reference}"): Operation("demo-kiosk"),
     ("POST", "/v1/callers/self/keys"): Operation("demo-kiosk", _keys, signed=True),
     ("GET", "/v1/usage-events"): Operation("demo-bureau"),
     ("GET", "/openapi.json"): Operation("demo-merchant", signed_in=False),

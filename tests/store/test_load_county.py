@@ -17,6 +17,8 @@ from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.key_files import create_missing, open_folder
 from gateway.crypto.key_store import KeyUse
 from gateway.crypto.sealing import Sealer
+from gateway.domain.cards import CardStatus
+from gateway.flows.settle_payment import ACCOUNT_COLUMN
 from gateway.flows.verify_card import HOLDER_COLUMN, SealedHolder
 from gateway.sandbox.county import COUNTY_REGION, County
 from gateway.sandbox.load import (
@@ -117,6 +119,11 @@ async def test_every_citizen_is_found_and_opened(database: Database, keys: OpenK
         assert (row["sign_level"], row["signed_on"]) == (citizen.ecard_level, citizen.ecard_signed_on)
         assert row["source_id"] == (1 if citizen.region == COUNTY_REGION else 2)
         assert row["status_as_of"].date() <= TODAY
+        if citizen.status == CardStatus.NORMAL:
+            account = sealer.open(ACCOUNT_COLUMN, card_id, row["account_sealed"]).decode()
+            assert (row["bank"], account) == COUNTY.account(i)
+        else:
+            assert row["bank"] is None and row["account_sealed"] is None
 
 
 async def test_the_schema_is_as_the_migrations_made_it(database: Database, keys: OpenKeys) -> None:

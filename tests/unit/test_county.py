@@ -244,3 +244,16 @@ def test_the_cards_file_is_the_same_each_time_and_its_cards_are_the_countys(tmp_
             assert row["medium"] == ("third_gen" if citizen.generation == 3 else "second_gen")
             assert (int(row["status"]), row["valid_until"]) == (citizen.status, citizen.valid_until.isoformat())
             assert (row["region"], row["birth_date"]) == (citizen.region, citizen.birth_date.isoformat())
+
+
+def test_an_account_is_nobody_elses_and_of_no_real_bank() -> None:
+    county = County(330424, 5000, TODAY)
+    accounts = [county.account(i) for i in range(county.cards)]
+    assert len({account.number for account in accounts}) == county.cards
+    assert accounts == [County(330424, 5000, TODAY).account(i) for i in range(county.cards)]
+    for account in accounts:
+        assert len(account.number) == 19 and account.number.startswith("999999")
+        digits = [int(digit) * (1 + nth % 2) for nth, digit in enumerate(reversed(account.number))]
+        assert sum(sum(divmod(digit, 10)) for digit in digits) % 10 == 0
+    shares = [sum(account.bank == bank for account in accounts) for bank in ("bank-haiyan", "bank-jiaxing")]
+    assert sum(shares) == county.cards and min(shares) > county.cards / 3

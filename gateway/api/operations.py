@@ -1,0 +1,29 @@
+"""GET /v1/operations/{reference}."""
+
+import msgspec
+from aiohttp import web
+
+from gateway.api.effects import JSON_HEADERS
+from gateway.api.middleware import Call
+from gateway.api.references import reference_of
+from gateway.domain.callers import Scope
+from gateway.domain.errors import Problem
+from gateway.domain.payments import PaymentKind
+from gateway.flows.report_loss import ReleaseLoss, ReportLoss
+from gateway.flows.show_operation import show
+
+_SCOPES = {kind.value: Scope.PAYMENTS_WRITE for kind in PaymentKind} | {
+    kind.name: Scope.CARDS_LOSS for kind in (ReportLoss, ReleaseLoss)
+}
+_encode = msgspec.json.Encoder().encode
+
+
+async def show_operation(call: Call) -> web.Response:
+    reference = reference_of(call.request.match_info["reference"])
+    async with call.gateway.pool.acquire() as connection:
+        answer = await show(connection, call.caller_id, reference)
+    if answer is None:
+        raise Problem("not_found")
+    if (scope := _SCOPES.get(answer.kind)) is not None and scope not in call.scopes:
+        raise Problem("insufficient_scope")
+    return web.Response(body=_encode(answer), headers=JSON_HEADERS)

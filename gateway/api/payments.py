@@ -1,0 +1,61 @@
+"""POST /v1/payments, …/{reference}/reversals and …/{reference}/refunds."""
+
+from typing import NamedTuple
+from uuid import UUID
+
+from aiohttp import web
+
+from gateway.api.effects import do_once
+from gateway.api.middleware import Call
+from gateway.api.payloads import PaymentRequest, RefundRequest, ReversalRequest, decoder
+from gateway.api.references import reference_of
+from gateway.domain.errors import FieldError, Problem
+from gateway.domain.presentations import EcardCode
+from gateway.flows.pay import Pay, PayOrder, RefundPayment, ReversePayment, Undo
+
+_decode_payment = decoder(PaymentRequest)
+_decode_reversal = decoder(ReversalRequest)
+_decode_refund = decoder(RefundRequest)
+
+
+class Payments(NamedTuple):
+    """The kinds of effect, as the composition root wires them."""
+
+    pay: Pay
+    reverse: ReversePayment
+    refund: RefundPayment
+
+
+async def pay(call: Call) -> web.Response:
+    gateway = call.gateway
+    asked: PaymentRequest = _decode_payment(call.body)
+    scene = gateway.directory.scenes.get(asked.scene)
+    if scene is None:
+        raise Problem("validation_failed", errors=[FieldError("$.scene", "is not a scene of this gateway")])
+    if asked.amount_fen > gateway.settings.gateway.payments.amount_max_fen:
+        raise Problem("validation_failed", errors=[FieldError("$.amount_fen", "is more than may be paid at once")])
+    presented = gateway.verify_card.present(
+        call.caller_id, asked.presentation, asked.scene, scene.media[call.caller.caller.kind],
+        asked.terminal_id, None,
+    )  # fmt: skip
+    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
+        presented = await gateway.ask_ecard.complete(presented, asked.presentation)
+    order = PayOrder(presented, asked.amount_fen, asked.merchant_order_id)
+    try:
+        return await do_once(call, gateway.payments.pay, order)
+    finally:
+        order.count(scene.field, call.caller_id)
+
+
+async def reverse_payment(call: Call) -> web.Response:
+    _decode_reversal(call.body)
+    return await do_once(call, call.gateway.payments.reverse, Undo(_reference(call)))
+
+
+async def refund_payment(call: Call) -> web.Response:
+    asked: RefundRequest = _decode_refund(call.body)
+    return await do_once(call, call.gateway.payments.refund, Undo(_reference(call), asked.amount_fen))
+
+
+def _reference(call: Call) -> UUID:
+    return reference_of(call.request.match_info["reference"])

@@ -1,0 +1,215 @@
+"""Pay with a card, undo a payment, give a part of it back: the first half, in the transaction that claims the key.
+
+The card is judged by the statement of a verify, so its usage event is there; the intent, with our reference, is
+committed before a byte leaves for the bank. The second half is settle_payment.py.
+"""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from gateway.domain.errors import Problem, unavailable
+from gateway.domain.payments import OPEN, PaymentKind, PaymentState
+from gateway.domain.verdicts import VERDICT_OF, Reason
+from gateway.flows.effects import Answer, Asked, Begun, Done
+from gateway.flows.settle_payment import SettlePayment, answer_of
+from gateway.metrics import VERDICTS
+from gateway.store import payments
+from gateway.store.operations import Operation
+from gateway.store.payments import Account, Payment
+from gateway.store.verify import Judged, Presented, verify_batch
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+NO_ACCOUNT = "no_account"
+"""The card has no bank account, so nothing can be paid with it."""
+
+_K, _S = PaymentKind, PaymentState
+Results = list[Done | Begun | Problem]
+
+
+class PayOrder:
+    """What a merchant wants to be paid for; `judged` is there once the card was judged."""
+
+    def __init__(self, presented: Presented, amount_fen: int, merchant_order_id: str) -> None:
+        self.presented = presented
+        self.amount_fen = amount_fen
+        self.merchant_order_id = merchant_order_id
+        self.judged: Judged | None = None
+
+    def count(self, field: str, caller_id: str) -> None:
+        """The verdict, for the metrics."""
+        if self.judged is not None:
+            reason, _, medium, *_ = self.judged
+            VERDICTS.add((VERDICT_OF[reason], reason, medium or "none", field, caller_id))
+
+
+class Undo(NamedTuple):
+    """Of a payment: all of it, or for a refund a part."""
+
+    payment: UUID
+    amount_fen: int = 0
+
+
+class Pay:
+    """Kind of effect; `what` is a PayOrder."""
+
+    name = PaymentKind.PAYMENT.value
+
+    def __init__(self, settle: SettlePayment, status_max_age: dt.timedelta, verify_timeout_s: float) -> None:
+        self._settle = settle
+        self._status_max_age = status_max_age
+        self._verify_timeout_s = verify_timeout_s
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Results:
+        won = await payments.take_orders(
+            connection,
+            [(asked.caller_id, asked.what.merchant_order_id, asked.reference) for asked in batch],
+        )
+        taken = [asked for asked in batch if asked.reference in won]
+        if not taken:
+            return [Problem("order_id_used") for _ in batch]
+        presented = [asked.what.presented for asked in taken]
+        judged = await verify_batch(connection, presented, self._status_max_age, self._verify_timeout_s)
+        accounts = await payments.accounts(connection, [row[1] for row in judged if row[0] == Reason.OK])
+        traces = iter(await payments.traces(connection, len(taken)))
+        ended: dict[UUID, Done | Begun | Problem] = {}
+        rows: list[Payment] = []
+        for asked, row in zip(taken, judged, strict=True):
+            order: PayOrder = asked.what
+            order.judged = row
+            account = accounts.get(row[1]) if row[0] == Reason.OK else None
+            payment = _payment(asked, order, row, account, next(traces))
+            if account is not None and not self._settle.is_routed(account.bank):
+                # a gap in our configuration, not the card's fault
+                ended[asked.reference] = unavailable("the card's bank is not connected")
+                await payments.free_order(connection, payment)
+                continue
+            rows.append(payment)
+            ended[asked.reference] = _begun(asked, payment)
+        if rows:
+            await payments.insert(connection, rows, self._settle.lease)
+        return [ended.get(asked.reference) or Problem("order_id_used") for asked in batch]
+
+    async def finish(self, what: Payment) -> Answer:
+        return await self._settle.first(what)
+
+
+class ReversePayment:
+    """Kind of effect; `what` is an Undo."""
+
+    name = PaymentKind.REVERSAL.value
+
+    def __init__(self, settle: SettlePayment) -> None:
+        self._settle = settle
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Results:
+        parents, given_back, reversing = await _lock(connection, batch)
+        done: Results = []
+        rows: list[Payment] = []
+        for asked in batch:
+            parent = parents.get(asked.what.payment)
+            if parent is None or parent.caller != asked.caller_id:
+                done.append(Problem("not_found"))
+            elif parent.state is _S.INTENT or parent.reference in reversing:
+                done.append(Problem("payment_pending", headers={"Retry-After": "2"}))
+            elif parent.state in (_S.DECLINED, _S.NOT_SENT) or given_back.get(parent.reference):
+                done.append(Problem("payment_state"))
+            else:
+                if parent.state is _S.UNKNOWN:  # its merchant does not want it any more, whatever it came to
+                    assert await payments.move(
+                        connection, parent, (_S.UNKNOWN,), _S.REVERSING, None, self._settle.lease
+                    ), "it is locked"
+                    parents[parent.reference] = parent._replace(state=_S.REVERSING)
+                state = _S.REVERSED if parent.state is _S.REVERSED else _S.INTENT
+                payment = _child(asked, _K.REVERSAL, parent, parent.amount_fen, parent.trace, state)
+                rows.append(payment)
+                if state is _S.INTENT:
+                    reversing.add(parent.reference)
+                done.append(_begun(asked, payment))
+        if rows:
+            await payments.insert(connection, rows, self._settle.lease)
+        return done
+
+    async def finish(self, what: Payment) -> Answer:
+        return await self._settle.first(what)
+
+
+class RefundPayment:
+    """Kind of effect; `what` is an Undo."""
+
+    name = PaymentKind.REFUND.value
+
+    def __init__(self, settle: SettlePayment) -> None:
+        self._settle = settle
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Results:
+        parents, given_back, reversing = await _lock(connection, batch)
+        traces = iter(await payments.traces(connection, len(batch)))
+        done: Results = []
+        rows: list[Payment] = []
+        for asked in batch:
+            undo: Undo = asked.what
+            parent = parents.get(undo.payment)
+            if parent is None or parent.caller != asked.caller_id:
+                done.append(Problem("not_found"))
+            elif parent.state in OPEN or parent.reference in reversing:
+                done.append(Problem("payment_pending", headers={"Retry-After": "2"}))
+            elif parent.state is not _S.APPROVED:
+                done.append(Problem("payment_state"))
+            elif given_back.get(parent.reference, 0) + undo.amount_fen > parent.amount_fen:
+                done.append(Problem("refund_too_large"))
+            else:
+                given_back[parent.reference] = given_back.get(parent.reference, 0) + undo.amount_fen
+                payment = _child(asked, _K.REFUND, parent, undo.amount_fen, next(traces), _S.INTENT)
+                rows.append(payment)
+                done.append(_begun(asked, payment))
+        if rows:
+            await payments.insert(connection, rows, self._settle.lease)
+        return done
+
+    async def finish(self, what: Payment) -> Answer:
+        return await self._settle.first(what)
+
+
+async def _lock(
+    connection: "AnyConnection", batch: Sequence[Asked]
+) -> tuple[dict[UUID, Payment], dict[UUID, int], set[UUID]]:
+    """(the payments that are to be undone, what of them was given back in fen, those being reversed)."""
+    wanted = [asked.what.payment for asked in batch]
+    parents = await payments.lock(connection, wanted, [asked.caller_id for asked in batch])
+    return parents, await payments.refunded(connection, wanted), await payments.being_reversed(connection, wanted)
+
+
+def _payment(asked: Asked, order: PayOrder, judged: Judged, account: Account | None, trace: int) -> Payment:
+    """An intent, or a payment that is declined before the bank is asked."""
+    reason, card_id = judged[0], judged[1]
+    code = None if account else NO_ACCOUNT if reason == Reason.OK else reason
+    return Payment(
+        asked.reference, payments.created_at(asked.reference), _K.PAYMENT, asked.caller_id, asked.key,
+        order.merchant_order_id, order.presented.terminal_id, None, card_id, account and account.bank,
+        account and account.account_sealed, order.amount_fen, trace, _S.DECLINED if code else _S.INTENT, code,
+    )  # fmt: skip
+
+
+def _child(
+    asked: Asked, kind: PaymentKind, parent: Payment, amount_fen: int, trace: int | None, state: PaymentState
+) -> Payment:
+    return parent._replace(
+        reference=asked.reference, created_at=payments.created_at(asked.reference), kind=kind,
+        idempotency_key=asked.key, parent=parent.reference, amount_fen=amount_fen, trace=trace, state=state,
+        decline_code=None, tries=0,
+    )  # fmt: skip
+
+
+def _begun(asked: Asked, payment: Payment) -> Done | Begun:
+    """The operation says how it began, and is never changed; the payment says what it came to."""
+    result = "begun" if payment.state is _S.INTENT else payment.state.value
+    operation = Operation(
+        asked.reference, payment.kind, asked.caller_id, payment.card_id, payment.parent, result, payment.decline_code
+    )
+    if payment.state is _S.INTENT:
+        return Begun(operation, payment)
+    return Done(answer_of(payment), operation)

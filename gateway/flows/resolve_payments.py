@@ -1,0 +1,58 @@
+"""The resolver: takes up what nobody else is at, and asks or reverses until it is known."""
+
+import asyncio
+import datetime as dt
+
+import asyncpg
+import structlog
+
+from gateway.crypto.key_store import KeyStoreError
+from gateway.crypto.sealing import SealError
+from gateway.domain.errors import Problem
+from gateway.flows.settle_payment import SettlePayment
+from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
+from gateway.settings import Payments
+from gateway.store import payments
+from gateway.store.pool import Pool
+
+log = structlog.get_logger()
+
+_TURNS_MAX = 100
+_OF_ONE = (Problem, KeyStoreError, SealError, asyncpg.PostgresError)
+"""What keeps one operation from its try: it stays due, and is stuck in time. Anything else is a mistake of ours."""
+
+
+class ResolvePayments:
+    """turn() is one round of the worker's loop."""
+
+    def __init__(self, pool: Pool, settle: SettlePayment, settings: Payments) -> None:
+        self._pool = pool
+        self._settle = settle
+        self._settings = settings
+
+    async def turn(self) -> None:
+        """Everything that is due, in bounded batches. Raises Problem 503."""
+        for _ in range(_TURNS_MAX):
+            if await self.batch() < self._settings.resolve_max:
+                break
+
+    async def measure(self) -> None:
+        """The gauges: in a loop of their own, for a turn takes as long as the slowest bank. Raises Problem 503."""
+        older_than = dt.timedelta(seconds=self._settings.stuck_after_s)
+        async with self._pool.acquire() as connection:
+            left, stuck = await payments.count_open(connection, older_than)
+        PAYMENTS_OPEN.set(left)
+        PAYMENTS_STUCK.set(stuck)
+
+    async def batch(self) -> int:
+        """How many were taken up. Each is tried by itself: one that fails stays due, and holds up no other."""
+        async with self._pool.acquire() as connection:
+            due = await payments.due(connection, self._settings.resolve_max, self._settle.lease)
+        results = await asyncio.gather(*(self._settle.again(payment) for payment in due), return_exceptions=True)
+        for payment, result in zip(due, results, strict=True):
+            if isinstance(result, _OF_ONE):
+                error = result.code if isinstance(result, Problem) else type(result).__name__
+                log.warning("a payment was not resolved", reference=str(payment.reference), error=error)
+            elif isinstance(result, BaseException):
+                raise result
+        return len(due)

@@ -1,0 +1,325 @@
+"""Find out what became of a payment, a reversal or a refund, and write it down: once, with the answer that is owed.
+
+Used by the request that began it and, when that could not find out, by the worker's resolver. No connection is held
+while the bank is asked. Of two who try to decide, the guarded update lets one; the other reads what it wrote.
+"""
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from random import SystemRandom
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from gateway.domain.errors import unavailable
+from gateway.domain.masking import Secret
+from gateway.domain.operations import Operation, Purchase, QueryStatus, Refund, Reverse
+from gateway.domain.outcome import Approved, Declined, NotSent, Outcome
+from gateway.domain.payments import (
+    OPEN,
+    PaymentKind,
+    PaymentState,
+    Question,
+    backoff_s,
+    found_nothing,
+    learned,
+    next_question,
+    public,
+    reversal_reference,
+)
+from gateway.flows.data_keys import DataKeys
+from gateway.flows.kept_answers import Answer, KeptAnswers
+from gateway.metrics import PAYMENTS
+from gateway.partners.call import Partners
+from gateway.settings import Payments
+from gateway.store import idempotency, payments
+from gateway.store.payments import Payment
+from gateway.store.pool import Pool
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+log = structlog.get_logger()
+
+Ask = Callable[[str, Operation, float], Awaitable[Outcome]]
+"""The partner engine's call(name, operation, deadline in s). It never raises."""
+Can = Callable[[str, type[Operation]], bool]
+"""Whether a partner's dialect has an operation."""
+
+ACCOUNT_COLUMN = b"card.account_sealed"
+_S = PaymentState
+_AT_ONCE = 2
+"""Connections for outcomes. A bank that answers many at once must not take the pool from everybody, and an outcome
+waits its turn: it is not given up after the pool's 250 ms."""
+
+_encode = msgspec.json.Encoder().encode
+_chance = SystemRandom()
+
+
+class PaymentAnswer(msgspec.Struct, frozen=True, gc=False):
+    """What an operation came to: `approved`, `declined` with its code, `reversed`, or `pending` (202): ask again."""
+
+    reference: str
+    status: str
+    amount_fen: int
+    merchant_order_id: str
+    decline_code: str | msgspec.UnsetType = msgspec.UNSET
+    payment: str | msgspec.UnsetType = msgspec.UNSET
+    """Of a reversal or refund: the payment's reference."""
+
+
+class Banks(NamedTuple):
+    """How the banks are reached."""
+
+    ask: Ask
+    can: Can
+
+
+async def _nobody(name: str, operation: Operation, deadline_s: float) -> Outcome:
+    return NotSent("no partner is connected")
+
+
+NOT_CONNECTED = Banks(_nobody, lambda name, kind: kind is QueryStatus)
+"""Where there is no partner engine: every payment ends as not sent."""
+
+
+def banks_of(partners: Partners) -> Banks:
+    """Through the partner engine."""
+
+    async def ask(name: str, operation: Operation, within_s: float) -> Outcome:
+        return await partners.call(name, operation, time.monotonic() + within_s)
+
+    def can(name: str, kind: type[Operation]) -> bool:
+        working = partners.registry.get(name)
+        return working is not None and kind in working.operations
+
+    return Banks(ask, can)
+
+
+def answer_of(payment: Payment) -> Answer:
+    """The same bytes for the same state, whoever makes them."""
+    body = PaymentAnswer(
+        str(payment.reference), public(payment.state), payment.amount_fen, payment.merchant_order_id,
+        payment.decline_code or msgspec.UNSET, str(payment.parent) if payment.parent else msgspec.UNSET,
+    )  # fmt: skip
+    return Answer(202 if payment.state in OPEN else 200, _encode(body))
+
+
+class SettlePayment:
+    """first() for the request, again() for the resolver, take_late() for an answer nobody waits for any more."""
+
+    def __init__(self, pool: Pool, data_keys: DataKeys, banks: Banks, settings: Payments) -> None:
+        self._pool = pool
+        self._data_keys = data_keys
+        self._kept = KeptAnswers(data_keys)
+        self._banks = banks
+        self._settings = settings
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    @property
+    def lease(self) -> dt.timedelta:
+        """For so long an operation is left to whoever is at it: the call, and the writing of its outcome."""
+        return dt.timedelta(milliseconds=self._settings.deadline_ms, seconds=5)
+
+    def is_routed(self, bank: str) -> bool:
+        return bank in self._settings.routes
+
+    async def first(self, payment: Payment) -> Answer:
+        """Send an intent's own message. Raises Problem 503 if nothing was sent, or the outcome cannot be written."""
+        if dt.datetime.now(dt.UTC) - payment.created_at > self.lease:  # we stood still: the resolver may have it
+            async with self._database() as connection:
+                taken = await payments.find(connection, payment.reference)
+            assert taken is not None, "payments are never deleted"
+            return answer_of(taken)
+        outcome = await self._ask(payment, Question.FIRST)
+        state = learned(payment.kind, Question.FIRST, outcome)
+        assert state is not None
+        now = await self._write(payment, (_S.INTENT,), state, outcome)
+        if now.state is _S.NOT_SENT:
+            raise unavailable("the card's bank cannot be reached")
+        return answer_of(now)
+
+    async def again(self, payment: Payment) -> None:
+        """One try at an operation that was taken up (store due()). Raises Problem 503."""
+        if payment.state is _S.INTENT:  # whoever was at it is gone: perhaps it was sent
+            payment = await self._write(payment, (_S.INTENT,), _S.UNKNOWN, None)
+            if payment.state is not _S.UNKNOWN:
+                return None
+        if payment.state not in OPEN and payment.state is not _S.REVERSED:
+            return await self._rest(payment, None)
+        if not self.is_routed(payment.bank or ""):  # a gap in the configuration is no reason to reverse
+            return await self._rest(payment, self._backoff(payment))
+        question = next_question(
+            payment.kind, payment.state, payment.tries, self._can_query(payment), self._settings.queries_max
+        )
+        if question is Question.NONE:
+            return await self._rest(payment, self._backoff(payment))
+        if question is Question.REVERSE and payment.state is _S.UNKNOWN and payment.kind is PaymentKind.PAYMENT:
+            payment = await self._write(payment, (_S.UNKNOWN,), _S.REVERSING, None)  # the wish before its message
+            if payment.state is not _S.REVERSING:
+                return None
+        outcome = await self._ask(payment, question)
+        if payment.state is _S.REVERSED:
+            return await self._looked_again(payment, outcome)
+        state = learned(payment.kind, question, outcome)
+        if state is None or self._too_young(payment, question, outcome):
+            return await self._rest(payment, self._backoff(payment))
+        await self._write(payment, (payment.state,), state, outcome)
+        return None
+
+    async def take_late(self, reference: UUID, outcome: Outcome) -> None:
+        """An answer to the first message that came after its caller had given up. Raises Problem 503."""
+        async with self._database() as connection:
+            payment = await payments.find(connection, reference)
+        if payment is None or not isinstance(outcome, Approved | Declined):
+            return
+        if payment.state is _S.UNKNOWN and payment.kind is not PaymentKind.REVERSAL:
+            state = learned(payment.kind, Question.FIRST, outcome)
+            if state in (_S.APPROVED, _S.DECLINED):
+                await self._write(payment, (_S.UNKNOWN,), state, outcome)
+        elif isinstance(outcome, Approved):
+            await self._too_late(payment)
+
+    @asynccontextmanager
+    async def _database(self) -> "AsyncIterator[AnyConnection]":
+        async with self._turns, self._pool.acquire() as connection:
+            yield connection
+
+    async def _too_late(self, payment: Payment) -> None:
+        """Approved, though we have told everybody that it was reversed: it is reversed again."""
+        if payment.kind is not PaymentKind.PAYMENT or payment.state is not _S.REVERSED:
+            return  # REVERSING: its reversal is under way
+        async with self._database() as connection, connection.transaction():
+            await payments.note(connection, payment, _S.REVERSED, "approved late: reversed again")
+            await payments.try_again(connection, payment, dt.timedelta(0))
+        log.warning("a payment was approved after its reversal", reference=str(payment.reference))
+
+    async def _looked_again(self, payment: Payment, outcome: Outcome) -> None:
+        """The reversal after the reversal, for a message that was still on its way then."""
+        if isinstance(outcome, Approved):
+            async with self._database() as connection, connection.transaction():
+                await payments.note(connection, payment, _S.REVERSED, "a late approval was reversed")
+                await payments.try_again(connection, payment, None)
+        else:
+            await self._rest(payment, None if found_nothing(outcome) else self._backoff(payment))
+
+    async def _write(
+        self, payment: Payment, before: Collection[PaymentState], state: PaymentState, outcome: Outcome | None
+    ) -> Payment:
+        """Move it on, with all that goes with the move; returns how it stands, if somebody else was first too."""
+        code = outcome.code.value if isinstance(outcome, Declined) and state is _S.DECLINED else None
+        async with self._database() as connection:
+            keys = await self._data_keys.current(connection, ("answers",))
+            async with connection.transaction():
+                moved = await payments.move(connection, payment, before, state, code, self._due_in(state, outcome))
+                if moved:
+                    payment = payment._replace(state=state, decline_code=code)
+                    await self._follow(connection, payment, outcome, keys["answers"])
+            if moved:
+                PAYMENTS.labels(payment.kind, payment.bank or "none", state).inc()
+                return payment
+            now = await payments.find(connection, payment.reference)
+        assert now is not None, "payments are never deleted"
+        if isinstance(outcome, Approved):
+            await self._too_late(now)
+        return now
+
+    async def _follow(
+        self, connection: "AnyConnection", payment: Payment, outcome: Outcome | None, data_key_id: int
+    ) -> None:
+        """What a move brings with it, in its transaction."""
+        key = (payment.caller, payment.idempotency_key)
+        if payment.state is _S.NOT_SENT:
+            await idempotency.give_back(connection, [key])
+            if payment.kind is PaymentKind.PAYMENT:
+                await payments.free_order(connection, payment)
+        elif payment.state not in OPEN or (payment.state is _S.UNKNOWN and outcome is not None):
+            # a 202 is kept by the request that has asked in vain; who finds out later owes the final answer
+            answer = self._kept.seal(data_key_id, key, answer_of(payment))
+            await idempotency.keep(connection, {key: answer})
+        if payment.kind is PaymentKind.REVERSAL and payment.state is _S.REVERSED and payment.parent is not None:
+            parent = await payments.find(connection, payment.parent)
+            assert parent is not None
+            look_again = self._due_in(_S.REVERSED, outcome)
+            if await payments.move(connection, parent, (_S.APPROVED, _S.REVERSING), _S.REVERSED, None, look_again):
+                parent = parent._replace(state=_S.REVERSED)
+                await self._follow(connection, parent, None, data_key_id)
+
+    def _due_in(self, state: PaymentState, outcome: Outcome | None) -> dt.timedelta | None:
+        """When something is to be done after a move."""
+        if state is _S.REVERSED:  # nothing was found to reverse: it may yet arrive, so it is looked for once more
+            look = outcome is not None and found_nothing(outcome)
+            return dt.timedelta(seconds=self._settings.look_again_s) if look else None
+        if state not in OPEN:
+            return None
+        if outcome is None:  # taken up by us: the try goes on
+            return self.lease
+        return dt.timedelta(seconds=backoff_s(0, self._settings.retry_base_ms / 1000, self._settings.retry_cap_s, 1.0))
+
+    def _backoff(self, payment: Payment) -> dt.timedelta:
+        settings = self._settings
+        wait = backoff_s(payment.tries, settings.retry_base_ms / 1000, settings.retry_cap_s, _chance.random())
+        return dt.timedelta(seconds=wait)
+
+    async def _rest(self, payment: Payment, after: dt.timedelta | None) -> None:
+        async with self._database() as connection:
+            await payments.try_again(connection, payment, after)
+
+    def _too_young(self, payment: Payment, question: Question, outcome: Outcome) -> bool:
+        """A refund that the bank does not know may be on its way; later on it was never there."""
+        if payment.kind is not PaymentKind.REFUND or question is not Question.QUERY or not found_nothing(outcome):
+            return False
+        age = dt.datetime.now(dt.UTC) - payment.created_at
+        return age < dt.timedelta(seconds=self._settings.look_again_s)
+
+    def _can_query(self, payment: Payment) -> bool:
+        name = self._settings.routes.get(payment.bank or "")
+        return name is not None and self._banks.can(name, QueryStatus)
+
+    async def _ask(self, payment: Payment, question: Question) -> Outcome:
+        """Raises Problem 503 only where the database is needed."""
+        name = self._settings.routes.get(payment.bank or "")
+        if name is None:  # taken out of the configuration since
+            return NotSent("the bank is not routed")
+        operation = await self._operation(payment)
+        if question is Question.QUERY:
+            operation = QueryStatus(reference=operation.reference, at=operation.at, original=operation)
+        elif question is Question.REVERSE and isinstance(operation, Purchase):
+            reference = reversal_reference(payment.reference, payment.state is _S.REVERSED)
+            operation = Reverse(reference=reference, at=payment.created_at, original=operation)
+        return await self._banks.ask(name, operation, self._settings.deadline_ms / 1000)
+
+    async def _operation(self, payment: Payment) -> Operation:
+        """As it was first made: the same fields in every try."""
+        if payment.parent is None:
+            return await self._purchase(payment)
+        async with self._database() as connection:
+            parent = await payments.find(connection, payment.parent)
+        assert parent is not None, "payments are never deleted"
+        original = await self._purchase(parent)
+        if payment.kind is PaymentKind.REVERSAL:
+            return Reverse(reference=payment.reference, at=payment.created_at, original=original)
+        assert payment.trace is not None
+        return Refund(
+            reference=payment.reference, at=payment.created_at, original=original, amount_fen=payment.amount_fen,
+            trace=payment.trace,
+        )  # fmt: skip
+
+    async def _purchase(self, payment: Payment) -> Purchase:
+        assert payment.account_sealed and payment.card_id and payment.trace, "what is sent has an account"
+        account = await self._data_keys.open(ACCOUNT_COLUMN, payment.card_id.bytes, payment.account_sealed)
+        return Purchase(
+            reference=payment.reference,
+            at=payment.created_at,
+            account=Secret(account.decode()),
+            amount_fen=payment.amount_fen,
+            merchant_id=payment.caller,
+            terminal_id=payment.terminal_id,
+            order_id=payment.merchant_order_id,
+            trace=payment.trace,
+        )

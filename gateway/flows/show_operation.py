@@ -1,0 +1,66 @@
+"""What became of an operation, for the caller that asked for it."""
+
+import datetime as dt
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import msgspec
+
+from gateway.domain.payments import PaymentState, public
+from gateway.domain.times import CHINA
+from gateway.store import operations, payments
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+
+class OperationStep(msgspec.Struct, frozen=True):
+    """`status` is finer than the operation's: `intent`, `unknown` and `reversing` are all `pending`."""
+
+    at: dt.datetime
+    status: str
+    note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class OperationAnswer(msgspec.Struct, frozen=True):
+    """An operation with its history. What does not apply is absent."""
+
+    reference: str
+    kind: str
+    status: str
+    history: list[OperationStep]
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+    undoes: str | msgspec.UnsetType = msgspec.UNSET
+    amount_fen: int | msgspec.UnsetType = msgspec.UNSET
+    refunded_fen: int | msgspec.UnsetType = msgspec.UNSET
+    merchant_order_id: str | msgspec.UnsetType = msgspec.UNSET
+    decline_code: str | msgspec.UnsetType = msgspec.UNSET
+
+
+async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> OperationAnswer | None:
+    """None for an operation that does not exist, or is another caller's."""
+    recorded = await operations.find(connection, reference)
+    if recorded is None or recorded.operation.caller != caller_id:
+        return None
+    operation = recorded.operation
+    undoes = str(operation.parent) if operation.parent else msgspec.UNSET
+    payment = await payments.find(connection, reference)
+    if payment is None:
+        step = OperationStep(_at(recorded.recorded_at), operation.result)
+        return OperationAnswer(
+            str(reference), operation.kind, operation.result, [step], operation.reason or msgspec.UNSET, undoes
+        )
+    steps = [
+        OperationStep(_at(step.at), step.state, step.note or msgspec.UNSET)
+        for step in await payments.history(connection, reference)
+    ]
+    given_back = (await payments.refunded(connection, [reference])).get(reference)
+    return OperationAnswer(
+        str(reference), operation.kind, public(PaymentState(payment.state)), steps, undoes=undoes,
+        amount_fen=payment.amount_fen, refunded_fen=given_back or msgspec.UNSET,
+        merchant_order_id=payment.merchant_order_id, decline_code=payment.decline_code or msgspec.UNSET,
+    )  # fmt: skip
+
+
+def _at(time: dt.datetime) -> dt.datetime:
+    return time.astimezone(CHINA)

@@ -1,0 +1,261 @@
+"""Payments: inserted with their intent, moved from state to state by guarded updates, taken up when they are due."""
+
+import datetime as dt
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from gateway.domain.ids import uuid7_unix_ms
+from gateway.domain.payments import OPEN, PaymentKind, PaymentState
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from gateway.store.pool import AnyConnection
+
+
+class Payment(NamedTuple):
+    """A row. `created_at` is the time inside the reference."""
+
+    reference: UUID
+    created_at: dt.datetime
+    kind: PaymentKind
+    caller: str
+    idempotency_key: str
+    merchant_order_id: str
+    terminal_id: str
+    parent: UUID | None
+    card_id: UUID | None
+    bank: str | None
+    account_sealed: bytes | None
+    amount_fen: int
+    trace: int | None
+    state: PaymentState
+    decline_code: str | None = None
+    tries: int = 0
+
+
+class Account(NamedTuple):
+    bank: str
+    account_sealed: bytes
+
+
+class Step(NamedTuple):
+    """A line of a payment's history."""
+
+    at: dt.datetime
+    state: str
+    note: str
+
+
+class Stuck(NamedTuple):
+    reference: UUID
+    kind: str
+    caller: str
+    bank: str
+    amount_fen: int
+    state: str
+    tries: int
+    created_at: dt.datetime
+    next_try_at: dt.datetime
+
+
+_COLUMNS = ", ".join(Payment._fields)
+_P_COLUMNS = ", ".join(f"p.{name}" for name in Payment._fields)
+_OPEN = sorted(OPEN)
+
+_DUE = f"""
+WITH taken AS (
+    SELECT reference, created_at FROM payment WHERE next_try_at <= now()
+    ORDER BY next_try_at LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+UPDATE payment p SET next_try_at = now() + $2::interval, tries = tries + 1 FROM taken
+WHERE p.reference = taken.reference AND p.created_at = taken.created_at RETURNING {_P_COLUMNS}
+"""  # noqa: S608 - the names of our own fields
+
+_LOCK = f"""
+SELECT {_P_COLUMNS} FROM payment p
+JOIN (SELECT DISTINCT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[])) AS asked(reference, created_at, caller)
+    ON p.reference = asked.reference AND p.created_at = asked.created_at AND p.caller = asked.caller
+WHERE p.kind = 'payment' ORDER BY p.reference FOR UPDATE OF p
+"""  # noqa: S608 - the names of our own fields
+
+_INSERT = f"""
+INSERT INTO payment ({_COLUMNS}, next_try_at)
+SELECT *, CASE WHEN state = 'intent' THEN now() + $17::interval END
+FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[],
+            $9::uuid[], $10::text[], $11::bytea[], $12::bigint[], $13::integer[], $14::text[], $15::text[],
+            $16::integer[])
+     AS asked({_COLUMNS})
+"""  # noqa: S608 - the names of our own fields
+
+
+def created_at(reference: UUID) -> dt.datetime:
+    """The time inside a reference, exact to the millisecond."""
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return epoch + dt.timedelta(milliseconds=uuid7_unix_ms(reference))
+
+
+async def accounts(connection: "AnyConnection", card_ids: Collection[UUID]) -> dict[UUID, Account]:
+    """The bank accounts of those cards that have one."""
+    rows = await connection.fetch(
+        "SELECT card_id, bank, account_sealed FROM card WHERE card_id = ANY($1) AND bank IS NOT NULL", list(card_ids)
+    )
+    return {row[0]: Account(row[1], row[2]) for row in rows}
+
+
+async def take_orders(connection: "AnyConnection", orders: Sequence[tuple[str, str, UUID]]) -> set[UUID]:
+    """Give (caller, order id) to references; returns the references that got theirs. Waits for rivals' transactions."""
+    rows = await connection.fetch(
+        "INSERT INTO payment_order (caller, merchant_order_id, reference)"
+        " SELECT * FROM unnest($1::text[], $2::text[], $3::uuid[]) AS asked(caller, merchant_order_id, reference)"
+        " ORDER BY caller, merchant_order_id, reference ON CONFLICT DO NOTHING RETURNING reference",
+        *(list(column) for column in zip(*orders, strict=True)),
+    )  # fmt: skip
+    return {row[0] for row in rows}
+
+
+async def free_order(connection: "AnyConnection", payment: Payment) -> None:
+    """Nothing reached the bank: the order may be paid by another attempt."""
+    await connection.execute(
+        "DELETE FROM payment_order WHERE caller = $1 AND merchant_order_id = $2 AND reference = $3",
+        payment.caller, payment.merchant_order_id, payment.reference,
+    )  # fmt: skip
+
+
+async def traces(connection: "AnyConnection", count: int) -> list[int]:
+    return [
+        row[0]
+        for row in await connection.fetch("SELECT nextval('payment_trace')::int FROM generate_series(1, $1)", count)
+    ]
+
+
+async def insert(connection: "AnyConnection", payments: Sequence[Payment], lease: dt.timedelta) -> None:
+    """Inside the transaction that claims their keys. An intent is the resolver's when the lease is over."""
+    await connection.execute(_INSERT, *(list(column) for column in zip(*payments, strict=True)), lease)
+
+
+async def find(connection: "AnyConnection", reference: UUID) -> Payment | None:
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM payment WHERE reference = $1 AND created_at = $2",  # noqa: S608 - our own fields
+        reference, created_at(reference),
+    )  # fmt: skip
+    return None if row is None else _payment(row)
+
+
+async def lock(connection: "AnyConnection", references: Sequence[UUID], callers: Sequence[str]) -> dict[UUID, Payment]:
+    """The payments of these callers, locked in one order; what is not theirs, or no payment, is absent."""
+    times = [created_at(reference) for reference in references]
+    rows = await connection.fetch(_LOCK, references, times, callers)
+    return {row["reference"]: _payment(row) for row in rows}
+
+
+async def refunded(connection: "AnyConnection", references: Sequence[UUID]) -> dict[UUID, int]:
+    """What of locked payments was given back, or may yet be: fen by payment."""
+    rows = await connection.fetch(
+        "SELECT parent, sum(amount_fen)::bigint FROM payment"
+        " WHERE parent = ANY($1) AND kind = 'refund' AND state NOT IN ('declined', 'not_sent') GROUP BY parent",
+        list(references),
+    )  # fmt: skip
+    return {row[0]: row[1] for row in rows}
+
+
+async def being_reversed(connection: "AnyConnection", references: Sequence[UUID]) -> set[UUID]:
+    """Which of locked payments have a reversal that is under way."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT parent FROM payment WHERE parent = ANY($1) AND kind = 'reversal' AND state = ANY($2)",
+        list(references), _OPEN,
+    )  # fmt: skip
+    return {row[0] for row in rows}
+
+
+async def move(
+    connection: "AnyConnection", payment: Payment, before: Collection[PaymentState], after: PaymentState,
+    code: str | None = None, again_in: dt.timedelta | None = None,
+) -> bool:  # fmt: skip
+    """Whether this was the one that moved it on: of two who try, the second finds it elsewhere."""
+    done = await connection.fetchval(
+        "UPDATE payment SET state = $4, decline_code = $5, next_try_at = now() + $6::interval"
+        " WHERE reference = $1 AND created_at = $2 AND state = ANY($3) RETURNING true",
+        payment.reference, payment.created_at, list(before), after, code, again_in,
+    )  # fmt: skip
+    return done is not None
+
+
+async def try_again(connection: "AnyConnection", payment: Payment, after: dt.timedelta | None) -> None:
+    """Due after a while, None: never; unless it has been moved on since."""
+    await connection.execute(
+        "UPDATE payment SET next_try_at = now() + $4::interval"
+        " WHERE reference = $1 AND created_at = $2 AND state = $3",
+        payment.reference, payment.created_at, payment.state, after,
+    )  # fmt: skip
+
+
+async def due(connection: "AnyConnection", limit: int, lease: dt.timedelta) -> list[Payment]:
+    """Take up to `limit` that are due, for as long as the lease; nobody else takes them meanwhile."""
+    rows = await connection.fetch(_DUE, limit, lease)
+    return [_payment(row) for row in rows]
+
+
+async def note(connection: "AnyConnection", payment: Payment, state: PaymentState, text: str) -> None:
+    """A line of history that is no move."""
+    await connection.execute(
+        "INSERT INTO payment_history (reference, created_at, state, note) VALUES ($1, $2, $3, $4)",
+        payment.reference, payment.created_at, state, text,
+    )  # fmt: skip
+
+
+async def history(connection: "AnyConnection", reference: UUID) -> list[Step]:
+    rows = await connection.fetch(
+        "SELECT at, state, note FROM payment_history WHERE reference = $1 AND created_at = $2 ORDER BY at LIMIT 1000",
+        reference, created_at(reference),
+    )  # fmt: skip
+    return [Step(*row) for row in rows]
+
+
+async def stuck(connection: "AnyConnection", older_than: dt.timedelta, limit: int) -> list[Stuck]:
+    """Operations that are not decided, or whose reversal is not answered, since so long; the oldest first."""
+    rows = await connection.fetch(
+        "SELECT reference, kind, caller, bank, amount_fen, state, tries, created_at, next_try_at FROM payment"
+        " WHERE next_try_at IS NOT NULL AND created_at < now() - $1::interval ORDER BY created_at LIMIT $2",
+        older_than, limit,
+    )  # fmt: skip
+    return [Stuck(*row) for row in rows]
+
+
+async def count_open(connection: "AnyConnection", older_than: dt.timedelta) -> tuple[int, int]:
+    """(operations with something left to do, those of them that are stuck)."""
+    row = await connection.fetchrow(
+        "SELECT count(*), count(*) FILTER (WHERE created_at < now() - $1::interval) FROM payment"
+        " WHERE next_try_at IS NOT NULL",
+        older_than,
+    )  # fmt: skip
+    assert row is not None
+    return row[0], row[1]
+
+
+async def of_day(connection: "AnyConnection", bank: str, since: dt.datetime, until: dt.datetime) -> list[Payment]:
+    """Payments and refunds at a bank; a reversal is a state of its payment."""
+    rows = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM payment"  # noqa: S608 - the names of our own fields
+        " WHERE bank = $1 AND created_at >= $2 AND created_at < $3 AND kind <> 'reversal'",
+        bank, since, until,
+    )  # fmt: skip
+    return [_payment(row) for row in rows]
+
+
+async def of_bank(connection: "AnyConnection", bank: str, references: Sequence[UUID]) -> list[Payment]:
+    """Those of the references that are payments or refunds at this bank."""
+    rows = await connection.fetch(
+        f"SELECT {_P_COLUMNS} FROM payment p"  # noqa: S608 - the names of our own fields
+        " JOIN (SELECT DISTINCT * FROM unnest($2::uuid[], $3::timestamptz[])) AS asked(reference, created_at)"
+        " ON p.reference = asked.reference AND p.created_at = asked.created_at"
+        " WHERE p.bank = $1 AND p.kind <> 'reversal'",
+        bank, references, [created_at(reference) for reference in references],
+    )  # fmt: skip
+    return [_payment(row) for row in rows]
+
+
+def _payment(row: "asyncpg.Record") -> Payment:
+    payment = Payment(*row)
+    return payment._replace(kind=PaymentKind(payment.kind), state=PaymentState(payment.state))

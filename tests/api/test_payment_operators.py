@@ -1,0 +1,106 @@
+"""What operators see of payments: what is stuck, a bank's day beside ours, the proof of a payment."""
+
+import asyncio
+import csv
+import datetime as dt
+import json
+import os
+import sys
+from pathlib import Path
+
+import asyncpg
+import msgspec
+
+from gateway.domain.times import CHINA
+from gateway.flows.reconcile_bank import ReconcileBank
+from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
+from tests.api.test_evidence import show
+from tests.bank import banks
+from tests.running import ROOT
+from tests.tills import Till
+from tests.tills import till as till
+
+
+async def command(till: Till, *arguments: str) -> tuple[int, str]:
+    environment = os.environ | {"DATA_DIR": str(till.gateway.data_dir)} | till.gateway.environment
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway", *arguments, cwd=ROOT, env=environment,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    return process.returncode or 0, out.decode()
+
+
+def rows(file: Path) -> dict[str, str]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return {row["reference"]: row["finding"] for row in csv.DictReader(stream)}
+
+
+async def test_what_is_stuck_is_shown_until_it_is_resolved(till: Till) -> None:
+    assert await command(till, "operations", "--stuck") == (0, "nothing is stuck\n")
+    config = Path(till.gateway.environment["CONFIG_DIR"]) / "gateway.toml"
+    config.write_text(config.read_text().replace("stuck_after_s = 900", "stuck_after_s = 1"))
+    till.bank.faults["purchase"].append("drop_after")
+    _, answer = await till.pay(await till.card())
+    connection = await asyncpg.connect(till.dsn)
+    try:
+        while not await connection.fetchval("SELECT created_at < now() - interval '1 s' FROM payment"):
+            pass
+    finally:
+        await connection.close()
+    code, said = await command(till, "operations", "--stuck")
+    assert code == 0 and answer["reference"] in said and "unknown" in said and "bank-jiaxing" in said
+    resolve = till.resolver.resolve
+    resolve._settings = msgspec.structs.replace(resolve._settings, stuck_after_s=1)
+    await resolve.measure()
+    assert PAYMENTS_STUCK._value.get() == PAYMENTS_OPEN._value.get() == 1
+    await till.resolver.until_nothing_is_left()
+    await resolve.measure()
+    assert PAYMENTS_STUCK._value.get() == PAYMENTS_OPEN._value.get() == 0
+    assert (await command(till, "operations", "--stuck"))[1] == "nothing is stuck\n"
+
+
+async def test_the_proof_of_a_payment_is_replayed(till: Till) -> None:
+    reference = await till.paid()
+    code, said = await show(till.gateway, reference)
+    assert code == 0 and said.count("\ngood ") == 4
+    assert f"operation  payment {reference}: begun" in said and "became     approved" in said
+
+
+async def test_a_day_is_reconciled_and_nothing_is_corrected(till: Till, tmp_path: Path) -> None:
+    fits, gone, other = [await till.paid(amount) for amount in (100, 200, 300)]
+    day = dt.datetime.now(CHINA).date()
+    flow = ReconcileBank(till.resolver.pool, banks(till.bank.port), till.resolver.settle._settings, tmp_path)
+    theirs = [line for line in await flow.fetch("bank-jiaxing", day) if line.reference != gone]
+    theirs = [line._replace(amount_fen=301) if line.reference == other else line for line in theirs]
+    theirs.append(theirs[0]._replace(reference="=unheard-of"))
+    report = await flow.run("bank-jiaxing", day, theirs)
+    found = rows(report.files[0])
+    assert (found[fits], found[gone], found[other]) == ("matched", "missing_there", "different_amount")
+    assert found["'=unheard-of"] == "missing_here"
+    document = json.loads(report.files[1].read_text())
+    assert document["counts"]["missing_there"] == document["counts"]["different_amount"] == 1
+    assert {each["reference"] for each in document["differences"]} == {gone, other, "=unheard-of"}
+    assert [await till.status(reference) for reference in (fits, gone, other)] == ["approved"] * 3
+
+
+async def test_reconcile_on_the_command_line_takes_a_file(till: Till, tmp_path: Path) -> None:
+    reference = await till.paid(700)
+    day = dt.datetime.now(CHINA).date().isoformat()
+    file = tmp_path / "check.csv"
+    file.write_text(f"reference,amount_fen,state\n{reference},700,approved\n")
+    code, said = await command(till, "reconcile", "bank-jiaxing", day, "--file", str(file))
+    assert code == 0, said
+    assert rows(till.gateway.data_dir / "reconciliation" / f"bank-jiaxing-{day}.csv")[reference] == "matched"
+    for wrong in (
+        "reference,amount_fen,state\nx,y,approved\n",
+        "reference,amount_fen,state\nx,1,odd\n",
+        '{"lines": 1}',
+    ):
+        file.write_text(wrong)
+        code, said = await command(till, "reconcile", "bank-jiaxing", day, "--file", str(file))
+        assert code == 1 and len(said.splitlines()) == 1 and "Traceback" not in said, said
+    code, said = await command(till, "reconcile", "bank-moon", day)
+    assert code == 1 and "payments.routes" in said
+    code, said = await command(till, "reconcile", "bank-jiaxing", day)
+    assert code == 1 and "no check file" in said, "no partner engine here yet"

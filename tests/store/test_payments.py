@@ -1,0 +1,130 @@
+"""What the database itself refuses: a second outcome, a step that is not in the table, a changed history."""
+
+import asyncio
+import datetime as dt
+import itertools
+from collections.abc import AsyncIterator
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from gateway.domain.ids import uuid7
+from gateway.domain.payments import BEGINNINGS, OPEN, TRANSITIONS, PaymentKind, PaymentState
+from gateway.store import payments
+from gateway.store.payments import Payment
+from tests.conftest import Database
+
+_S = PaymentState
+LEASE = dt.timedelta(seconds=60)
+
+
+def intent(kind: PaymentKind = PaymentKind.PAYMENT, state: PaymentState = _S.INTENT) -> Payment:
+    now = int(dt.datetime.now(dt.UTC).timestamp() * 1000)
+    reference = UUID(bytes=uuid7(now, uuid4().bytes[:10]))
+    parent = None if kind is PaymentKind.PAYMENT else reference
+    return Payment(
+        reference, payments.created_at(reference), kind, "demo-merchant", "key", str(reference), "T-1", parent,
+        uuid4(), "bank-haiyan", b"sealed", 100, 1, state,
+    )  # fmt: skip
+
+
+@pytest.fixture
+async def app(database: Database) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    connection = await asyncpg.connect(database.dsn, server_settings={"role": "yikatong_app"})
+    yield connection
+    await connection.close()
+
+
+async def test_the_databases_table_of_steps_is_the_domains(app: "asyncpg.Connection[asyncpg.Record]") -> None:
+    rows = {tuple(row) for row in await app.fetch("SELECT kind, before, after FROM payment_step")}
+    ours = {(kind, "", state) for kind, states in BEGINNINGS.items() for state in states}
+    ours |= {(kind, before, after) for (kind, before), states in TRANSITIONS.items() for after in states}
+    assert rows == ours
+
+
+async def test_every_other_step_is_refused(app: "asyncpg.Connection[asyncpg.Record]", database: Database) -> None:
+    owner = await asyncpg.connect(database.dsn)
+    tried = 0
+    try:
+        for kind, before, after in itertools.product(PaymentKind, PaymentState, PaymentState):
+            if before is after:
+                continue
+            payment = intent(kind)
+            await payments.insert(app, [payment], LEASE)
+            await owner.execute("SET session_replication_role = replica")  # its triggers rest: put it anywhere
+            await owner.execute("UPDATE payment SET state = $2 WHERE reference = $1", payment.reference, before)
+            await owner.execute("SET session_replication_role = origin")
+            allowed = after in TRANSITIONS.get((kind, before), ())
+            due = LEASE if after in OPEN else None
+            try:
+                assert await payments.move(app, payment, (before,), after, None, due) and allowed
+            except asyncpg.CheckViolationError:
+                assert not allowed
+            tried += 1
+    finally:
+        await owner.close()
+    assert tried == 3 * 7 * 6
+
+
+async def test_of_two_writers_one_decides(app: "asyncpg.Connection[asyncpg.Record]", database: Database) -> None:
+    payment = intent()
+    await payments.insert(app, [payment], LEASE)
+    other = await asyncpg.connect(database.dsn, server_settings={"role": "yikatong_app"})
+    try:
+        async with app.transaction():
+            assert await payments.move(app, payment, (_S.INTENT,), _S.APPROVED)
+            rival = asyncio.create_task(payments.move(other, payment, (_S.INTENT,), _S.DECLINED, "do_not_honour"))
+            while not await app.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                assert not rival.done(), "it waits for the first"
+        assert not await rival
+    finally:
+        await other.close()
+    found = await payments.find(app, payment.reference)
+    assert found is not None and (found.state, found.decline_code) == (_S.APPROVED, None)
+    assert [step.state for step in await payments.history(app, payment.reference)] == ["intent", "approved"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE payment SET amount_fen = 1", "UPDATE payment SET account_sealed = ''", "DELETE FROM payment",
+        "UPDATE payment_history SET state = 'approved'", "DELETE FROM payment_history",
+        "INSERT INTO payment_step VALUES ('payment', 'declined', 'approved')",
+        "UPDATE payment_order SET reference = gen_random_uuid()",
+    ],
+)  # fmt: skip
+async def test_the_application_cannot_rewrite_what_happened(
+    app: "asyncpg.Connection[asyncpg.Record]", statement: str
+) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await app.execute(statement)
+
+
+async def test_a_reference_is_unique_over_all_months(app: "asyncpg.Connection[asyncpg.Record]") -> None:
+    payment = intent()
+    await payments.insert(app, [payment], LEASE)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await payments.insert(app, [payment], LEASE)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await payments.insert(app, [payment._replace(created_at=payment.created_at + dt.timedelta(days=31))], LEASE)
+
+
+async def test_due_is_taken_by_one_and_left_until_its_lease_is_over(
+    app: "asyncpg.Connection[asyncpg.Record]", database: Database
+) -> None:
+    rows = [intent() for _ in range(20)]
+    await payments.insert(app, rows, dt.timedelta(0))
+    other = await asyncpg.connect(database.dsn, server_settings={"role": "yikatong_app"})
+    try:
+        async with app.transaction():
+            first = await payments.due(app, 12, LEASE)
+            second = await payments.due(other, 12, LEASE)  # does not wait for the first
+        taken = [payment.reference for payment in first + second]
+        assert (len(first), len(second)) == (12, 8) and len(set(taken)) == 20
+        assert await payments.due(other, 12, LEASE) == []
+    finally:
+        await other.close()
+    assert {payment.tries for payment in first + second} == {1}
+    assert await payments.count_open(app, dt.timedelta(0)) == (20, 20)
+    assert await payments.count_open(app, dt.timedelta(hours=1)) == (20, 0)

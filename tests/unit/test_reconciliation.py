@@ -1,0 +1,49 @@
+"""A day of ours beside the bank's: every line is in one finding, and planted differences are found."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.domain.reconciliation import Finding, Line, compare, count
+
+REFERENCES = [f"r{number}" for number in range(8)]
+OURS = ["approved", "declined", "reversed", "pending", "not_sent"]
+THEIRS = ["approved", "declined", "reversed", "pending"]
+
+
+def lines(states: list[str]) -> st.SearchStrategy[list[Line]]:
+    line = st.builds(Line, st.sampled_from(REFERENCES), st.integers(1, 3), st.sampled_from(states))
+    return st.lists(line, max_size=12)
+
+
+@given(lines(OURS), lines(THEIRS))
+def test_every_line_is_in_one_finding(ours: list[Line], theirs: list[Line]) -> None:
+    ours = list({line.reference: line for line in ours}.values())
+    found = compare(ours, theirs)
+    assert sum(count(found).values()) == len(found)
+    single = [each.reference for each in found if each.finding is not Finding.TWICE_THERE]
+    assert sorted(single) == sorted({line.reference for line in [*ours, *theirs]})
+    assert len(found) - len(single) == len(theirs) - len({line.reference for line in theirs})
+
+
+@given(lines(["approved", "reversed", "declined"]))
+def test_the_same_day_on_both_sides_matches(day: list[Line]) -> None:
+    day = list({line.reference: line for line in day}.values())
+    assert {each.finding for each in compare(day, day)} <= {Finding.MATCHED}
+
+
+def test_each_planted_difference_is_found() -> None:
+    ours = [
+        Line("fits", 1, "approved"), Line("ours-alone", 1, "approved"), Line("declined", 1, "declined"),
+        Line("amount", 1, "approved"), Line("charged-though-reversed", 1, "reversed"), Line("open", 1, "pending"),
+        Line("never-arrived", 1, "reversed"), Line("twice", 1, "approved"),
+    ]  # fmt: skip
+    theirs = [
+        Line("fits", 1, "approved"), Line("theirs-alone", 1, "approved"), Line("amount", 2, "approved"),
+        Line("charged-though-reversed", 1, "approved"), Line("twice", 1, "approved"), Line("twice", 1, "approved"),
+    ]  # fmt: skip
+    found = {(each.reference, each.finding.value) for each in compare(ours, theirs)}
+    assert found == {
+        ("fits", "matched"), ("ours-alone", "missing_there"), ("declined", "matched"), ("amount", "different_amount"),
+        ("charged-though-reversed", "different_state"), ("open", "missing_there"), ("never-arrived", "matched"),
+        ("theirs-alone", "missing_here"), ("twice", "matched"), ("twice", "twice_there"),
+    }  # fmt: skip
