@@ -42,6 +42,9 @@ WAITING_MAX = 1000
 _IDEMPOTENCY_KEY = istr("Idempotency-Key")
 
 
+_OK = (verify.PATH, "200")
+
+
 class Head(NamedTuple):
     """What a header block says. A terminal repeats its own, so a connection keeps the last one it has read."""
 
@@ -119,36 +122,42 @@ class HotLane:
             request_id = head.request_id or new_request_id()
 
             def sink(judged: Judged | None, problem: Problem | None) -> None:
-                self._end(_Begun(connection, presented, judged, scene.field, request_id, began), problem)
+                try:
+                    if judged is None:
+                        raise problem or Problem("internal")
+                    verdict = gateway.verify_card.answer(presented, judged)
+                    answer = _ok(verify_card.encode(verdict), request_id)
+                    verify_card.count(verdict, scene.field, access.caller_id)
+                    self._answers.append((connection, answer))
+                    REQUESTS.add(_OK)
+                    self._seconds.observe(time.perf_counter() - began)
+                except Exception as error:  # noqa: BLE001 - the edge: told apart there, and never a traceback
+                    self._end(_Begun(connection, presented, judged, scene.field, request_id, began), error)
 
             gateway.batcher.submit(presented, sink)
         except Exception:  # noqa: BLE001 - the ordinary way meets it again, and answers and logs it there
             return False
         return True
 
-    def _end(self, begun: "_Begun", problem: Problem | None, may_wait: bool = True) -> None:
-        """Have the answer written with its batch. A card sealed under a key that another process has made since waits
-        until the keys have been loaded, which is bounded as every use of the pool is."""
-        answer = b""
-        if begun.judged is not None:
-            try:
-                verdict = self._gateway.verify_card.answer(begun.presented, begun.judged)
-                answer = _ok(verify_card.encode(verdict), begun.request_id)
-                verify_card.count(verdict, begun.field, begun.presented.caller)
-            except UnknownDataKey:
-                if may_wait and len(self._waiting) < WAITING_MAX:
-                    self._waiting.append(begun)
-                    if len(self._waiting) == 1:
-                        self._gateway.start_loading_data_keys().add_done_callback(self._end_waiting)
-                    return
-                problem = Problem("unavailable", headers={"Retry-After": "1"})
-            except Exception as error:  # noqa: BLE001 - the edge: nothing may leave as a traceback
-                exception = describe(type(error), error.__traceback__)
-                log.error("request failed", request_id=begun.request_id, exception=exception)
-                problem = Problem("internal")
-        status = "200"
-        if problem is not None:
-            status, answer = str(problem.status), _not_ok(problem, begun.request_id)
+    def _end(self, begun: "_Begun", error: Exception, may_wait: bool = True) -> None:
+        """What is no verdict, with its batch. A card sealed under a key that another process has made since waits until
+        the keys have been loaded, which is bounded as every use of the pool is."""
+        if isinstance(error, Problem):
+            problem = error
+        elif isinstance(error, UnknownDataKey):
+            if may_wait and len(self._waiting) < WAITING_MAX:
+                self._waiting.append(begun)
+                if len(self._waiting) == 1:
+                    self._gateway.start_loading_data_keys().add_done_callback(self._end_waiting)
+                return
+            problem = Problem("unavailable", headers={"Retry-After": "1"})
+        else:
+            exception = describe(type(error), error.__traceback__)
+            log.error("request failed", request_id=begun.request_id, exception=exception)
+            problem = Problem("internal")
+        self._answer(begun, _not_ok(problem, begun.request_id), str(problem.status))
+
+    def _answer(self, begun: "_Begun", answer: bytes, status: str) -> None:
         self._answers.append((begun.connection, answer))
         REQUESTS.add((verify.PATH, status))
         self._seconds.observe(time.perf_counter() - begun.began)
@@ -156,7 +165,15 @@ class HotLane:
     def _end_waiting(self, _: "asyncio.Task[None]") -> None:
         waiting, self._waiting = self._waiting, []
         for begun in waiting:
-            self._end(begun, None, may_wait=False)
+            assert begun.judged is not None, "only an answer waits for a key"
+            try:
+                verdict = self._gateway.verify_card.answer(begun.presented, begun.judged)
+                answer = _ok(verify_card.encode(verdict), begun.request_id)
+            except Exception as error:  # noqa: BLE001 - told apart there
+                self._end(begun, error, may_wait=False)
+            else:
+                verify_card.count(verdict, begun.field, begun.presented.caller)
+                self._answer(begun, answer, "200")
         self.write_answers()
 
     def _read_head(self, message: RawRequestMessage) -> Head | None:

@@ -302,9 +302,6 @@ async def test_the_clock_may_be_off_by_300_seconds(
     assert answer.status == status, answer.body
 
 
-# --- callers that need not sign -----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 async def optional(postgres: Any, template: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
     """A kiosk that may leave its signature out."""
@@ -332,11 +329,10 @@ async def test_a_caller_that_need_not_sign_may_leave_it_out(optional: Client) ->
 
 
 async def test_it_must_sign_all_the_same_to_change_its_keys(optional: Client) -> None:
-    """Whoever holds its token for ten minutes would have it for ever."""
-    before = await written(optional.gateway)
+    before = await written(optional.gateway)  # whoever holds its token for ten minutes would have it for ever
     for body in ({"use": "token", "retire": "demo-kiosk-1"}, {"use": "signing", "retire": "demo-kiosk-signing-1"}):
-        status, problem, _ = await optional.post("/v1/callers/self/keys", body, **{"Idempotency-Key": "bare"})
-        assert (status, problem["code"]) == (401, "invalid_signature")
+        sent = await optional.post("/v1/callers/self/keys", body, **{"Idempotency-Key": "bare"})
+        assert (sent[0], sent[1]["code"]) == (401, "invalid_signature")
     assert await written(optional.gateway) == before
 
 
