@@ -30,6 +30,9 @@ SIGNERS = {"demo-merchant", "demo-bank", "demo-kiosk", "demo-bureau"}
 REPORTS = "/v1/cards/loss-reports"
 SCOPES = {"/v1/cards/verify": "cards:verify", REPORTS: "cards:loss", "/v1/usage-events": "usage:read"}
 SCOPES[REPORTS + "/{reference}/release"] = "cards:loss"
+PAY, UNDO = "/v1/payments", ("/v1/payments/{reference}/reversals", "/v1/payments/{reference}/refunds")
+SCOPES |= dict.fromkeys((PAY, *UNDO), "payments:write")
+OPERATIONS = "/v1/operations/{reference}"
 
 
 class World(NamedTuple):
@@ -127,6 +130,27 @@ async def change_keys(world: World, name: str, path: str, own: bool) -> str:
     return str((await send(world, name, "POST", path, {"colour": "red"}, signer)).status)
 
 
+async def pay(world: World, name: str, path: str, own: bool) -> str:
+    """Past the door; no bank is connected here."""
+    body = verify_body(CARDS[0].number, CARDS[0].identifier, CALLERS[name][1])
+    body |= {"amount_fen": 1, "merchant_order_id": secrets.token_hex(8)}
+    status = (await send(world, name, "POST", path, body)).status
+    return "in" if status in (200, 503) else str(status)
+
+
+async def undo(world: World, name: str, path: str, own: bool) -> str:
+    """Of a reference that is no payment of anybody's."""
+    body = {"reason": "x"} | ({"amount_fen": 1} if path.endswith("refunds") else {})
+    reference = world.other_than(name, world.reports)
+    return str((await send(world, name, "POST", path.replace("{reference}", reference), body)).status)
+
+
+async def operation(world: World, name: str, path: str, own: bool) -> str:
+    reference = world.reports.get(name) if own else None
+    reference = reference or world.other_than(name, world.reports)
+    return str((await send(world, name, "GET", path.replace("{reference}", reference), None)).status)
+
+
 async def feed(world: World, name: str, path: str, own: bool) -> str:
     return str((await send(world, name, "GET", f"{path}?limit=1", None)).status)
 
@@ -135,6 +159,7 @@ WAYS = {
     "/oauth2/token": token, "/.well-known/jwks.json": open_to_all, "/openapi.json": open_to_all, "/docs": open_to_all,
     "/v1/cards/verify": verify, REPORTS: report, REPORTS + "/{reference}/release": release,
     "/v1/callers/self/keys": change_keys, "/v1/usage-events": feed,
+    PAY: pay, UNDO[0]: undo, UNDO[1]: undo, OPERATIONS: operation,
 }  # fmt: skip
 
 
@@ -144,12 +169,18 @@ def expected(path: str, name: str, own: bool) -> str:
         return "200" if own else "401"
     if path == "/v1/callers/self/keys":
         return "422" if own and name in SIGNERS else "401"
+    if path == OPERATIONS:
+        return "200" if own and "cards:loss" in CALLERS[name][0].split() else "404"
     if path not in SCOPES:
         return "200"
     if SCOPES[path] not in CALLERS[name][0].split():
         return "403"
     if path in ("/v1/cards/verify", REPORTS):
         return "200 known" if own else "200 unrecognised"
+    if path == PAY:
+        return "in"
+    if path in UNDO:
+        return "404"
     if path.endswith("/release"):
         return "200" if own else "404"
     return "200"

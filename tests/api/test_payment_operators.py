@@ -63,7 +63,7 @@ async def test_what_is_stuck_is_shown_until_it_is_resolved(till: Till) -> None:
 async def test_the_proof_of_a_payment_is_replayed(till: Till) -> None:
     reference = await till.paid()
     code, said = await show(till.gateway, reference)
-    assert code == 0 and said.count("\ngood ") == 4
+    assert code == 0 and said.count("\ngood ") == 6
     assert f"operation  payment {reference}: begun" in said and "became     approved" in said
 
 

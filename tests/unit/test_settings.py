@@ -164,16 +164,25 @@ def test_a_file_that_cannot_be_read_is_named(config: Path, file: str, how: str) 
     assert any(mistake.startswith(f"{file}: ") for mistake in mistakes_of(config))
 
 
+PLATFORM = """
+[partners.cards-of-all]
+name = "平台(合成)"
+adapter = "ecard_platform"
+operations = ["verify_ecard_code"]
+http = { base_url = "http://127.0.0.1:9" }
+"""
 OVERRIDES = {
     "HOST": ("10.0.0.1", "10.0.0.1"), "PORT": ("8081", 8081), "WORKERS": ("3", 3), "ISSUER": ("https://g.example",) * 2,
     "OPS_HOST": ("10.0.0.1", "10.0.0.1"), "OPS_PORT": ("9091", 9091), "DATABASE_URL": ("postgresql:///x",) * 2,
     "DATA_DIR": ("elsewhere", "elsewhere"), "KEYS_DIR": ("secret", "secret"), "LOG_LEVEL": ("debug", "debug"),
+    "ECARD_PARTNER": ("cards-of-all", "cards-of-all"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
 def test_the_environment_goes_before_the_file(config: Path, name: str) -> None:
     text, value = OVERRIDES[name]
+    (config / "partners.toml").write_text(PLATFORM)
     found = load({"CONFIG_DIR": str(config), name: text}).gateway
     for key in ENVIRONMENT[name]:
         found = getattr(found, key)

@@ -6,9 +6,9 @@ from typing import Any
 from gateway.api import middleware
 
 
-def admit(gateway: Any, headers: Mapping[str, str], scope: object) -> tuple[str, Any]:
+def admit(gateway: Any, headers: Mapping[str, str], scope: object) -> tuple[str, Any, frozenset[Any]]:
     known, access = gateway.authenticate(headers.get("Authorization"))
-    return access.caller_id, known
+    return access.caller_id, known, known.scopes
 
 
 setattr(middleware, "_admit", admit)  # noqa: B010
