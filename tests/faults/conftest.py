@@ -17,7 +17,7 @@ RESULTS = ROOT / "loadtests" / "results" / "faults.ndjson"
 @pytest.fixture
 def cycles() -> int:
     """How often a fault is repeated: a handful by default, many with `make faults`."""
-    return int(os.environ.get("FAULT_CYCLES", "3"))
+    return int(os.environ.get("FAULT_CYCLES", "2"))
 
 
 @pytest.fixture

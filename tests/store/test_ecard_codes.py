@@ -169,7 +169,9 @@ async def test_control_a_claim_that_looks_before_it_inserts_is_noticed(
     await owner.execute("ALTER TABLE code_use DROP CONSTRAINT code_use_pkey")
     await owner.close()
     looked = verify._SQL_WITH_CODES.replace(
-        "FROM coded ORDER BY", "FROM coded WHERE code_digest NOT IN (SELECT code_digest FROM code_use) ORDER BY"
+        "FROM coded ORDER BY",
+        # between the look and the insert there is time for the others to look
+        "FROM coded WHERE code_digest NOT IN (SELECT code_digest FROM code_use) AND pg_sleep(0.02)::text = '' ORDER BY",
     )
     assert looked != verify._SQL_WITH_CODES
     monkeypatch.setattr(verify, "_SQL_WITH_CODES", looked)

@@ -20,7 +20,7 @@ VALID: dict[Any, list[dict[str, Any]]] = {
             "type": "chip_card", "card_number": "AB1234567", "card_identifier": "330424D15600000500000000000000A1",
             "proof": {"challenge": "00" * 16, "cryptogram": "00" * 16}}},
     ],
-    LossRelease: [{}, {"reason": "找到了"}],
+    LossRelease: [{}, {"kind": "temporary"}],
     KeyChange: [{"use": "signing", "jwk": public("k-2"), "retire": "k-1"}, {"use": "token", "retire": "k-1"}],
 }  # fmt: skip
 DECODERS: dict[Any, Callable[[bytes], Any]] = {kind: effect_decoder(kind) for kind in VALID}
