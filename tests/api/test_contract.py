@@ -18,7 +18,7 @@ from gateway.domain.callers import ANY_SCOPE, Scope
 from gateway.domain.errors import PROBLEMS
 from tests.running import ROOT, Client, Running, request, send_raw
 
-EXAMPLES = 300
+EXAMPLES = 200
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 CONTRACT = {
     ("POST", "/oauth2/token"), ("GET", "/.well-known/jwks.json"), ("POST", "/v1/cards/verify"),
