@@ -10,143 +10,18 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.configuration import Gateway
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller, mistakes_of
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
 from gateway.domain.partners import PARTNER_PATTERN, Partner
 from gateway.domain.partners import mistakes_of as mistakes_of_partner
 from gateway.domain.scenes import SCENE_PATTERN, Scene
-
-Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
-
-
-class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    host: str
-    port: Port
-    workers: Annotated[int, msgspec.Meta(ge=1, le=64)]
-    issuer: str
-    """Our name in tokens, an origin such as https://gateway.example; empty: http://127.0.0.1:<port>."""
-    body_max_bytes: Positive
-    connections_max: Positive
-    """Open connections of one worker; a further one is closed at once."""
-    header_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=15)]
-    """An idle connection, or one whose next header block is not complete, is closed after this."""
-    body_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=17)]
-    """A body that is not whole by then is answered 408; two seconds more are given to read the answer."""
-
-
-class Ops(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    host: str
-    port: Port
-
-
-class Database(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    url: Secret[str]
-    """A PostgreSQL (>= 15) DSN, which may hold a password; empty: an embedded PostgreSQL in the data folder."""
-    pool_size: Annotated[int, msgspec.Meta(ge=1, le=200)]
-    """Connections of one worker beside the one that the verify batches use."""
-    acquire_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=250)]
-    statement_timeout_ms: Annotated[int, msgspec.Meta(ge=10, le=60_000)]
-
-
-class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    batch_max: Annotated[int, msgspec.Meta(ge=1, le=1000)]
-    queue_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
-    deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=1000)]
-    """From the queueing of a presentation to its answer; past it: 503, no verdict."""
-    status_max_age_minutes: Positive
-    """A card status older than this is `unknown/status_stale`, never `valid`."""
-    ecard_partner: str
-    """The partner (partners.toml) that is asked whose e-card a code is; empty: not connected, and each is `unknown`."""
-    ecard_deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=1500)]
-    """For the platform's answer; past it: `unknown/platform_unavailable`. It goes before deadline_ms."""
-
-
-class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    batch_max: Annotated[int, msgspec.Meta(ge=1, le=1000)]
-    queue_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
-    deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=10_000)]
-    """From the queueing of an effect to its answer; past it: 503, and the same key asks what became of it."""
-    claim_timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=1000)]
-    """Wait for another process that is at the same Idempotency-Key; past it: 409."""
-
-
-class Payments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    deadline_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)]
-    """Of one call of a bank, answer included; past it a payment is `pending`."""
-    amount_max_fen: Annotated[int, msgspec.Meta(ge=1, le=50_000_00)]
-    queries_max: Annotated[int, msgspec.Meta(ge=0, le=1000)]
-    """So often a bank is asked what became of a payment; then it is reversed."""
-    retry_base_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)]
-    retry_cap_s: Annotated[int, msgspec.Meta(ge=1, le=3600)]
-    look_again_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
-    """After a reversal that found nothing: a message that was still on its way has arrived by then."""
-    stuck_after_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
-    """Undecided for so long: operators are told."""
-    resolve_max: Annotated[int, msgspec.Meta(ge=1, le=1000)]
-    """Operations that the resolver takes up at once."""
-    routes: Mapping[str, str]
-    """The partner (partners.toml) by which the bank of a card is reached."""
-
-
-class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    lifetime_s: Annotated[int, msgspec.Meta(ge=10, le=3600)]
-    key_overlap_s: Annotated[int, msgspec.Meta(ge=10, le=86_400)]
-    """A new signing key is published this long before it signs: twice the 5 s in which every worker has read it."""
-    cache_max: Positive
-
-
-class Sealing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    algorithm: Literal["SM4-GCM", "AES-256-GCM"]
-    """Of the data keys that are made from now on; older ones keep theirs and stay readable."""
-
-
-class Sm2(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The slow lane of one worker: SM2 takes about 0.4 ms a signature."""
-
-    threads: Annotated[int, msgspec.Meta(ge=1, le=16)]
-    waiting_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
-    """Checks that may wait for a thread; a further one is answered 503 at once."""
-    per_second: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
-    """Checks that are begun in a second, so that the others' requests hardly notice."""
-    timeout_ms: Annotated[int, msgspec.Meta(ge=10, le=5000)]
-    """From the handing in of a check to its result; past it: 503."""
-
-
-class CallersKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How callers' keys are fetched from where they publish them (keys_url, signing_keys_url)."""
-
-    jwks_hosts: tuple[Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9.:\[\]-]{1,260}$")], ...]
-    """The only hosts that are ever asked: `host` (port 443) or `host:port`."""
-    ca_file: str
-    """Certificates that vouch for these hosts; empty: the system's. A relative path starts at the data folder."""
-    period_s: Annotated[int, msgspec.Meta(ge=1, le=30)]
-    """A key that was taken out there is out here within this and 5 s (reliability.md §2.1.6: 60 s)."""
-
-
-class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """gateway.toml."""
-
-    http: Http
-    ops: Ops
-    database: Database
-    verify: Verify
-    effects: Effects
-    payments: Payments
-    tokens: Tokens
-    sealing: Sealing
-    sm2: Sm2
-    callers_keys: CallersKeys
-    data_dir: str
-    keys_dir: str
-    """Where the key files are; relative to data_dir."""
-    log_level: Literal["debug", "info", "warning", "error"]
 
 
 class Settings(msgspec.Struct, frozen=True):

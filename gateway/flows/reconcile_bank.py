@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 
+from gateway.configuration import Payments
 from gateway.crypto.randomness import RandomBytes
 from gateway.domain.errors import CannotStart
 from gateway.domain.ids import uuid7
@@ -22,7 +23,6 @@ from gateway.domain.reconciliation import Compared, Finding, Line, compare, coun
 from gateway.domain.times import CHINA
 from gateway.flows.settle_payment import Banks
 from gateway.metrics import RECONCILED_DAY, RECONCILIATION
-from gateway.settings import Payments
 from gateway.store import payments
 from gateway.store.pool import Pool
 

@@ -6,12 +6,12 @@ import datetime as dt
 import asyncpg
 import structlog
 
+from gateway.configuration import Payments
 from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.sealing import SealError
 from gateway.domain.errors import Problem
 from gateway.flows.settle_payment import SettlePayment
 from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
-from gateway.settings import Payments
 from gateway.store import payments
 from gateway.store.pool import Pool
 

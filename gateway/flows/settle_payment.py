@@ -16,6 +16,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from gateway.configuration import Payments
 from gateway.domain.errors import unavailable
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Operation, Purchase, QueryStatus, Refund, Reverse
@@ -36,7 +37,6 @@ from gateway.flows.data_keys import DataKeys
 from gateway.flows.kept_answers import Answer, KeptAnswers
 from gateway.metrics import PAYMENTS
 from gateway.partners.call import Partners
-from gateway.settings import Payments
 from gateway.store import idempotency, payments
 from gateway.store.payments import Payment
 from gateway.store.pool import Pool

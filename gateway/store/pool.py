@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from gateway.configuration import Database
 from gateway.domain.errors import CannotStart, unavailable
 from gateway.domain.masking import Secret
-from gateway.settings import Database
 from gateway.store import discretion
 from gateway.store.migrate import latest
 
