@@ -32,7 +32,8 @@ SAID = {
 def said_by(way: str, configured: bool = True) -> str:
     """All that a process says that logs or fails in this way."""
     script = (
-        "import asyncio, logging, structlog\nfrom gateway.__main__ import _run\nfrom gateway.log import configure\n"
+        "import asyncio, logging, structlog\n"
+        "from gateway.commands.frame import run_loop\nfrom gateway.log import configure\n"
         "V = chr(24352) + chr(37329) + chr(19997) + chr(38592)\n"
         f"{'configure' if configured else 'repr'}(*('info', 'test'){'' if configured else '[:1]'})\n{SAID[way]}\n"
     )
