@@ -18,6 +18,7 @@ from gateway.crypto.key_store import KeyUse
 from gateway.crypto.key_watch import KeyWatch
 from gateway.crypto.signatures import ED25519, ES256, VerifyKey, read_signing_jwk
 from gateway.directory import KnownCaller
+from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import Caller, CallerKind, KeyPurpose
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
@@ -163,13 +164,24 @@ async def test_rotations_at_once_leave_two_keys(database: Database) -> None:
 
 
 async def test_without_the_lock_there_would_be_more(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control of the test above."""
+    """The control of the test above: all have read the keys before one adds its own."""
+    of_caller, have_read = caller_keys.of_caller, asyncio.Barrier(12)
+    readers = 0
 
     async def no_lock(connection: Any, caller: str) -> None:
         return
 
+    async def read_together(connection: Any, caller: str, use: KeyPurpose) -> list[CallerKey]:
+        nonlocal readers
+        readers += 1
+        rows = await of_caller(connection, caller, use)
+        if readers <= 12:
+            await have_read.wait()
+        return rows
+
     monkeypatch.setattr(caller_keys, "lock", no_lock)
-    assert len((await storm(database, 12))[1]) > 2
+    monkeypatch.setattr(caller_keys, "of_caller", read_together)
+    assert len((await storm(database, 12))[1]) == 13
 
 
 async def test_the_applications_role_cannot_change_or_delete_a_key(connection: Any) -> None:
