@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -32,11 +34,20 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 T = TypeVar("T")
 
 
+_PORTS_OF_A_PROCESS = 7_000
+_first_port = 10_000 + _PORTS_OF_A_PROCESS * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_ports = itertools.cycle(range(_first_port, _first_port + _PORTS_OF_A_PROCESS))
+for _ in range(secrets.randbelow(_PORTS_OF_A_PROCESS)):
+    next(_ports)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of this test process's own: below those that the kernel gives to connections, and no other process's."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports are a cycle")
 
 
 async def eventually(look: Callable[[], Awaitable[T]], within_s: float, what: str) -> T:

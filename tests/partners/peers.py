@@ -100,14 +100,6 @@ async def peer(behaviour: Behaviour = good, tls: ssl.SSLContext | None = None) -
         server.close()
 
 
-def free_port() -> int:
-    """A port where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def block(name: str, port: int, more: str = "", scheme: str = "http", http: str = "") -> str:
     return f"""
 [partners.{name}]

@@ -16,7 +16,8 @@ from gateway.partners.call import Partners
 from gateway.partners.phases import Why
 from gateway.partners.transport_http import HttpTransport
 from tests.faults.waiting import until
-from tests.partners.peers import Behaviour, Talk, approval, block, free_port, good, partners, peer, purchase
+from tests.partners.peers import Behaviour, Talk, approval, block, good, partners, peer, purchase
+from tests.running import free_port
 from tests.tls import make_certificates
 
 _TIMEOUT_S = 0.4

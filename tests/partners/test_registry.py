@@ -18,7 +18,8 @@ from gateway.partners.registry import read
 from gateway.settings import SettingsError
 from tests.contract.case import SM2_OURS
 from tests.contract.cases.example import PURCHASE
-from tests.partners.peers import Talk, approval, block, configure, free_port, partners, peer, purchase
+from tests.partners.peers import Talk, approval, block, configure, partners, peer, purchase
+from tests.running import free_port
 from tests.tls import make_certificates
 
 GOOD = block("bank", 1)
