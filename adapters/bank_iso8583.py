@@ -4,8 +4,8 @@
 link's own carries a mac in its last field (F64, or F128 with a second bitmap) over all that goes before it.
 
 The dialect cannot ask what became of an operation. A purchase of unknown outcome is reversed, with its own F11, F41,
-F42, until 00 or 25 answers. A refund is an advice and never reversed: it is sent again, the same, until it is answered;
-our reference in a private field tells the host that it is the same.
+F42, until 00 or 25 answers. A refund is an advice and never reversed; whoever sends it again sends the same, and our
+reference in a private field tells the host so.
 """
 
 import datetime as dt
@@ -321,11 +321,14 @@ def _when(at: dt.datetime, trace: int) -> Fields:
 
 
 def _reversed(code: str, fields: Fields) -> Outcome:
-    """00 and 25 both end it (domain.md §4.2); after any other answer it is to be sent again."""
+    """00 and 25 both end it (domain.md §4.2); after any other answer it is to be sent again.
+
+    25 is not an approval: the purchase may still be on its way, and whoever asked looks once more.
+    """
     if code == "00":
-        return Approved(_partner_reference(fields), {"original": "reversed"})
+        return Approved(_partner_reference(fields))
     if code == "25":
-        return Approved(_partner_reference(fields), {"original": "not_found"})
+        return Declined(DeclineCode.NOT_FOUND)
     return Unknown(f"a reversal answered {code!a}")
 
 

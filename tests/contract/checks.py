@@ -24,7 +24,7 @@ from gateway.domain.operations import (
     Reverse,
     Transfer,
 )
-from gateway.domain.outcome import Declined, Outcome, Pending, Unknown
+from gateway.domain.outcome import DeclineCode, Declined, Outcome, Pending, Unknown
 from gateway.partners.contract import CannotBuild, HttpReply, HttpRequest, LinkFrame, Transport, WireReply, WireRequest
 from gateway.settings import convert
 from tests.contract.case import Case, Example, Shared, context
@@ -67,6 +67,11 @@ def gaps(case: Case) -> list[str]:
     if "Pending()" in source and not any(example.pending for example in case.examples):
         found.append("no pending reply")
     found += [f"{e.name}: no unknown reply" for e in case.examples if not e.unknown]
+    found += [
+        f"{e.name}: no reply that finds nothing to reverse, which is declined as NOT_FOUND"
+        for e in case.examples
+        if isinstance(e.op, Reverse) and all(code is not DeclineCode.NOT_FOUND for _, code in e.declined.values())
+    ]
     found += [
         f"{e.name}: no late reply, and no_echo does not say why" for e in case.examples if not (e.late or case.no_echo)
     ]

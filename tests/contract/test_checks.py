@@ -137,7 +137,7 @@ def test_a_planted_bug_is_caught(bug: type[example.Adapter], check: Callable[[Ca
         check(msgspec.structs.replace(CASE, adapter=bug), CASE.examples[0])
 
 
-PURCHASE = CASE.examples[0]
+PURCHASE, REVERSAL, _ = CASE.examples
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,10 @@ PURCHASE = CASE.examples[0]
         (
             msgspec.structs.replace(CASE, examples=(msgspec.structs.replace(PURCHASE, unknown=()),)),
             "purchase: no unknown reply",
+        ),
+        (
+            msgspec.structs.replace(CASE, examples=(msgspec.structs.replace(REVERSAL, declined={}),)),
+            "reversal: no reply that finds nothing to reverse, which is declined as NOT_FOUND",
         ),
     ],
     ids=lambda item: item if isinstance(item, str) else "",

@@ -131,7 +131,7 @@ CASE = Case(
     dialect={"merchant_id": "898330448161001", "terminal_id": "GATEWAY1"},
     keys=KEYS,
     reference=reference,
-    no_query="ISO 8583 has no such message: what is unknown is reversed, a refund is sent again",
+    no_query="ISO 8583 has no such message: what is unknown is reversed",
     examples=(
         Example(
             name="purchase",
@@ -155,9 +155,9 @@ CASE = Case(
                 + private(OWN, REFERENCE) + "0011" "220000010000" "0016" "0000010000071123",
                 "6776a75a49df0884",
             ),
-            approved=reply("0410", "25", UNDONE | RETRIEVAL),
-            outcome=Approved("000000000042", {"original": "not_found"}),
-            declined={},
+            approved=reply("0410", "00", UNDONE | RETRIEVAL),
+            outcome=Approved("000000000042"),
+            declined={"25": (reply("0410", "25", UNDONE | RETRIEVAL), DeclineCode.NOT_FOUND)},
             unknown=(*unclear("0410", UNDONE), *(reply("0410", code, UNDONE) for code in MEANINGS if code != "25")),
             late=reply("0410", "00", echo("000000", AMOUNT, OWN, trace="000006")),
         ),
