@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from gateway.configuration import Payments
 from gateway.crypto.randomness import RandomBytes
@@ -25,6 +26,8 @@ from gateway.flows.settle_payment import Banks
 from gateway.metrics import RECONCILED_DAY, RECONCILIATION
 from gateway.store import payments
 from gateway.store.pool import Pool
+
+log = structlog.get_logger()
 
 _FILE_MAX = 64 * 1024 * 1024
 _CALL_S = 60.0
@@ -63,14 +66,22 @@ class ReconcileBank:
         self._random = RandomBytes()
 
     async def turn(self, now: dt.datetime) -> None:
-        """Yesterday, for every bank that has no report of it yet; the first hour is left to the bank."""
+        """Yesterday, for every bank that has no report of it yet; the first hour is left to the bank.
+
+        Each bank by itself: one that gives no file is asked again next time, and keeps no other from its report.
+        Raises Problem 503, OSError.
+        """
         local = now.astimezone(CHINA)
         day = local.date() - dt.timedelta(days=1)
         if local.hour < 1:
             return
         for bank in self._settings.routes:
-            if not paths(self._data_dir, bank, day)[1].exists() and self._banks.can(self._partner(bank), CheckFile):
+            if paths(self._data_dir, bank, day)[1].exists() or not self._banks.can(self._partner(bank), CheckFile):
+                continue
+            try:
                 await self.run(bank, day, await self.fetch(bank, day))
+            except NotReconciled as error:
+                log.warning("not reconciled", why=str(error))
 
     async def fetch(self, bank: str, day: dt.date) -> list[Line]:
         """The bank's lines. Raises NotReconciled."""

@@ -11,6 +11,7 @@ from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.sealing import SealError
 from gateway.domain.errors import Problem
 from gateway.flows.settle_payment import SettlePayment
+from gateway.log import describe
 from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
 from gateway.store import payments
 from gateway.store.pool import Pool
@@ -19,7 +20,7 @@ log = structlog.get_logger()
 
 _TURNS_MAX = 100
 _OF_ONE = (Problem, KeyStoreError, SealError, asyncpg.PostgresError)
-"""What keeps one operation from its try: it stays due, and is stuck in time. Anything else is a mistake of ours."""
+"""What keeps one operation from its try. Anything else is a mistake of ours."""
 
 
 class ResolvePayments:
@@ -45,7 +46,10 @@ class ResolvePayments:
         PAYMENTS_STUCK.set(stuck)
 
     async def batch(self) -> int:
-        """How many were taken up. Each is tried by itself: one that fails stays due, and holds up no other."""
+        """How many were taken up. Each is tried by itself: one that fails stays due, is stuck in time, holds up none.
+
+        Not even one that meets a mistake of ours: it would come again, and end the loop for all others again.
+        """
         async with self._pool.acquire() as connection:
             due = await payments.due(connection, self._settings.resolve_max, self._settle.lease)
         results = await asyncio.gather(*(self._settle.again(payment) for payment in due), return_exceptions=True)
@@ -53,6 +57,9 @@ class ResolvePayments:
             if isinstance(result, _OF_ONE):
                 error = result.code if isinstance(result, Problem) else type(result).__name__
                 log.warning("a payment was not resolved", reference=str(payment.reference), error=error)
-            elif isinstance(result, BaseException):
+            elif isinstance(result, Exception):
+                exception = describe(type(result), result.__traceback__)
+                log.error("a payment was not resolved", reference=str(payment.reference), exception=exception)
+            elif result is not None:
                 raise result
         return len(due)

@@ -207,7 +207,9 @@ def _adapter(kind: type[Adapter], block: Partner, path: str, mistakes: list[str]
         return kind(settings) if settings is not None else None
     except ValueError as error:
         mistakes.append(f"partners.toml: {path}.dialect: {error}")
-        return None
+    except Exception as error:  # noqa: BLE001 - an adapter's mistake refuses its block, and not the gateway
+        mistakes.append(f"partners.toml: {path}.adapter: adapters/{block.adapter}.py raised {type(error).__name__}")
+    return None
 
 
 def _keys(

@@ -4,7 +4,7 @@ of payments, the banks' check files. Each turn is bounded."""
 import asyncio
 import datetime as dt
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import asyncpg
 import structlog
@@ -13,7 +13,7 @@ from gateway.crypto.key_watch import KeyWatch
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
 from gateway.flows.data_keys import DataKeys
-from gateway.flows.reconcile_bank import NotReconciled, ReconcileBank
+from gateway.flows.reconcile_bank import ReconcileBank
 from gateway.flows.resolve_payments import ResolvePayments
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
 from gateway.metrics import FEED_LAG_SECONDS
@@ -47,24 +47,33 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    loops = [
-        asyncio.create_task(partners.watch()),
-        asyncio.create_task(_every(3600, "partitions", lambda: _partitions(dsn))),
-        asyncio.create_task(_every(60, "sweep", lambda: _sweep(pool))),
-        asyncio.create_task(_every(5, "feed lag", lambda: _feed_lag(pool))),
-        asyncio.create_task(_every(_RESOLVE_S, "resolver", resolve.turn)),
-        asyncio.create_task(_every(5, "open payments", resolve.measure)),
-        asyncio.create_task(_every(_RECONCILE_S, "reconciliation", lambda: _reconcile(reconcile))),
-        asyncio.create_task(_every(settings.gateway.callers_keys.period_s, "published keys", published.turn)),
+    turns: list[tuple[float, str, Callable[[], Awaitable[None]]]] = [
+        (3600, "partitions", lambda: _partitions(dsn)),
+        (60, "sweep", lambda: _sweep(pool)),
+        (5, "feed lag", lambda: _feed_lag(pool)),
+        (_RESOLVE_S, "resolver", resolve.turn),
+        (5, "open payments", resolve.measure),
+        (_RECONCILE_S, "reconciliation", lambda: reconcile.turn(dt.datetime.now(dt.UTC))),
+        (settings.gateway.callers_keys.period_s, "published keys", published.turn),
     ]
+    loops = [asyncio.create_task(partners.watch(), name="partners")]
+    loops += [asyncio.create_task(_every(seconds, name, turn), name=name) for seconds, name, turn in turns]
     ready()
-    await stop.wait()
-    for loop in loops:
-        loop.cancel()
-    await asyncio.gather(*loops, return_exceptions=True)
+    await keep(loops, stop)
     await published.close()
     await partners.close()
     await pool.close()
+
+
+async def keep(loops: Sequence[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Until told to stop, or one of the loops has failed: it must not be missing while the others go on."""
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+    for task in [*loops, stopped]:
+        task.cancel()
+    for loop, error in zip(loops, await asyncio.gather(*loops, return_exceptions=True), strict=True):
+        if isinstance(error, Exception):
+            log.critical("a loop has failed", loop=loop.get_name(), exc_info=error)
 
 
 def _resolver(settings: Settings, pool: Pool, banks: Banks) -> ResolvePayments:
@@ -99,13 +108,6 @@ async def _sweep(pool: Pool) -> None:
             async with pool.acquire(_TURN_MAX_S) as connection:
                 if await sweep(connection, SWEEP_BATCH) < SWEEP_BATCH:
                     break
-
-
-async def _reconcile(reconcile: ReconcileBank) -> None:
-    try:
-        await reconcile.turn(dt.datetime.now(dt.UTC))
-    except NotReconciled as error:
-        log.warning("not reconciled", why=str(error))
 
 
 async def _feed_lag(pool: Pool) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
+from gateway.domain.operations import Operation
+from gateway.domain.outcome import Outcome, Unknown
 from gateway.domain.times import CHINA
 from gateway.flows.reconcile_bank import ReconcileBank
+from gateway.flows.settle_payment import Banks
 from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
 from tests.api.test_evidence import show
 from tests.bank import banks
@@ -34,6 +37,10 @@ async def command(till: Till, *arguments: str) -> tuple[int, str]:
 def rows(file: Path) -> dict[str, str]:
     with file.open(encoding="utf-8", newline="") as stream:
         return {row["reference"]: row["finding"] for row in csv.DictReader(stream)}
+
+
+def reports(folder: Path) -> list[str]:
+    return [file.name for file in folder.rglob("*.json")]
 
 
 async def test_what_is_stuck_is_shown_until_it_is_resolved(till: Till) -> None:
@@ -104,3 +111,16 @@ async def test_reconcile_on_the_command_line_takes_a_file(till: Till, tmp_path: 
     assert code == 1 and "payments.routes" in said
     code, said = await command(till, "reconcile", "bank-jiaxing", day)
     assert code == 1 and "no check file" in said, "no partner engine here yet"
+
+
+async def test_a_bank_without_its_file_keeps_no_other_from_its_report(till: Till, tmp_path: Path) -> None:
+    reached = banks(till.bank.port)
+
+    async def ask(name: str, operation: Operation, deadline_s: float) -> Outcome:
+        return Unknown("late") if name == "bank-haiyan" else await reached.ask(name, operation, deadline_s)
+
+    flow = ReconcileBank(till.resolver.pool, Banks(ask, reached.can), till.resolver.settle._settings, tmp_path)
+    await flow.turn(dt.datetime(2026, 11, 26, 3, 0, tzinfo=CHINA))
+    assert reports(tmp_path) == ["bank-jiaxing-2026-11-25.json"]
+    await flow.turn(dt.datetime(2026, 11, 27, 0, 59, tzinfo=CHINA))
+    assert len(reports(tmp_path)) == 1, "the first hour is left to the bank"

@@ -11,7 +11,9 @@ import asyncpg
 import pytest
 
 from gateway.domain.cards import CardStatus
-from gateway.domain.outcome import Approved
+from gateway.domain.operations import Operation, QueryStatus
+from gateway.domain.outcome import Approved, Outcome
+from gateway.flows.settle_payment import Banks
 from tests.bank import Hold
 from tests.registry import new_card
 from tests.running import Client
@@ -317,6 +319,25 @@ async def test_a_request_that_was_overtaken_by_the_resolver_has_its_approval_rev
     assert till.bank.lines()[reference].state == await till.status(reference) == "reversed"
     notes = [step.get("note") for step in (await till.operation(reference))[1]["history"]]
     assert "approved late: reversed again" in notes
+
+
+async def test_one_that_meets_a_mistake_of_ours_holds_up_no_other(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    till.bank.faults["purchase"].extend(["drop_after", "drop_after"])
+    unlucky, other = [(await till.pay(await till.card()))[1]["reference"] for _ in range(2)]
+    reached = till.resolver.settle._banks
+
+    async def mistaken(name: str, operation: Operation, deadline_s: float) -> Outcome:
+        if isinstance(operation, QueryStatus) and str(operation.original.reference) == unlucky:
+            raise ZeroDivisionError
+        return await reached.ask(name, operation, deadline_s)
+
+    monkeypatch.setattr(till.resolver.settle, "_banks", Banks(mistaken, reached.can))
+    await till.resolver.make_due()
+    await till.resolver.resolve.turn()
+    assert (await till.status(unlucky), await till.status(other)) == ("pending", "approved")
+    monkeypatch.undo()
+    await till.resolver.until_nothing_is_left()
+    assert await till.status(unlucky) == "approved", "it was still due"
 
 
 async def test_an_answer_that_comes_late_is_taken(till: Till) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import adapters
 from gateway.domain.operations import Balance
 from gateway.domain.outcome import Approved, NotSent, Unknown
 from gateway.partners.breaker import Breaker
@@ -113,6 +114,16 @@ def test_a_mistake_is_named_by_its_path(mistake: str, tmp_path: Path) -> None:
     assert old in GOOD
     found = mistakes_of(tmp_path, GOOD.replace(old, new, 1))
     assert [line for line in found if line.startswith(f"partners.toml: partners.bank.{path}")], found
+
+
+def test_an_adapter_that_raises_as_it_is_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faulty.py").write_text(
+        "from tests.contract.dialects import example\n\n\n"
+        "class Adapter(example.Adapter):\n    def __init__(self, settings):\n        raise KeyError('s3cret')\n"
+    )
+    monkeypatch.setattr(adapters, "__path__", [*adapters.__path__, str(tmp_path)])
+    found = mistakes_of(tmp_path, GOOD.replace('"example"', '"faulty"'))
+    assert found == ["partners.toml: partners.bank.adapter: adapters/faulty.py raised KeyError"]
 
 
 def test_what_is_shipped_and_the_good_block_are_good(tmp_path: Path) -> None:
