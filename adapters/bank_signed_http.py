@@ -308,7 +308,7 @@ class Adapter:
             return Unknown(f"dealCode {code} is not in the table")
         if decline is DeclineCode.NOT_FOUND and isinstance(op, QueryStatus | Reverse):
             young = ctx.now - op.original.at < dt.timedelta(seconds=self._settings.absent_after_s)
-            return Unknown("not found, and so young that it may be on its way") if young else Declined(decline)
+            return Pending() if young else Declined(decline)  # it may be on its way: the bank did well to say so
         if isinstance(op, QueryStatus):
             return Unknown(f"dealCode {code}: the question is refused, which says nothing of what was asked after")
         return Declined(decline)

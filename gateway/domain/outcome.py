@@ -45,7 +45,7 @@ class Declined(msgspec.Struct, frozen=True):
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """The partner has it and has not decided: ask again."""
+    """The partner answered, and nothing is decided yet: ask again."""
 
 
 class NotSent(msgspec.Struct, frozen=True):
