@@ -3,14 +3,11 @@
 import asyncio
 import datetime as dt
 
-import asyncpg
 import structlog
 
 from gateway.configuration import Payments
-from gateway.crypto.key_store import KeyStoreError
-from gateway.crypto.sealing import SealError
 from gateway.domain.errors import Problem
-from gateway.flows.settle_payment import SettlePayment
+from gateway.flows.settle_payment import NOT_NOW, SettlePayment
 from gateway.log import describe
 from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
 from gateway.store import payments
@@ -19,8 +16,6 @@ from gateway.store.pool import Pool
 log = structlog.get_logger()
 
 _TURNS_MAX = 100
-_OF_ONE = (Problem, KeyStoreError, SealError, asyncpg.PostgresError)
-"""What keeps one operation from its try. Anything else is a mistake of ours."""
 
 
 class ResolvePayments:
@@ -54,7 +49,7 @@ class ResolvePayments:
             due = await payments.due(connection, self._settings.resolve_max, self._settle.lease)
         results = await asyncio.gather(*(self._settle.again(payment) for payment in due), return_exceptions=True)
         for payment, result in zip(due, results, strict=True):
-            if isinstance(result, _OF_ONE):
+            if isinstance(result, NOT_NOW):
                 error = result.code if isinstance(result, Problem) else type(result).__name__
                 log.warning("a payment was not resolved", reference=str(payment.reference), error=error)
             elif isinstance(result, Exception):

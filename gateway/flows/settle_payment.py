@@ -13,11 +13,14 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+import asyncpg
 import msgspec
 import structlog
 
 from gateway.configuration import Payments
-from gateway.domain.errors import unavailable
+from gateway.crypto.key_store import KeyStoreError
+from gateway.crypto.sealing import SealError
+from gateway.domain.errors import Problem, unavailable
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Operation, Purchase, QueryStatus, Refund, Reverse
 from gateway.domain.outcome import Approved, Declined, NotSent, Outcome
@@ -56,6 +59,9 @@ _S = PaymentState
 _AT_ONCE = 2
 """Connections for outcomes. A bank that answers many at once must not take the pool from everybody, and an outcome
 waits its turn: it is not given up after the pool's 250 ms."""
+
+NOT_NOW = (Problem, KeyStoreError, SealError, asyncpg.PostgresError)
+"""What keeps one operation from its try: the database is away, or a key is not here. It stays due."""
 
 _encode = msgspec.json.Encoder().encode
 _chance = SystemRandom()
@@ -130,16 +136,22 @@ class SettlePayment:
         return bank in self._settings.routes
 
     async def first(self, payment: Payment) -> Answer:
-        """Send an intent's own message. Raises Problem 503 if nothing was sent, or the outcome cannot be written."""
+        """Send an intent's own message. Raises Problem 503 if nothing was sent: what is not known is `pending`."""
         if dt.datetime.now(dt.UTC) - payment.created_at > self.lease:  # we stood still: the resolver may have it
             async with self._database() as connection:
                 taken = await payments.find(connection, payment.reference)
             assert taken is not None, "payments are never deleted"
             return answer_of(taken)
-        outcome = await self._ask(payment, Question.FIRST)
-        state = learned(payment.kind, Question.FIRST, outcome)
-        assert state is not None
-        now = await self._write(payment, (_S.INTENT,), state, outcome)
+        try:
+            outcome = await self._ask(payment, Question.FIRST)
+            state = learned(payment.kind, Question.FIRST, outcome)
+            assert state is not None
+            # what the bank has said is taken from a request that was overtaken too
+            before = (_S.INTENT,) if state in (_S.UNKNOWN, _S.NOT_SENT) else (_S.INTENT, _S.UNKNOWN)
+            now = await self._write(payment, before, state, outcome)
+        except NOT_NOW as error:
+            log.warning("an outcome was not written", reference=str(payment.reference), error=type(error).__name__)
+            return answer_of(payment)  # the intent is there: the resolver finds out, and answers the key
         if now.state is _S.NOT_SENT:
             raise unavailable("the card's bank cannot be reached")
         return answer_of(now)

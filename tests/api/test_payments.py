@@ -14,7 +14,7 @@ from gateway.domain.cards import CardStatus
 from gateway.domain.operations import Operation, QueryStatus
 from gateway.domain.outcome import Approved, Outcome
 from gateway.flows.settle_payment import Banks
-from tests.bank import Hold
+from tests.bank import Hold, banks
 from tests.registry import new_card
 from tests.running import Client
 from tests.tills import PATH, Till, order
@@ -319,6 +319,24 @@ async def test_a_request_that_was_overtaken_by_the_resolver_has_its_approval_rev
     assert till.bank.lines()[reference].state == await till.status(reference) == "reversed"
     notes = [step.get("note") for step in (await till.operation(reference))[1]["history"]]
     assert "approved late: reversed again" in notes
+
+
+async def test_what_the_bank_says_is_taken_from_a_request_that_was_overtaken(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank that cannot be asked what became of a refund: this answer is the only one there will be."""
+    monkeypatch.setattr(till.resolver.settle, "_banks", banks(till.bank.port, can_query=False))
+    reference = await till.paid()
+    hold = Hold.new()
+    till.bank.faults["refund"].append(hold)
+    asked = asyncio.create_task(till.undo(reference, "refunds", amount_fen=250))
+    await hold.arrived.wait()
+    await till.resolver.make_due()
+    await till.resolver.resolve.turn()
+    hold.go.set()
+    status, answer = await asked
+    assert (status, answer["status"]) == (200, "approved")
+    assert await till.steps(answer["reference"]) == ["intent", "unknown", "approved"]
 
 
 async def test_one_that_meets_a_mistake_of_ours_holds_up_no_other(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
