@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tests.registry import TestCard
 
 ROOT = Path(__file__).parent.parent
+MANY = int(os.environ.get("FAULT_CYCLES", "0")) >= 50
+"""Whether this is `make faults`, which takes its time."""
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 """What /metrics shows: (name, labels) -> value."""

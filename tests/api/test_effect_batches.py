@@ -14,7 +14,6 @@ import pytest
 from gateway.crypto.key_files import open_folder
 from gateway.store.embedded import EmbeddedPostgres
 from tests.api.test_effects import (
-    MANY,
     PATH,
     Answered,
     ask,
@@ -29,7 +28,7 @@ from tests.api.test_effects import (
 from tests.conftest import add_card
 from tests.faults.planted import plant
 from tests.registry import TestCard, add_cards, new_card
-from tests.running import Client, Running, eventually
+from tests.running import MANY, Client, Running, eventually
 
 CROSSED = 20_000 if MANY else 2_000
 

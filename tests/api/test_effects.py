@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,11 +16,10 @@ import pytest
 from gateway.store.embedded import EmbeddedPostgres
 from tests.conftest import add_card, drop_database, make_database, start_gateway
 from tests.registry import CARDS, TestCard
-from tests.running import Client, Running, request, send_raw, verify_body
+from tests.running import MANY, Client, Running, request, send_raw, verify_body
 from tests.signing import Signing, signed_headers
 
 PATH = "/v1/cards/loss-reports"
-MANY = int(os.environ.get("FAULT_CYCLES", "3")) >= 50
 REPLAYS = 100_000 if MANY else 1_000
 
 
