@@ -1,5 +1,5 @@
-"""The callers, their keys and the scenes in force: read from the configuration and the table of callers' keys, checked
-whole, changed without a restart.
+"""The callers, their keys, the scenes and what is set of points, as in force: read from the configuration and the table
+of callers' keys, checked whole, changed without a restart.
 
 A change that has a mistake is refused with a log line and a metric, and the last good state stays in force.
 """
@@ -22,6 +22,7 @@ from gateway.crypto.signatures import VerifyKey, read_signing_jwks
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import Caller, CallerKind, KeyPurpose
 from gateway.domain.errors import Problem
+from gateway.domain.points import EarnRules
 from gateway.metrics import CALLER_KEY_READS, RELOADS
 from gateway.settings import Settings, SettingsError, load
 
@@ -70,6 +71,7 @@ class Directory:
 
     def __init__(self, settings: Settings, table: KeyTable | None = None) -> None:
         self.callers, self.scenes = read(settings)
+        self.points, self.earn_rules = settings.points, earn_rules_of(settings)
         self._stamps = _stamps(settings)
         self._watched = settings
         self._table = table
@@ -143,6 +145,7 @@ class Directory:
             log.error("configuration change refused", mistakes=error.mistakes)
             return False
         self.callers, self.scenes = _with_rows(callers, self._rows), scenes
+        self.points, self.earn_rules = settings.points, earn_rules_of(settings)
         RELOADS.labels("taken").inc()
         log.info("configuration change taken up", callers=len(callers), scenes=len(scenes))
         return True
@@ -174,6 +177,12 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
         for scene_id, scene in settings.scenes.items()
     }
     return callers, scenes
+
+
+def earn_rules_of(settings: Settings) -> EarnRules:
+    """What uses earn: the scenes that have a rule."""
+    rules = {scene_id: scene.points for scene_id, scene in settings.scenes.items() if scene.points is not None}
+    return EarnRules(rules, settings.points.valid_months)
 
 
 def _known(
@@ -252,7 +261,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
-    files = [settings.config_dir / name for name in ("callers.toml", "scenes.toml")]
+    files = [settings.config_dir / name for name in ("callers.toml", "scenes.toml", "points.toml")]
     for caller in settings.callers.values():
         files += key_files(settings, caller)
     stamps: dict[Path, tuple[int, int] | None] = {}

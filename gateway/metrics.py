@@ -120,6 +120,10 @@ RECONCILED_DAY = Gauge(
     "yikatong_reconciliation_day_seconds", "Beginning of the last reconciled day, since 1970", ("bank",),
     multiprocess_mode="mostrecent",
 )  # fmt: skip
+POINTS = Counter("yikatong_points_total", "Points moved, by the kind of transfer", ("kind",))
+POINTS_SHORTFALL = Counter(
+    "yikatong_points_shortfall_total", "Points that should have been taken back, and were spent already"
+)
 REFUSED_ENTRY = Counter(
     "yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",)
 )

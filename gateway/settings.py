@@ -21,6 +21,8 @@ from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
 from gateway.domain.partners import PARTNER_PATTERN, Partner
 from gateway.domain.partners import mistakes_of as mistakes_of_partner
+from gateway.domain.redemptions import PointsSettings
+from gateway.domain.redemptions import mistakes_of as mistakes_of_points
 from gateway.domain.scenes import SCENE_PATTERN, Scene
 
 
@@ -32,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True):
     scenes: Mapping[str, Scene]
     partners: Mapping[str, Partner]
     """Their keys, files and dialects are checked by partners/registry.read."""
+    points: PointsSettings
     config_dir: Path
     partners_file: Path
     """partners.toml of the configuration, or what PARTNERS_FILE names (the sandbox's own)."""
@@ -108,15 +111,19 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     partners = _table(partners_file, "partners", Partner, PARTNER_PATTERN, mistakes)
     for name, partner in partners.items():
         mistakes.extend(f"partners.toml: partners.{name}.{mistake}" for mistake in mistakes_of_partner(partner))
+    points = convert(_read(config_dir / "points.toml", mistakes), PointsSettings, "points.toml", "", mistakes)
+    if points is not None:
+        mistakes.extend(f"points.toml: {mistake}" for mistake in mistakes_of_points(points, callers))
     if gateway is not None:
         _check_ecard_partner(gateway.verify.ecard_partner, partners, mistakes)
-    if mistakes or gateway is None:
+    if mistakes or gateway is None or points is None:
         raise SettingsError(mistakes)
     return Settings(
         gateway=gateway,
         callers=callers,
         scenes=scenes,
         partners=partners,
+        points=points,
         config_dir=config_dir,
         partners_file=partners_file,
     )

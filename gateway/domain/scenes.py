@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.domain.callers import CallerKind
 from gateway.domain.cards import Medium
+from gateway.domain.points import PointsRule
 
 _BIT = {Medium.ECARD: 1 << 1, Medium.SECOND_GEN: 1 << 2, Medium.THIRD_GEN: 1 << 3}
 """A chip card's is that of its generation, as verify.sql reads it."""
@@ -21,6 +22,8 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The field of use that metrics and indicators count by: parking, transit, library …"""
     callers: tuple[CallerKind, ...]
     media: tuple[Medium, ...] = (Medium.SECOND_GEN, Medium.THIRD_GEN, Medium.ECARD)
+    points: PointsRule | None = None
+    """What a use earns; None: nothing."""
 
     def media_bits(self, kind: CallerKind) -> int:
         """What it takes from a kind of caller: e-cards as bit 1, card generations as bits 2 and 3; 0 for none."""

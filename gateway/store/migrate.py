@@ -14,7 +14,9 @@ from gateway.domain.errors import CannotStart
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x79696B61  # "yika"
 MONTHS_AHEAD = 3
-PARTITIONED = ("usage_event", "operation", "payment", "payment_history")
+PARTITIONED = (
+    "usage_event", "operation", "payment", "payment_history", "points_transfer", "points_entry", "points_redemption",
+)  # fmt: skip
 
 
 class MigrationError(CannotStart):
