@@ -78,7 +78,7 @@ def mistakes_of(settings: PointsSettings, callers: Mapping[str, Caller | None]) 
             f"outlets.{name}.items: no such item: {item}" for item in outlet.items if item not in settings.items
         ]
         caller = callers.get(outlet.caller)
-        if outlet.caller not in callers:
+        if callers and outlet.caller not in callers:  # none at all: the file cannot be read, which is said already
             mistakes.append(f"outlets.{name}.caller: no such caller in callers.toml")
         elif caller is not None and Scope.POINTS_WRITE not in caller.scopes:
             mistakes.append(f"outlets.{name}.caller: callers.{outlet.caller}.scopes lacks {Scope.POINTS_WRITE}")
