@@ -112,7 +112,7 @@ class Gateway:
         self.report_loss = ReportLoss()
         self.release_loss = ReleaseLoss()
         self.rotate_caller_key = RotateCallerKey()
-        self.partners = Partners(settings)
+        self.partners = Partners(settings, lambda op, outcome: self.settle_payment.take_late(op.reference, outcome))
         self.ask_ecard = self._connect_ecards()
         self.settle_payment = SettlePayment(
             self.pool, self.data_keys, banks or banks_of(self.partners), config.payments

@@ -156,6 +156,15 @@ PARTNER_BREAKER = Gauge(
     ("partner",),
     multiprocess_mode="livemax",
 )
+PARTNER_LINK_UP = Gauge(
+    "yikatong_partner_link_up", "Long-lived links that are open, of all processes", ("partner",),
+    multiprocess_mode="livesum",
+)  # fmt: skip
+PARTNER_LINK_EVENTS = Counter(
+    "yikatong_partner_link_events_total",
+    "Links: opened, failed_to_open, lost; late replies, unasked requests, duplicates_refused",
+    ("partner", "event"),
+)
 PARTNER_RELOADS = Counter("yikatong_partner_reloads_total", "Changes of partners noticed", ("result",))
 FEED_LAG_SECONDS = Gauge(
     "yikatong_feed_lag_seconds", "Age of the oldest event that the feed cannot show yet", multiprocess_mode="mostrecent"

@@ -185,17 +185,21 @@ class SettlePayment:
         return None
 
     async def take_late(self, reference: UUID, outcome: Outcome) -> None:
-        """An answer to the first message that came after its caller had given up. Raises Problem 503."""
-        async with self._database() as connection:
-            payment = await payments.find(connection, reference)
-        if payment is None or not isinstance(outcome, Approved | Declined):
+        """An answer to the first message that came after its caller had given up. Does not raise."""
+        if not isinstance(outcome, Approved | Declined):
             return
-        if payment.state is _S.UNKNOWN and payment.kind is not PaymentKind.REVERSAL:
+        try:
+            async with self._database() as connection:
+                payment = await payments.find(connection, reference)
+            if payment is None or payment.kind is PaymentKind.REVERSAL:
+                return
             state = learned(payment.kind, Question.FIRST, outcome)
-            if state in (_S.APPROVED, _S.DECLINED):
+            if payment.state is _S.UNKNOWN and state in (_S.APPROVED, _S.DECLINED):
                 await self._write(payment, (_S.UNKNOWN,), state, outcome)
-        elif isinstance(outcome, Approved):
-            await self._too_late(payment)
+            elif isinstance(outcome, Approved):
+                await self._too_late(payment)
+        except NOT_NOW as error:
+            log.warning("a late answer was not written", reference=str(reference), error=type(error).__name__)
 
     @asynccontextmanager
     async def _database(self) -> "AsyncIterator[AnyConnection]":

@@ -9,8 +9,9 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -23,6 +24,7 @@ from gateway.domain.outcome import Approved, Declined, NotSent, Outcome, Pending
 from gateway.domain.times import CHINA
 from gateway.partners.breaker import State
 from gateway.partners.contract import CallContext, CannotBuild, CryptoRefused, HttpRequest, WireReply, WireRequest
+from gateway.partners.link import LinkExchange
 from gateway.partners.phases import NotSentError, UnknownError, Why
 from gateway.partners.registry import Registry
 from gateway.partners.stopwatch import Stopwatch
@@ -30,22 +32,26 @@ from gateway.partners.working import Transcript, Working
 from gateway.settings import Settings
 
 log = structlog.get_logger()
-P = ParamSpec("P")
-T = TypeVar("T")
+
+OnLateOutcome = Callable[[Operation, Outcome], Awaitable[None]]
+"""Takes what an operation came to, though its call has ended as unknown. Does not raise."""
 
 _TRIES_MAX = 3
 _PAUSE_S = 0.05
 """Before the second try at most this, with full jitter; twice as much before the third."""
 _REDACT_MAX_BYTES = 32_768
 _SHOWN_MAX = 2000
+_GAUGES = (metrics.PARTNER_IN_FLIGHT, metrics.PARTNER_WAITING, metrics.PARTNER_BREAKER, metrics.PARTNER_LINK_UP)
 
 
 class Partners:
     """The partners of one worker. Made for one event loop: open() it, call(), close() it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_late: OnLateOutcome | None = None) -> None:
         """Raises SettingsError."""
         self.registry = Registry(settings)
+        self._on_late = on_late
+        self._late: set[asyncio.Task[None]] = set()
         self._measured: set[str] = set()
 
     async def open(self) -> None:
@@ -56,6 +62,9 @@ class Partners:
 
     async def close(self) -> None:
         await self.registry.close()
+        for task in self._late:
+            task.cancel()
+        await asyncio.gather(*self._late, return_exceptions=True)
 
     async def call(self, partner_name: str, op: Operation, deadline: float) -> Outcome:
         """What it came to, by `deadline` (time.monotonic()) or the partner's own timeout, whichever is sooner.
@@ -68,9 +77,16 @@ class Partners:
             return NotSent(Why.NO_PARTNER)
         deadline = min(deadline, time.monotonic() + working.block.timeout_ms / 1000)
         with working.held():
-            outcome = await _call(working, op, deadline)
+            outcome = await _call(working, op, deadline, self._take_late)
         metrics.PARTNER_CALLS.add((working.name, name_of(type(op)), _name(outcome)))
         return outcome
+
+    def _take_late(self, working: Working, op: Operation, context: CallContext, reply: WireReply) -> None:
+        """A transport bounds how many there can be."""
+        if self._on_late is not None:
+            task = asyncio.create_task(_late(self._on_late, working, op, context, reply))
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
 
     def transcript(self, partner_name: str) -> list[Transcript]:
         """The last tries, oldest first, redacted."""
@@ -81,20 +97,35 @@ class Partners:
         """Set the gauges; those of a partner that has gone to zero."""
         working_now = self.registry.all()
         for name in self._measured - {working.name for working in working_now}:
-            for gauge in (metrics.PARTNER_IN_FLIGHT, metrics.PARTNER_WAITING, metrics.PARTNER_BREAKER):
+            for gauge in _GAUGES:
                 gauge.labels(name).set(0)
         self._measured = {working.name for working in working_now}
         for working in working_now:
             metrics.PARTNER_IN_FLIGHT.labels(working.name).set(working.bulkhead.in_flight)
             metrics.PARTNER_WAITING.labels(working.name).set(working.bulkhead.waiting)
             metrics.PARTNER_BREAKER.labels(working.name).set(working.breaker.state)
+            if isinstance(working.transport, LinkExchange):
+                working.transport.measure()
 
 
-async def _call(working: Working, op: Operation, deadline: float) -> Outcome:
+async def _late(
+    on_late: OnLateOutcome, working: Working, op: Operation, context: CallContext, reply: WireReply
+) -> None:
+    try:
+        outcome = await working.translate(op.reference, working.adapter.parse, op, context, reply)
+        await on_late(op, outcome)
+    except Exception as error:  # an adapter's bug, or no place in its thread: the call has ended as unknown
+        log.error("a late reply was not taken", partner=working.name, exc_info=error)
+
+
+OnLateReply = Callable[[Working, Operation, CallContext, WireReply], None]
+
+
+async def _call(working: Working, op: Operation, deadline: float, on_late: OnLateReply) -> Outcome:
     working.retries.count_call()
     attempt = 1
     while True:
-        outcome = await _Try(working, op, attempt, deadline).run()
+        outcome = await _Try(working, op, attempt, deadline, on_late).run()
         pause = random.uniform(0, _PAUSE_S * attempt)  # noqa: S311 - jitter
         if (
             not (isinstance(outcome, NotSent) and outcome.why == Why.NO_CONNECTION)
@@ -111,8 +142,9 @@ async def _call(working: Working, op: Operation, deadline: float) -> Outcome:
 class _Try:
     """One try of one call."""
 
-    def __init__(self, working: Working, op: Operation, attempt: int, deadline: float) -> None:
+    def __init__(self, working: Working, op: Operation, attempt: int, deadline: float, on_late: OnLateReply) -> None:
         self._working = working
+        self._on_late = on_late
         self._op = op
         self._attempt = attempt
         self._deadline = deadline
@@ -162,7 +194,7 @@ class _Try:
         working, op = self._working, self._op
         context = CallContext(at, secrets.token_bytes(16), self._attempt, working.keys)
         try:
-            self._request = request = await self._translate(working.adapter.build, op, context)
+            self._request = request = await working.translate(op.reference, working.adapter.build, op, context)
         except (CannotBuild, CryptoRefused):
             return NotSent(Why.CANNOT_BUILD), None
         except Problem:
@@ -171,7 +203,8 @@ class _Try:
             log.error("an adapter's build failed", partner=working.name, exc_info=error)
             return NotSent(Why.CANNOT_BUILD), None
         try:
-            self._reply = reply = await working.transport.exchange(request, self._stopwatch, self._deadline)
+            on_late = partial(self._on_late, working, op, context)
+            self._reply = reply = await working.transport.exchange(request, self._stopwatch, self._deadline, on_late)
         except CannotBuild:
             return NotSent(Why.CANNOT_BUILD), None
         except (NotSentError, UnknownError) as error:
@@ -181,7 +214,7 @@ class _Try:
             log.error("exchange failed", partner=working.name, exc_info=error)
             return self._failed(Why.NO_ANSWER if self._stopwatch.sent else Why.CANNOT_BUILD), None
         try:
-            outcome = await self._translate(working.adapter.parse, op, context, reply)
+            outcome = await working.translate(op.reference, working.adapter.parse, op, context, reply)
         except Problem:
             return Unknown(Why.LATE), None
         except Exception as error:  # an adapter's bug; money may have moved
@@ -191,12 +224,6 @@ class _Try:
         if isinstance(outcome, NotSent):  # it was
             return Unknown(Why.ADAPTER_FAILED), None
         return outcome, not isinstance(outcome, Unknown)
-
-    async def _translate(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """In the partner's thread if its keys are slow, else at once. Raises Problem 503 too."""
-        if self._working.lane is None:
-            return function(*args, **kwargs)
-        return await self._working.lane.run(str(self._op.reference), function, *args, **kwargs)
 
     def _keep(self, at: dt.datetime, outcome: Outcome) -> None:
         if self._request is None and getattr(outcome, "why", "") != Why.CANNOT_BUILD:

@@ -24,7 +24,6 @@ from gateway.partners.keys import Keys, SharedKey, fingerprint, read_key
 from gateway.partners.link import LinkExchange
 from gateway.partners.tls import tls_context
 from gateway.partners.transport_http import HttpTransport
-from gateway.partners.transport_iso8583 import make_link
 from gateway.partners.working import Exchange, Working
 from gateway.settings import Settings, SettingsError, convert, load
 
@@ -145,7 +144,7 @@ def _transport(name: str, one: Checked, settings: Settings) -> Exchange:
     if block.http is not None:
         return HttpTransport(block.http, settings.data_dir, block.concurrency_max, block.body_max_bytes)
     assert block.link is not None  # read() has seen to it
-    return LinkExchange(make_link(name, block.link, one.adapter, one.keys, settings.data_dir), one.adapter)
+    return LinkExchange(name, block.link, one.adapter, one.keys, settings.data_dir)
 
 
 def read(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, Checked]:

@@ -19,6 +19,7 @@ from gateway.partners.contract import CannotBuild, HttpReply, HttpRequest, WireR
 from gateway.partners.phases import NotSentError, UnknownError
 from gateway.partners.stopwatch import Stopwatch
 from gateway.partners.tls import tls_context
+from gateway.partners.working import OnLate
 
 _KEEPALIVE_S = 4.0
 """Shorter than servers' own: a connection that they close while we write to it makes an outcome unknown."""
@@ -115,7 +116,7 @@ class HttpTransport:
         self._concurrency_max = concurrency_max
         self._session: aiohttp.ClientSession | None = None
 
-    async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float) -> HttpReply:
+    async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float, on_late: OnLate) -> HttpReply:
         """Raises CannotBuild, NotSentError, UnknownError. Cancelled (at the deadline), it closes its connection."""
         if not isinstance(request, HttpRequest) or not request.target.startswith("/"):
             raise CannotBuild("not an HTTP request with a target that begins with /")

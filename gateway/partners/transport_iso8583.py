@@ -5,16 +5,13 @@ acted). A broken link ends what was in flight as unknown at once, what was queue
 """
 
 import asyncio
-import datetime as dt
 import itertools
 import random
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
-from pathlib import Path
 from ssl import SSLContext
 from typing import Annotated, cast
 
@@ -22,17 +19,17 @@ import msgspec
 import structlog
 
 from gateway.domain.operations import LinkMessage
-from gateway.domain.partners import PartnerLink
-from gateway.domain.times import CHINA
 from gateway.partners.contract import CallContext, CannotBuild, LinkAdapter, LinkFrame
 from gateway.partners.framing import BadFrame, FrameReader, Framing, with_length
-from gateway.partners.keys import Keys
 from gateway.partners.phases import NotSentError, UnknownError
-from gateway.partners.tls import tls_context
 
 log = structlog.get_logger()
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+
+
+_TRACES = range(900_000, 1_000_000)
+"""F11 of a link's own messages: no payment has one of these (migration 0007)."""
 
 
 class LinkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,7 +113,8 @@ class Link:
         self._settings = settings
         self._adapter = adapter
         self._context = context
-        self._traces = itertools.cycle(range(1, 1_000_000))
+        first = int(_TRACES[0] + chance() * len(_TRACES))  # not where the links of other workers began
+        self._traces = itertools.chain(range(first, _TRACES[-1] + 1), itertools.cycle(_TRACES))
         self._on_late = on_late
         self._tls = tls
         self._chance = chance
@@ -369,19 +367,3 @@ class _Wire(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(None)
         self._link.connection_ended(self, self.why)
-
-
-def make_link(name: str, block: PartnerLink, adapter: LinkAdapter, keys: Keys, data_dir: Path) -> Link:
-    """The link of a configured partner; late replies are logged as the adapter redacts them. Raises OSError."""
-    settings = LinkSettings(
-        host=block.host, port=block.port, framing=block.framing,
-        echo_after_s=block.echo_s, backoff_cap_s=block.reconnect_max_s,
-    )  # fmt: skip
-
-    def context() -> CallContext:
-        return CallContext(dt.datetime.now(CHINA), secrets.token_bytes(16), 1, keys)
-
-    def on_late(body: bytes) -> None:
-        log.warning("late reply", partner=name, reply=adapter.redact(body)[:500])
-
-    return Link(name, settings, adapter, context=context, on_late=on_late, tls=tls_context(block, data_dir))

@@ -3,9 +3,10 @@
 import asyncio
 import datetime as dt
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -18,18 +19,25 @@ from gateway.partners.contract import Adapter, WireReply, WireRequest
 from gateway.partners.keys import Keys
 from gateway.partners.stopwatch import Stopwatch
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _UNPACED = 10_000
 """Checks a second: what bounds a partner's lane is the number of calls at a time."""
 _TRANSCRIPT_CALLS = 50
 
 
+OnLate = Callable[[WireReply], None]
+"""Takes a reply that comes when its try has ended; called once at most, and perhaps never."""
+
+
 class Exchange(Protocol):
     """A transport as call.py uses it."""
 
-    async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float) -> WireReply:
+    async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float, on_late: OnLate) -> WireReply:
         """One try until `deadline` (monotonic), when it is cancelled; `stopwatch.sent` is 0 as long as nothing left.
 
-        Raises CannotBuild, NotSentError, UnknownError.
+        Raises CannotBuild, NotSentError, UnknownError. An HTTP connection ends with its try: nothing comes late.
         """
         ...
 
@@ -73,6 +81,15 @@ class Working:
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    async def translate(self, reference: UUID, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The adapter's build or parse: in the partner's thread if its keys are slow, else at once.
+
+        Raises Problem 503 too.
+        """
+        if self.lane is None:
+            return function(*args, **kwargs)
+        return await self.lane.run(str(reference), function, *args, **kwargs)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import asyncpg
 import structlog
 
+from gateway import metrics
 from gateway.crypto.key_watch import KeyWatch
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
@@ -16,7 +17,6 @@ from gateway.flows.data_keys import DataKeys
 from gateway.flows.reconcile_bank import ReconcileBank
 from gateway.flows.resolve_payments import ResolvePayments
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
-from gateway.metrics import FEED_LAG_SECONDS
 from gateway.partners.call import Partners
 from gateway.settings import Settings
 from gateway.store import assertions, ecards, idempotency, usage_events
@@ -31,6 +31,7 @@ _SWEEP_TURNS_MAX = 200
 _TURN_MAX_S = 30.0
 _RESOLVE_S = 1.0
 _RECONCILE_S = 600.0
+_MEASURE_S = 1.0
 
 
 async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:
@@ -53,6 +54,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         (5, "feed lag", lambda: _feed_lag(pool)),
         (_RESOLVE_S, "resolver", resolve.turn),
         (5, "open payments", resolve.measure),
+        (_MEASURE_S, "partners' metrics", lambda: _measure(partners)),
         (_RECONCILE_S, "reconciliation", lambda: reconcile.turn(dt.datetime.now(dt.UTC))),
         (settings.gateway.callers_keys.period_s, "published keys", published.turn),
     ]
@@ -60,6 +62,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     loops += [asyncio.create_task(_every(seconds, name, turn), name=name) for seconds, name, turn in turns]
     ready()
     await keep(loops, stop)
+    metrics.flush()
     await published.close()
     await partners.close()
     await pool.close()
@@ -110,6 +113,11 @@ async def _sweep(pool: Pool) -> None:
                     break
 
 
+async def _measure(partners: Partners) -> None:
+    partners.measure()
+    metrics.flush()
+
+
 async def _feed_lag(pool: Pool) -> None:
     async with pool.acquire(_TURN_MAX_S) as connection:
-        FEED_LAG_SECONDS.set(await usage_events.feed_lag_s(connection))
+        metrics.FEED_LAG_SECONDS.set(await usage_events.feed_lag_s(connection))

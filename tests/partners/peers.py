@@ -14,7 +14,7 @@ from uuid import uuid4
 import msgspec
 
 from gateway.domain.operations import Purchase
-from gateway.partners.call import Partners
+from gateway.partners.call import OnLateOutcome, Partners
 from gateway.settings import Settings, load
 from tests.contract.cases.example import PARTNER, PURCHASE
 from tests.running import ROOT
@@ -131,8 +131,8 @@ def configure(folder: Path, *blocks: str) -> Settings:
 
 
 @asynccontextmanager
-async def partners(folder: Path, *blocks: str) -> AsyncIterator[Partners]:
-    made = Partners(configure(folder, *blocks))
+async def partners(folder: Path, *blocks: str, on_late: OnLateOutcome | None = None) -> AsyncIterator[Partners]:
+    made = Partners(configure(folder, *blocks), on_late)
     await made.open()
     try:
         yield made

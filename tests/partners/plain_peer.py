@@ -1,6 +1,7 @@
 """A peer whose every move a test decides, and a dialect that is only keys: the link by itself, on real sockets."""
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -62,6 +63,7 @@ class Peer:
         self.asked: list[str] = []
         """Keys of the calls received, on any connection."""
         self.link_asked: list[str] = []
+        self.link_traces: list[int] = []
         self.connections = 0
         self.hangs_up = False
         """After each sign-on."""
@@ -107,6 +109,7 @@ class Peer:
         kind = key.partition("-")[0]
         if kind in ("sign_on", "echo", "sign_off"):
             self.link_asked.append(kind)
+            self.link_traces.append(int(key.partition("-")[2]))
             if kind in self.answers:
                 writer.write(framed(f"! {key} ".encode() + self.answers[kind]))
             if self.hangs_up:
@@ -120,11 +123,14 @@ def framed(message: bytes) -> bytes:
     return len(message).to_bytes(2, "big") + message
 
 
-def link_to(peer: Peer, late: Late | None = None, kind: type[Link] = Link, **settings: Any) -> Link:
+def link_to(
+    peer: Peer, late: Late | None = None, kind: type[Link] = Link, chance: Callable[[], float] = random.random,
+    **settings: Any,
+) -> Link:  # fmt: skip
     quick = {"connect_s": 2.0, "answer_s": 2.0, "backoff_first_s": 0.01, "backoff_cap_s": 0.05}
     return kind(
         "peer", LinkSettings(host="127.0.0.1", port=peer.port, **{**quick, **settings}), Plain(),
-        context=context, on_late=late or Late(),
+        context=context, on_late=late or Late(), chance=chance,
     )  # fmt: skip
 
 

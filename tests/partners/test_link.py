@@ -57,6 +57,12 @@ async def test_a_key_in_flight_is_refused(peer: Peer) -> None:
     await link.close()
 
 
+async def test_its_own_messages_have_traces_that_no_payment_has(peer: Peer) -> None:
+    for chance in (0.0, 0.5, 0.999_999):
+        await (await ready(link_to(peer, chance=lambda chance=chance: chance))).close()  # type: ignore[misc]
+    assert peer.link_traces == [900_000, 900_001, 950_000, 950_001, 999_999, 900_000], "and begin apart"
+
+
 class _TakesDuplicates(Link):
     def _admit(self, key: str, left_s: float) -> None:
         """Planted: no look at the keys in flight."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import metrics
 from gateway.domain.operations import Operation
 from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.partners.call import Partners
@@ -66,6 +67,30 @@ async def test_calls_over_a_link(bank: Bank, tmp_path: Path) -> None:
         assert seconds < 0.75
         await bank.faults()
         assert isinstance((await call(made, reverse(lost)))[0], Approved)
+
+
+async def test_an_answer_that_comes_late_is_handed_on_once(bank: Bank, tmp_path: Path) -> None:
+    handed: asyncio.Queue[tuple[Operation, Outcome]] = asyncio.Queue()
+
+    async def on_late(op: Operation, outcome: Outcome) -> None:
+        await handed.put((op, outcome))
+
+    late_before = link_events("late")
+    async with partners(tmp_path, block(bank.port), on_late=on_late) as made:
+        await bank.faults({"kind": "late", "ms": 600}, {"kind": "duplicate"})
+        bought = purchase()
+        outcome, _ = await call(made, bought)
+        assert isinstance(outcome, Unknown)
+        op, outcome = await asyncio.wait_for(handed.get(), 5)
+        assert op == bought and isinstance(outcome, Approved)
+        made.measure()
+        assert metrics.PARTNER_LINK_UP.labels("iso")._value.get() == 1
+        assert link_events("late") - late_before == 2, "the duplicate was one more"
+        assert handed.empty()
+
+
+def link_events(event: str) -> float:
+    return float(metrics.PARTNER_LINK_EVENTS.labels("iso", event)._value.get())
 
 
 async def test_a_bank_that_is_gone_was_sent_nothing(bank: Bank, tmp_path: Path) -> None:

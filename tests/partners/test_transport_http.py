@@ -83,9 +83,9 @@ async def test_a_get_is_not_sent_twice_behind_our_back(tmp_path: Path) -> None:
         working = made.registry.get("bad")
         assert working is not None
         get = HttpRequest("GET", "/x", {}, b"")
-        await working.transport.exchange(get, Stopwatch(1.0), 0)
+        await working.transport.exchange(get, Stopwatch(1.0), 0, print)
         with pytest.raises(UnknownError):
-            await working.transport.exchange(get, Stopwatch(1.0), 0)
+            await working.transport.exchange(get, Stopwatch(1.0), 0, print)
         assert len(bad.requests) == 2
 
 
