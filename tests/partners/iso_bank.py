@@ -1,17 +1,12 @@
 """The simulated ISO 8583 bank as a process of its own, and one call to it as the engine makes it."""
 
-import asyncio
 import datetime as dt
 import itertools
 import json
-import os
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
-
-import aiohttp
 
 from adapters.bank_iso8583 import Adapter, Dialect
 from gateway.domain.masking import Secret
@@ -22,6 +17,7 @@ from gateway.partners.contract import CallContext
 from gateway.partners.phases import NotSentError, UnknownError
 from gateway.partners.transport_iso8583 import Link, LinkSettings
 from tests.contract.case import Shared, crypto_for
+from tests.partners.hosts import Host
 
 KEY = "0123456789abcdeffedcba9876543210"
 ACCOUNT = "6217330424000000018"
@@ -84,47 +80,19 @@ async def call(link: Link, speaks: Adapter, op: Operation, within_s: float = 5.0
     return speaks.parse(op, ctx, reply)
 
 
-class Bank:
-    """start() it, set its faults, look into its book, stop() it."""
+class Bank(Host):
+    """With a rich account and a poor one."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
-        self._options = options
-        self._process: asyncio.subprocess.Process | None = None
-        self.port = 0
-        self.control = ""
+        files = ("--mac-key-file", str(folder / "mac.key"), "--accounts", str(folder / "accounts.json"))
+        super().__init__(folder, "bank_iso8583_host", *files, *options)
 
-    async def start(self) -> "Bank":
+    async def start(self) -> Self:
         self.folder.mkdir(exist_ok=True)
         (self.folder / "mac.key").write_text(KEY)
         (self.folder / "accounts.json").write_text(json.dumps({ACCOUNT: 10**11, POOR: 50}))
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway.sandbox.peers.bank_iso8583_host", "--port", str(self.port),
-            "--control-port", "0", "--book", str(self.folder / "book.ndjson"),
-            "--mac-key-file", str(self.folder / "mac.key"), "--accounts", str(self.folder / "accounts.json"),
-            *self._options, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PARENT_PID": str(os.getpid())},
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        _, port, control_port = (await asyncio.wait_for(self._process.stdout.readline(), 20)).split()
-        self.port, self.control = int(port), f"http://127.0.0.1:{int(control_port)}"
-        return self
-
-    async def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        await self._process.wait()
-
-    async def stop(self) -> int:
-        assert self._process is not None
-        self._process.terminate()
-        return await self._process.wait()
-
-    async def faults(self, *faults: dict[str, Any]) -> None:
-        async with aiohttp.ClientSession() as session, session.post(f"{self.control}/faults", json=faults) as answer:
-            assert answer.status == 200, await answer.text()
+        return await super().start()
 
     async def book(self) -> dict[tuple[str, str], str]:
         """The state of each (reference, kind)."""
-        async with aiohttp.ClientSession() as session, session.get(f"{self.control}/book") as answer:
-            items = (await answer.json())["items"]
-        return {(item["reference"], item["kind"]): item["state"] for item in items}
+        return {(line["reference"], line["kind"]): line["state"] for line in await self.lines()}

@@ -1,7 +1,6 @@
 """The simulated bank in a process of its own: what it answered survives `kill -9`, and it ends with its parent."""
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -18,39 +17,25 @@ from gateway.sandbox.peers.control import Book, BookLine
 from gateway.sandbox.peers.open_bank_host import HOST, OPENING_FEN
 from tests.faults.planted import plant
 from tests.faults.waiting import gone, tree, until
+from tests.partners.hosts import Host
 from tests.partners.open_bank import SETTLED_S, Caller, balance_fen, gateway_keys, purchase, transfer
 from tests.running import ROOT
 
-MODULE = "gateway.sandbox.peers.open_bank_host"
+MODULE = "open_bank_host"
 READY_S = 10
 CALLERS = 8
 ACKS = 60
 
 
-class Peer:
-    """A process of the bank; stop() is kind, kill() is not."""
+class Peer(Host):
+    """A process of the bank, and who calls it."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder = folder
-        self._environment = os.environ | {"PARENT_PID": str(os.getpid())} | environment
-        self.caller: Caller
+    caller: Caller
 
-    async def start(self, session: aiohttp.ClientSession) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", MODULE, *arguments(self.folder),
-            cwd=ROOT, env=self._environment, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), READY_S)
-        ready, port, control_port = line.split()
-        assert ready == b"ready"
-        addresses = [f"http://{HOST}:{int(number)}" for number in (port, control_port)]
-        self.caller = Caller(addresses[0], addresses[1], gateway_keys(self.folder / "keys"), session)
-
-    async def end(self, number: signal.Signals) -> None:
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        await asyncio.wait_for(self.process.wait(), 5)
+    async def serve(self, session: aiohttp.ClientSession) -> None:
+        await self.start()
+        keys = gateway_keys(self.folder / "keys")
+        self.caller = Caller(f"http://{HOST}:{self.port}", self.control, keys, session)
 
 
 def arguments(folder: Path) -> list[str]:
@@ -59,13 +44,13 @@ def arguments(folder: Path) -> list[str]:
 
 @asynccontextmanager
 async def peer(folder: Path, bug: str = "") -> AsyncIterator[tuple[Peer, aiohttp.ClientSession]]:
-    running = Peer(folder, plant(bug) if bug else {})
+    running = Peer(folder, MODULE, "--keys", str(folder / "keys"), environment=plant(bug) if bug else None)
     async with aiohttp.ClientSession() as session:
-        await running.start(session)
+        await running.serve(session)
         try:
             yield running, session
         finally:
-            await running.end(signal.SIGKILL)
+            await running.kill()
 
 
 class Load:
@@ -91,8 +76,8 @@ async def kill_under_load(running: Peer, session: aiohttp.ClientSession) -> Load
         for _ in range(CALLERS):
             tasks.create_task(load.run(running.caller))
         await until(lambda: len(load.acknowledged) >= ACKS, 20, f"{ACKS} transfers")
-        await running.end(signal.SIGKILL)
-    await running.start(session)
+        await running.kill()
+    await running.serve(session)
     return load
 
 
@@ -111,10 +96,9 @@ async def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
         for _ in range(3):
             load = await kill_under_load(running, session)
             assert await lost(running, load) == 0
-            await running.end(signal.SIGTERM)
-            assert running.process.returncode == 0
+            assert await running.stop() == 0
             (tmp_path / "book.ndjson").unlink()
-            await running.start(session)
+            await running.serve(session)
 
 
 async def test_control_a_book_written_after_the_answer_is_noticed(tmp_path: Path) -> None:
@@ -130,9 +114,9 @@ async def test_what_a_kill_left_unknown_is_settled_by_asking(tmp_path: Path) -> 
         await running.caller.faults({"kind": "late", "ms": 60_000})
         waiting = asyncio.create_task(running.caller.call(op))
         await until(lambda: (tmp_path / "book.ndjson").stat().st_size > 0, 5, "the line in the book")
-        await running.end(signal.SIGKILL)
+        await running.kill()
         assert isinstance(await waiting, Unknown)
-        await running.start(session)
+        await running.serve(session)
         assert isinstance(await running.caller.ask(op, later_s=SETTLED_S), Approved)
         assert isinstance(await running.caller.call(op), Approved)
         assert isinstance(await running.caller.ask(purchase(), later_s=SETTLED_S), Declined)
@@ -159,7 +143,8 @@ async def test_a_line_that_was_cut_short_is_taken_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_it_ends_with_its_parent(tmp_path: Path, number: signal.Signals) -> None:
-    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-m', '{MODULE}', *sys.argv[1:]])"
+    module = f"gateway.sandbox.peers.{MODULE}"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-m', '{module}', *sys.argv[1:]])"
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", starts, *arguments(tmp_path), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
