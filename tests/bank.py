@@ -207,12 +207,14 @@ def banks(port: int, can_query: bool = True) -> Banks:
     return Banks(ask_over(port), lambda name, kind: can_query or kind is not QueryStatus)
 
 
-async def give_account(dsn: str, keys: KeyStore, card_id: UUID, bank: str = "bank-jiaxing") -> None:
+async def give_account(
+    dsn: str, keys: KeyStore, card_id: UUID, bank: str = "bank-jiaxing", account: str = ACCOUNT
+) -> None:
     connection, sealer = await asyncpg.connect(dsn), Sealer()
     try:
         key_id = await data_keys.for_month(connection, "registry", TODAY, new_data_key(keys))
         sealer.add(await data_keys.load(connection), keys)
-        sealed = sealer.seal(key_id, ACCOUNT_COLUMN, card_id.bytes, ACCOUNT.encode())
+        sealed = sealer.seal(key_id, ACCOUNT_COLUMN, card_id.bytes, account.encode())
         await connection.execute(
             "UPDATE card SET bank = $2, account_sealed = $3 WHERE card_id = $1", card_id, bank, sealed
         )

@@ -254,8 +254,7 @@ class SettlePayment:
             await idempotency.give_back(connection, [key])
             if payment.kind is PaymentKind.PAYMENT:
                 await payments.free_order(connection, payment)
-        elif payment.state not in OPEN or (payment.state is _S.UNKNOWN and outcome is not None):
-            # a 202 is kept by the request that has asked in vain; who finds out later owes the final answer
+        elif payment.state not in OPEN or self._stays_unknown(payment, outcome):
             answer = self._kept.seal(data_key_id, key, answer_of(payment))
             await idempotency.keep(connection, {key: answer})
         if payment.kind is PaymentKind.REVERSAL and payment.state is _S.REVERSED and payment.parent is not None:
@@ -265,6 +264,14 @@ class SettlePayment:
             if await payments.move(connection, parent, (_S.APPROVED, _S.REVERSING), _S.REVERSED, None, look_again):
                 parent = parent._replace(state=_S.REVERSED)
                 await self._follow(connection, parent, None, data_key_id)
+
+    def _stays_unknown(self, payment: Payment, outcome: Outcome | None) -> bool:
+        """Whether a 202 is all that there is to answer: its request has asked in vain, or the dialect cannot ask.
+
+        Else who finds out what an unknown operation came to owes its key that answer.
+        """
+        cannot_ask = payment.kind is PaymentKind.REFUND and not self._can_query(payment)
+        return payment.state is _S.UNKNOWN and (outcome is not None or cannot_ask)
 
     def _due_in(self, state: PaymentState, outcome: Outcome | None) -> dt.timedelta | None:
         """When something is to be done after a move."""

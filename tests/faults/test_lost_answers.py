@@ -113,6 +113,28 @@ async def test_a_gateway_killed_while_the_bank_has_the_payment(counter: Counter,
     await counter.leave(till)
 
 
+async def test_a_refund_that_nobody_can_ask_about_is_answered_as_pending(counter: Counter) -> None:
+    """Its process was killed and the bank has no query: its key does not wait for an answer that never comes."""
+    till = await counter.till()
+    path, hold = f"{PATH}/{await till.paid()}/refunds", Hold.new()
+    counter.bank.faults["refund"].append(hold)
+    asked = asyncio.create_task(till.merchant.effect(path, {"amount_fen": 50}, key="killed"))
+    await hold.arrived.wait()
+    await counter.gateway.kill()
+    with pytest.raises((OSError, aiohttp.ClientError)):
+        await asked
+    hold.go.set()
+    await counter.leave(till)
+    till = await counter.till()
+    till.resolver.settle._banks = banks(counter.bank.port, can_query=False)
+    await till.resolver.make_due()
+    await till.resolver.resolve.turn()
+    status, raw, headers = await till.merchant.effect(path, {"amount_fen": 50}, key="killed")
+    assert (status, headers["Idempotency-Replayed"]) == (202, "true"), raw
+    assert await till.steps(json.loads(raw)["reference"]) == ["intent", "unknown"]
+    await counter.leave(till)
+
+
 async def test_an_outcome_that_cannot_be_written_is_found_out_again(counter: Counter) -> None:
     """The bank has approved; the row is locked against the writing of it, and the gateway dies waiting."""
     till = await counter.till()

@@ -108,13 +108,12 @@ class Host:
             answer += answer
         if "late" in faults:
             self._hold(self._send_later(faults["late"].ms, answer, writer))
-        elif not writer.is_closing():
-            writer.write(answer)
+        else:
+            _write(answer, writer)
 
     async def _send_later(self, ms: int, answer: bytes, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(ms / 1000)
-        if not writer.is_closing():
-            writer.write(answer)
+        _write(answer, writer)
 
     def _answer(self, message: bytes, fields: dict[str, str], faults: Mapping[str, Fault]) -> bytes:
         kind = fields["t"]
@@ -170,6 +169,12 @@ class Host:
         if self._length_bytes == 2:
             return len(message).to_bytes(2, "big") + message
         return b"%04d" % len(message) + message
+
+
+def _write(answer: bytes, writer: asyncio.StreamWriter) -> None:
+    if not writer.is_closing():
+        with suppress(RuntimeError):  # half closed since
+            writer.write(answer)
 
 
 def _arguments() -> argparse.Namespace:
