@@ -128,12 +128,13 @@ def new_adapter(
     name: Annotated[str, typer.Argument(help="Of the dialect: small letters, digits and _, such as bank_xml.")],
 ) -> None:
     """Lay out a new dialect in a checkout: its file, its contract case, its block in partners.toml."""
+    import keyword
     import re
 
     from gateway.partners.new_adapter import lay_out
 
-    if not re.fullmatch(r"[a-z][a-z0-9_]{1,38}", name):
-        give_up("not laid out: a name has small letters, digits and _, and begins with a letter")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{1,38}", name) or keyword.iskeyword(name):
+        give_up("not laid out: a name has small letters, digits and _, begins with a letter, and is no word of Python")
     with refusals("not laid out"):
         for file in lay_out(Path.cwd(), Path(os.environ.get("CONFIG_DIR", "config")).absolute(), name):
             typer.echo(f"wrote {file}")

@@ -116,6 +116,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         mistakes.extend(f"points.toml: {mistake}" for mistake in mistakes_of_points(points, callers))
     if gateway is not None:
         _check_ecard_partner(gateway.verify.ecard_partner, partners, mistakes)
+        _check_routes(gateway.payments.routes, partners, mistakes)
     if mistakes or gateway is None or points is None:
         raise SettingsError(mistakes)
     return Settings(
@@ -150,6 +151,18 @@ def _check_ecard_partner(name: str, partners: Mapping[str, Partner | None], mist
         mistakes.append("gateway.toml: verify.ecard_partner: no such partner in partners.toml")
     elif partner is not None and "verify_ecard_code" not in partner.operations:
         mistakes.append(f"gateway.toml: verify.ecard_partner: partners.{name}.operations lacks verify_ecard_code")
+
+
+def _check_routes(routes: Mapping[str, str], partners: Mapping[str, Partner | None], mistakes: list[str]) -> None:
+    """A purchase of unknown outcome must be reversible there. Payments by a partner that is not there are not sent."""
+    for bank, name in routes.items():
+        partner = partners.get(name)
+        if partner is not None:
+            mistakes.extend(
+                f"gateway.toml: payments.routes.{bank}: partners.{name}.operations lacks {operation}"
+                for operation in ("purchase", "reverse")
+                if operation not in partner.operations
+            )
 
 
 def _check_hosts(callers: Mapping[str, Caller], hosts: tuple[str, ...], mistakes: list[str]) -> None:

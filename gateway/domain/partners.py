@@ -103,6 +103,8 @@ def mistakes_of(partner: Partner | None) -> list[str]:
     for table, connection in (("http", partner.http), ("link", partner.link)):
         if connection is not None and (connection.client_cert_file is None) != (connection.client_key_file is None):
             mistakes.append(f"{table}.client_cert_file: goes with client_key_file")
+    if partner.link is not None and partner.link.client_cert_file is not None and partner.link.ca_file is None:
+        mistakes.append("link.ca_file: missing, and without it the link is not TLS")
     if partner.http is not None and not _SAFE_URL.match(partner.http.base_url):
         mistakes.append("http.base_url: plain http:// only on loopback")
     for name, key in partner.keys.items():

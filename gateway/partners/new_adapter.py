@@ -6,6 +6,7 @@ from gateway.domain.errors import CannotStart
 
 _ADAPTER = "tests/contract/dialects/example.py"
 _CASE = "tests/contract/cases/example.py"
+_IMPORT = "from tests.contract.dialects.example import Adapter\n"
 _BLOCK = """
 [partners.{partner}]
 name = "{partner}"
@@ -36,17 +37,18 @@ def lay_out(root: Path, config_dir: Path, name: str) -> list[Path]:
     adapter, case = root / "adapters" / f"{name}.py", root / "tests/contract/cases" / f"{name}.py"
     if taken := [file for file in (adapter, case) if file.exists()]:
         raise CannotLayOut(f"{taken[0]} is there already")
+    partner, file = name.replace("_", "-"), config_dir / "partners.toml"
+    if f"[partners.{partner}]" in file.read_text():
+        raise CannotLayOut(f"{file} has a partner {partner} already")
     source = (root / _ADAPTER).read_text()
     summary, _, rest = source.partition("\n")
     assert "copies it" in summary
     adapter.write_text(
         f'"""The dialect of {name}: TODO say in one line whose it is, and where it is described.\n{rest}'
     )
-    text = (root / _CASE).read_text().replace("tests.contract.dialects.example", f"adapters.{name}")
-    _, _, rest = text.partition("\n")
+    _, _, rest = (root / _CASE).read_text().replace(_IMPORT, "").partition("\n")
+    rest = rest.replace("from gateway.", f"from adapters.{name} import Adapter\nfrom gateway.", 1)
     case.write_text(f'"""The case of {name}."""\n{rest}')
-    file = config_dir / "partners.toml"
     with file.open("a") as stream:
-        partner = name.replace("_", "-")
         stream.write(_BLOCK.format(partner=partner, name=name, variable=name.upper()))
     return [adapter, case, file]

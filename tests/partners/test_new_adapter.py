@@ -36,6 +36,9 @@ def test_it_passes_the_suite_from_the_start(checkout: Path) -> None:
     suite = run(checkout, "pytest", "-q", "-p", "no:cacheprovider", "tests/contract/test_adapters.py", "-k", "bank_xml")
     assert suite.returncode == 0, suite.stdout
     assert "39 passed" in suite.stdout
+    for linting in (["check"], ["format", "--check"]):
+        lint = run(checkout, "ruff", *linting, "--no-cache", "adapters", "tests/contract/cases")
+        assert lint.returncode == 0, lint.stdout
     script = (
         "from gateway.partners.registry import read; from gateway.settings import load;"
         "print(read(load())['bank-xml'].block.adapter)"
@@ -52,7 +55,7 @@ def test_an_adapter_without_its_case_fails_the_collection(checkout: Path) -> Non
     assert "the adapter bank_xml has no case" in suite.stdout
 
 
-@pytest.mark.parametrize("name", ["_kit", "../x", "Bank", "bank-xml", ""])
+@pytest.mark.parametrize("name", ["_kit", "../x", "Bank", "bank-xml", "class", ""])
 def test_a_name_that_is_no_file_of_adapters_is_refused(name: str, checkout: Path) -> None:
     assert run(checkout, "gateway", "new-adapter", "--", name).returncode == 1
 
@@ -65,3 +68,12 @@ def test_nothing_is_replaced(checkout: Path) -> None:
     assert "is there already" in refused.stderr
     assert file.read_text() == "mine\n"
     assert not (checkout / "tests/contract/cases/bank_xml.py").exists()
+
+
+def test_a_partner_of_this_name_is_not_written_twice(checkout: Path) -> None:
+    with (checkout / "config/partners.toml").open("a") as stream:
+        stream.write("\n[partners.bank-xml]\n")
+    refused = run(checkout, "gateway", "new-adapter", "bank_xml")
+    assert refused.returncode == 1
+    assert "has a partner bank-xml already" in refused.stderr
+    assert not (checkout / "adapters/bank_xml.py").exists()

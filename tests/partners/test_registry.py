@@ -67,6 +67,11 @@ MISTAKES = {
         '/api"\nclient_cert_file = "x.pem"\n',
         "http.client_cert_file: goes with client_key_file",
     ),
+    "a certificate for a link that is not TLS": (
+        '[partners.bank.http]\nbase_url = "http://127.0.0.1:1/api"',
+        '[partners.bank.link]\nhost = "h"\nport = 1\nclient_cert_file = "x"\nclient_key_file = "y"',
+        "link.ca_file: missing, and without it the link is not TLS",
+    ),
     "an authority that is not there": (
         '"http://127.0.0.1:1/api"\n',
         '"https://bank.example"\nca_file = "x.pem"\n',

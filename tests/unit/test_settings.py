@@ -232,6 +232,17 @@ http = { base_url = "https://x.example" }
 """
 
 
+def test_a_bank_is_reached_by_a_partner_that_can_undo_what_it_does(config: Path) -> None:
+    routed = BLOCK.replace("partners.platform", "partners.bank-haiyan").replace('"scan_login"', '"purchase"')
+    (config / "partners.toml").write_text(routed)
+    path = "gateway.toml: payments.routes.bank-haiyan: partners.bank-haiyan.operations lacks "
+    assert mistakes_of(config) == [path + "reverse"]
+    edit(config / "partners.toml", lambda text: text.replace('"purchase"', '"scan_login"'))
+    assert mistakes_of(config) == [path + "purchase", path + "reverse"]
+    edit(config / "partners.toml", lambda text: text.replace('"scan_login"', '"purchase", "reverse"'))
+    load({"CONFIG_DIR": str(config)})
+
+
 def test_the_platform_of_ecards_is_a_partner_that_can_be_asked(config: Path) -> None:
     path = "gateway.toml: verify.ecard_partner: "
     edit(config / "gateway.toml", lambda text: text.replace('ecard_partner = ""', 'ecard_partner = "platform"'))
