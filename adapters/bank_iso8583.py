@@ -65,10 +65,26 @@ _SHOWN: Final = frozenset(("t", "3", "4", "11", "12", "13", "15", "22", "25", "3
 _Digits6 = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{6}$")]
 
 
+_Merchant = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Z]{1,15}$")]
+_Terminal = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Z]{1,8}$")]
+
+
+class Shop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What this bank calls a merchant and its terminals."""
+
+    merchant_id: _Merchant
+    terminal_id: _Terminal
+    """Of terminals that are not in `terminals`."""
+    terminals: Mapping[str, _Terminal] = {}
+
+
 class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    merchant_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Z]{1,15}$")]
+    merchant_id: _Merchant
     """F42 and F41 of what belongs to no shop: balance, settlement, the link's own messages."""
-    terminal_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Z]{1,8}$")]
+    terminal_id: _Terminal
+    shops: Mapping[str, Shop] = {}
+    """By merchant; F42 and F41 of others are as they call themselves. A reversal must find its purchase: an entry that
+    was paid at is changed when its payments can no longer be reversed."""
     numbers: Numbers = "bcd"
     header: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2}){0,32}$")] = ""
     """Hex, before the message type (TPDU and the like); a reply's is as long and not looked at."""
@@ -271,7 +287,10 @@ class Adapter:
         return {"2": account, "3": processing, "22": self._settings.entry_mode, "25": self._settings.condition}
 
     def _place(self, op: Purchase | Dialect) -> Fields:
-        return {"41": op.terminal_id.ljust(8), "42": op.merchant_id.ljust(15)}
+        merchant, terminal = op.merchant_id, op.terminal_id
+        if isinstance(op, Purchase) and (shop := self._settings.shops.get(merchant)) is not None:
+            merchant, terminal = shop.merchant_id, shop.terminals.get(terminal, shop.terminal_id)
+        return {"41": terminal.ljust(8), "42": merchant.ljust(15)}
 
     def _original(self, original: Purchase) -> str:
         when = _when(original.at, original.trace)

@@ -21,6 +21,7 @@ from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Out
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.resolve_payments import ResolvePayments
 from gateway.flows.settle_payment import ACCOUNT_COLUMN, Ask, Banks, SettlePayment
+from gateway.partners.phases import Why
 from gateway.sandbox.peers.control import Book, BookLine
 from gateway.settings import Settings
 from gateway.store import data_keys
@@ -29,6 +30,8 @@ from tests.registry import TODAY
 
 ACCOUNT = "9999990000000000017"
 """Begins with digits that no bank has been given."""
+NO_TERMINAL = "T-2"
+"""This bank knows no such terminal: no message can be built."""
 
 
 class Hold(NamedTuple):
@@ -158,6 +161,8 @@ def ask_over(port: int) -> Ask:
 
     async def ask(name: str, operation: Operation, deadline_s: float) -> Outcome:
         assert name in ("bank-haiyan", "bank-jiaxing")
+        if isinstance(operation, Purchase) and operation.terminal_id == NO_TERMINAL:
+            return NotSent(Why.CANNOT_BUILD)
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:

@@ -38,6 +38,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "body_too_large": (413, "The body is larger than allowed"),
     "unsupported_media_type": (415, "The body has a type or encoding that is not accepted"),
     "validation_failed": (422, "The request does not fit the contract"),
+    "not_at_this_bank": (422, "The card's bank does not take this from this merchant or terminal, or not any more"),
     "idempotency_key_reused": (422, "This Idempotency-Key was used for another request"),
     "unknown_key": (422, "The caller has no such key in force"),
     "expectation_failed": (417, "The Expect header asks for something unsupported"),

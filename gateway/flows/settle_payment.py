@@ -40,6 +40,7 @@ from gateway.flows.data_keys import DataKeys
 from gateway.flows.kept_answers import Answer, KeptAnswers
 from gateway.metrics import PAYMENTS
 from gateway.partners.call import Partners
+from gateway.partners.phases import Why
 from gateway.store import idempotency, payments
 from gateway.store.payments import Payment
 from gateway.store.pool import Pool
@@ -136,7 +137,7 @@ class SettlePayment:
         return bank in self._settings.routes
 
     async def first(self, payment: Payment) -> Answer:
-        """Send an intent's own message. Raises Problem 503 if nothing was sent: what is not known is `pending`."""
+        """Send an intent's own message. Raises Problem 503 or 422: not sent. What is not known is pending."""
         if dt.datetime.now(dt.UTC) - payment.created_at > self.lease:  # we stood still: the resolver may have it
             async with self._database() as connection:
                 taken = await payments.find(connection, payment.reference)
@@ -153,6 +154,8 @@ class SettlePayment:
             log.warning("an outcome was not written", reference=str(payment.reference), error=type(error).__name__)
             return answer_of(payment)  # the intent is there: the resolver finds out, and answers the key
         if now.state is _S.NOT_SENT:
+            if outcome == NotSent(Why.CANNOT_BUILD):  # nor will it be, however often it is tried again
+                raise Problem("not_at_this_bank")
             raise unavailable("the card's bank cannot be reached")
         return answer_of(now)
 

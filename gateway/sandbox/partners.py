@@ -50,6 +50,7 @@ adapter = "bank_signed_http"
 operations = ["purchase", "reverse", "refund", "balance", "account_check", "transfer", "batch_transfer", "notify_loss",
               "check_file", "query_status"]
 timeout_ms = 3000
+body_max_bytes = 4_194_304
 concurrency_max = 64
 waiting_max = 64
 http = {{ base_url = "http://127.0.0.1:{bank-jiaxing}" }}

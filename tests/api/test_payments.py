@@ -14,7 +14,7 @@ from gateway.domain.cards import CardStatus
 from gateway.domain.operations import Operation, QueryStatus
 from gateway.domain.outcome import Approved, Outcome
 from gateway.flows.settle_payment import Banks
-from tests.bank import Hold, banks
+from tests.bank import NO_TERMINAL, Hold, banks
 from tests.registry import new_card
 from tests.running import Client
 from tests.tills import PATH, Till, order
@@ -110,6 +110,14 @@ async def test_a_bank_that_cannot_be_reached_leaves_key_and_order_free(till: Til
     await till.bank.open()
     status, raw, headers = await till.merchant.effect(PATH, body, key="not-sent")
     assert (status, json.loads(raw)["status"]) == (200, "approved") and "Idempotency-Replayed" not in headers
+
+
+async def test_what_the_bank_has_no_message_for_is_refused_and_not_to_be_tried_again(till: Till) -> None:
+    body = order(await till.card())
+    status, raw, headers = await till.merchant.effect(PATH, body | {"terminal_id": NO_TERMINAL}, key="no-message")
+    assert (status, json.loads(raw)["code"]) == (422, "not_at_this_bank") and "Retry-After" not in headers
+    status, raw, _ = await till.merchant.effect(PATH, body, key="no-message")
+    assert (status, json.loads(raw)["status"]) == (200, "approved"), "key and order are free"
 
 
 async def test_an_order_is_paid_once(till: Till) -> None:

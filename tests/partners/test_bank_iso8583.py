@@ -8,13 +8,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
-from adapters.bank_iso8583 import Adapter
+from adapters.bank_iso8583 import Adapter, Shop
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Balance, Refund, SettleTotals
 from gateway.domain.outcome import Approved, DeclineCode, Declined, Unknown
 from gateway.domain.times import CHINA
-from gateway.partners.contract import CallContext, LinkFrame
+from gateway.partners.contract import CallContext, CannotBuild, LinkFrame
 from gateway.partners.transport_iso8583 import Link
 from tests.faults.waiting import until
 from tests.partners.iso_bank import (
@@ -100,6 +101,25 @@ async def test_all_forms_of_the_wire(tmp_path: Path, framing: str, numbers: str,
     assert isinstance(await call(link, speaks, reverse(bought)), Approved)
     await link.close()
     await bank.stop()
+
+
+async def test_a_merchant_has_the_banks_own_numbers_in_all_its_messages(bank: Bank) -> None:
+    """As long as the caller's words may be: F42 has 15 places, F41 8."""
+    shop = Shop(merchant_id="898330448160042", terminal_id="00000001", terminals={"parking-exit-north": "00000002"})
+    speaks = adapter(shops={"county-parking-company": shop})
+    link = make_link(bank.port, speaks=speaks)
+    await link.open()
+    for terminal, number in (("parking-exit-north", b"00000002"), ("parking-exit-south", b"00000001")):
+        bought = replace(purchase(5), merchant_id="county-parking-company", terminal_id=terminal)
+        assert number + b"898330448160042" in speaks.build(bought, context()).body
+        with pytest.raises(CannotBuild):
+            adapter().build(bought, context())
+        assert isinstance(await call(link, speaks, bought), Approved)
+        refund = Refund(reference=uuid4(), at=bought.at, original=bought, amount_fen=2, trace=next(traces))
+        assert number + b"898330448160042" in speaks.build(refund, context()).body
+        assert isinstance(await call(link, speaks, reverse(bought)), Approved)
+        assert (await bank.book())[bought.reference.hex, "purchase"] == "reversed"
+    await link.close()
 
 
 async def test_refunds_do_not_exceed_the_purchase(link: Link) -> None:

@@ -1,7 +1,7 @@
 """A simulated bank that speaks ISO 8583 on a real socket, with its own field table and macs.
 
 Knows nothing of the gateway's adapter: both follow domain.md §4.2. Loopback only; ends with its parent. When it
-listens it prints one line of JSON: `{"address": "127.0.0.1:…", "control": "http://127.0.0.1:…"}`.
+listens it prints a line `ready <port> <control port>`.
 """
 
 import argparse
