@@ -63,6 +63,8 @@ class Stuck(NamedTuple):
 _COLUMNS = ", ".join(Payment._fields)
 _P_COLUMNS = ", ".join(f"p.{name}" for name in Payment._fields)
 _OPEN = sorted(OPEN)
+_SINCE = "coalesce(decided_at, created_at)"
+"""Since when something is left to do: an old payment that has just been reversed is looked for once more."""
 
 _DUE = f"""
 WITH taken AS (
@@ -216,8 +218,8 @@ async def history(connection: "AnyConnection", reference: UUID) -> list[Step]:
 async def stuck(connection: "AnyConnection", older_than: dt.timedelta, limit: int) -> list[Stuck]:
     """Operations that are not decided, or whose reversal is not answered, since so long; the oldest first."""
     rows = await connection.fetch(
-        "SELECT reference, kind, caller, bank, amount_fen, state, tries, created_at, next_try_at FROM payment"
-        " WHERE next_try_at IS NOT NULL AND created_at < now() - $1::interval ORDER BY created_at LIMIT $2",
+        "SELECT reference, kind, caller, bank, amount_fen, state, tries, created_at, next_try_at FROM payment"  # noqa: S608
+        f" WHERE next_try_at IS NOT NULL AND {_SINCE} < now() - $1::interval ORDER BY created_at LIMIT $2",
         older_than, limit,
     )  # fmt: skip
     return [Stuck(*row) for row in rows]
@@ -226,7 +228,7 @@ async def stuck(connection: "AnyConnection", older_than: dt.timedelta, limit: in
 async def count_open(connection: "AnyConnection", older_than: dt.timedelta) -> tuple[int, int]:
     """(operations with something left to do, those of them that are stuck)."""
     row = await connection.fetchrow(
-        "SELECT count(*), count(*) FILTER (WHERE created_at < now() - $1::interval) FROM payment"
+        f"SELECT count(*), count(*) FILTER (WHERE {_SINCE} < now() - $1::interval) FROM payment"  # noqa: S608
         " WHERE next_try_at IS NOT NULL",
         older_than,
     )  # fmt: skip

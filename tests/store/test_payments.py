@@ -12,6 +12,7 @@ import pytest
 from gateway.domain.ids import uuid7
 from gateway.domain.payments import BEGINNINGS, OPEN, TRANSITIONS, PaymentKind, PaymentState
 from gateway.store import payments
+from gateway.store.migrate import ensure_partitions
 from gateway.store.payments import Payment
 from tests.conftest import Database
 
@@ -128,3 +129,41 @@ async def test_due_is_taken_by_one_and_left_until_its_lease_is_over(
     assert {payment.tries for payment in first + second} == {1}
     assert await payments.count_open(app, dt.timedelta(0)) == (20, 20)
     assert await payments.count_open(app, dt.timedelta(hours=1)) == (20, 0)
+
+
+async def test_an_old_payment_that_has_just_been_reversed_is_not_stuck(
+    app: "asyncpg.Connection[asyncpg.Record]", database: Database
+) -> None:
+    payment = intent()
+    owner = await asyncpg.connect(database.dsn)
+    try:
+        await ensure_partitions(owner, dt.datetime.now(dt.UTC).date() - dt.timedelta(days=3))
+        then = int(dt.datetime.now(dt.UTC).timestamp() * 1000) - 2 * 86_400_000
+        reference = UUID(bytes=uuid7(then, uuid4().bytes[:10]))
+        payment = payment._replace(reference=reference, created_at=payments.created_at(reference))
+        await payments.insert(app, [payment], LEASE)
+    finally:
+        await owner.close()
+    hour = dt.timedelta(hours=1)
+    assert await payments.count_open(app, hour) == (1, 1)
+    assert [row.reference for row in await payments.stuck(app, hour, 10)] == [reference]
+    assert await payments.move(app, payment, (_S.INTENT,), _S.APPROVED)
+    assert await payments.count_open(app, hour) == (0, 0)
+    assert await payments.move(app, payment, (_S.APPROVED,), _S.REVERSED, None, LEASE)
+    assert await payments.count_open(app, hour) == (1, 0)
+    assert await payments.stuck(app, hour, 10) == []
+
+
+async def test_an_order_id_is_its_callers_own(app: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Two callers may have the same; of one caller's the first has it, in one batch too, until it gives it back."""
+    ours, theirs, again, later = (intent() for _ in range(4))
+    orders = [("one", "order-1", ours), ("two", "order-1", theirs), ("one", "order-1", again)]
+    won = await payments.take_orders(app, [(caller, order, payment.reference) for caller, order, payment in orders])
+    assert theirs.reference in won and len(won & {ours.reference, again.reference}) == 1 == len(won) - 1
+    assert await payments.take_orders(app, [("one", "order-1", later.reference)]) == set()
+    (holder,) = won - {theirs.reference}
+    for wrong in (theirs, later):
+        await payments.free_order(app, wrong._replace(caller="one", merchant_order_id="order-1"))
+    assert await payments.take_orders(app, [("one", "order-1", later.reference)]) == set()
+    await payments.free_order(app, intent()._replace(reference=holder, caller="one", merchant_order_id="order-1"))
+    assert await payments.take_orders(app, [("one", "order-1", later.reference)]) == {later.reference}
