@@ -49,12 +49,17 @@ KeyKind = Literal[
 ]  # fmt: skip
 
 
-class PartnerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One key that is shared with a partner: where it is, never the key itself. One of `file` and `env` is needed."""
+class SecretPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a secret is, never the secret itself. One of `file` and `env` is needed."""
 
-    kind: KeyKind
     file: _File | None = None
     env: Annotated[str, msgspec.Meta(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")] | None = None
+
+
+class PartnerKey(SecretPlace, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One key that is shared with a partner."""
+
+    kind: KeyKind
     encoding: Literal["hex", "base64", "text"] = "hex"
     """Of the key's text. SM2: `<private> <public>`, or the public key alone (the partner's)."""
     signature: Literal["der", "raw"] = "der"
@@ -92,7 +97,7 @@ class Partner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link: PartnerLink | None = None
     keys: Mapping[str, PartnerKey] = {}
     dialect: Mapping[str, Any] = {}
-    """The adapter's own settings, checked by its Settings."""
+    """The adapter's own settings, checked by its Settings; those that are Secret say where they are (SecretPlace)."""
 
 
 def mistakes_of(partner: Partner | None) -> list[str]:

@@ -16,8 +16,9 @@ import structlog
 
 from gateway.crypto.key_files import refuse_loose
 from gateway.crypto.key_store import KeyStoreError
+from gateway.domain.masking import Secret
 from gateway.domain.operations import OPERATIONS, Operation
-from gateway.domain.partners import Partner, PartnerHttp, PartnerKey, PartnerLink
+from gateway.domain.partners import Partner, PartnerHttp, PartnerLink, SecretPlace
 from gateway.metrics import PARTNER_RELOADS
 from gateway.partners.contract import Adapter, Transport
 from gateway.partners.keys import Keys, SharedKey, fingerprint, read_key
@@ -162,7 +163,9 @@ def read(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[s
             marks += _check_files(settings, block, path, mistakes)
         adapter = None
         if kind is not None:
-            adapter = _adapter(kind, block, path, mistakes)
+            dialect, more = _dialect(settings, kind, block, path, environ, mistakes)
+            marks += more
+            adapter = _adapter(kind, block, dialect, path, mistakes)
         operations = frozenset(OPERATIONS[operation] for operation in block.operations if operation in OPERATIONS)
         checked[name] = Checked(block, adapter, Keys(keys), operations, (block, *marks))
     if mistakes:
@@ -189,7 +192,31 @@ def load_adapter(name: str, path: str, mistakes: list[str]) -> type[Adapter] | N
     return kind
 
 
-def _adapter(kind: type[Adapter], block: Partner, path: str, mistakes: list[str]) -> Adapter | None:
+def _dialect(
+    settings: Settings, kind: type[Adapter], block: Partner, path: str, environ: Mapping[str, str], mistakes: list[str]
+) -> tuple[dict[str, Any], list[bytes]]:
+    """The adapter's own settings with their secrets, and by what a change of one is noticed."""
+    dialect, marks = dict(block.dialect), []
+    for field in msgspec.structs.fields(kind.Settings):
+        if field.type != Secret[str] or field.name not in dialect:
+            continue
+        place, raw = f"{path}.dialect.{field.name}", dialect[field.name]
+        dialect[field.name] = ""
+        if not isinstance(raw, dict):
+            mistakes.append(f"partners.toml: {place}: a secret is not written here: {{ file = … }} or {{ env = … }}")
+            continue
+        where = convert(raw, SecretPlace, "partners.toml", place, mistakes)
+        if where is not None and block.enabled:
+            text = _secret_text(settings, where, place, environ, mistakes)
+            if text is not None:
+                dialect[field.name] = text
+                marks.append(fingerprint(text))
+    return dialect, marks
+
+
+def _adapter(
+    kind: type[Adapter], block: Partner, dialect: dict[str, Any], path: str, mistakes: list[str]
+) -> Adapter | None:
     cannot = [name for name in block.operations if name in OPERATIONS and OPERATIONS[name] not in kind.OPERATIONS]
     mistakes.extend(
         f"partners.toml: {path}.operations: adapters/{block.adapter}.py cannot do {name}" for name in cannot
@@ -201,7 +228,7 @@ def _adapter(kind: type[Adapter], block: Partner, path: str, mistakes: list[str]
             mistakes.append(f"partners.toml: {path}.{table}: missing")
         elif table != wanted and given is not None:
             mistakes.append(f"partners.toml: {path}.{table}: adapters/{block.adapter}.py does not speak over it")
-    settings = convert(dict(block.dialect), kind.Settings, "partners.toml", f"{path}.dialect", mistakes)
+    settings = convert(dialect, kind.Settings, "partners.toml", f"{path}.dialect", mistakes)
     try:
         return kind(settings) if settings is not None else None
     except ValueError as error:
@@ -218,24 +245,38 @@ def _keys(
     keys: dict[str, SharedKey] = {}
     marks = []
     for name, key in block.keys.items():
+        place = f"{path}.keys.{name}"
+        text = _secret_text(settings, key, place, environ, mistakes)
+        if text is None:
+            continue
+        marks.append(fingerprint(text))
         try:
-            text = _key_text(settings, key, environ)
             keys[name] = read_key(key, text)
-            marks.append(fingerprint(text))
-        except (OSError, ValueError, KeyStoreError) as error:
-            told = error.strerror if isinstance(error, OSError) else error
-            mistakes.append(f"partners.toml: {path}.keys.{name}: {key.file or key.env}: {told}")
+        except ValueError as error:
+            mistakes.append(f"partners.toml: {place}: {key.file or key.env}: {error}")
     return keys, marks
 
 
-def _key_text(settings: Settings, key: PartnerKey, environ: Mapping[str, str]) -> str:
+def _secret_text(
+    settings: Settings, where: SecretPlace, place: str, environ: Mapping[str, str], mistakes: list[str]
+) -> str | None:
+    try:
+        return _read_secret(settings, where, environ)
+    except (OSError, ValueError, KeyStoreError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        mistakes.append(f"partners.toml: {place}: {where.file or where.env or 'nowhere'}: {told}")
+        return None
+
+
+def _read_secret(settings: Settings, where: SecretPlace, environ: Mapping[str, str]) -> str:
     """Raises OSError, ValueError, KeyStoreError."""
-    if key.env is not None:
-        if not environ.get(key.env):
+    if where.env is not None:
+        if not environ.get(where.env):
             raise ValueError("not set in the environment")
-        return environ[key.env]
-    assert key.file is not None
-    file = settings.data_dir / key.file
+        return environ[where.env]
+    if where.file is None:
+        raise ValueError("one of file and env is needed")
+    file = settings.data_dir / where.file
     refuse_loose(file)
     with file.open("rb") as stream:
         raw = stream.read(_KEY_FILE_MAX_BYTES + 1)
@@ -276,7 +317,9 @@ def _files_of(connection: PartnerHttp | PartnerLink) -> list[str]:
 def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
     files = [settings.partners_file]
     for block in settings.partners.values():
-        files += [settings.data_dir / key.file for key in block.keys.values() if key.file is not None]
+        secrets = [key.file for key in block.keys.values()]
+        secrets += [raw.get("file") for raw in block.dialect.values() if isinstance(raw, dict)]
+        files += [settings.data_dir / file for file in secrets if isinstance(file, str)]
         for connection in (block.http, block.link):
             if connection is not None:
                 files += [settings.data_dir / file for file in _files_of(connection)]

@@ -135,6 +135,79 @@ def test_what_is_shipped_and_the_good_block_are_good(tmp_path: Path) -> None:
     assert set(read(configure(tmp_path, GOOD))) == {"bank"}
 
 
+SIGNED = """
+[partners.signed]
+name = "示范"
+adapter = "bank_signed_http"
+operations = ["balance"]
+http = { base_url = "http://127.0.0.1:1" }
+[partners.signed.keys]
+sign = { kind = "sm2", file = "ours.sm2" }
+encrypt = { kind = "hmac-sm3", file = "mac.key" }
+partner = { kind = "sm2", file = "ours.sm2" }
+[partners.signed.dialect]
+app_id = "a"
+bank_id = "b"
+authorization = { file = "bearer" }
+access_token = { env = "TOKEN" }
+"""
+
+
+def signed(folder: Path, bearer: str = "Bearer s3cret", mode: int = 0o600) -> None:
+    configure(folder)
+    for name, text in (("ours.sm2", SM2_OURS), ("bearer", bearer)):
+        (folder / name).touch(0o600)
+        (folder / name).write_text(text + "\n")
+    (folder / "bearer").chmod(mode)
+
+
+def test_a_secret_of_a_dialect_is_in_a_file_or_the_environment(tmp_path: Path) -> None:
+    signed(tmp_path)
+    checked = read(configure(tmp_path, SIGNED), {"TOKEN": "t0ken"})["signed"]
+    known: Any = checked.adapter
+    assert known._settings.authorization.reveal() == "Bearer s3cret"
+    assert known._settings.access_token.reveal() == "t0ken"
+    assert not {"s3cret", "t0ken"} & set(repr(checked).split())
+    other = read(configure(tmp_path, SIGNED), {"TOKEN": "another"})["signed"]
+    assert other.mark != checked.mark, "so that a change is taken up"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mistake"),
+    [
+        ('{ file = "bearer" }', '"Bearer s3cret"', "authorization: a secret is not written here"),
+        ('{ file = "bearer" }', '{ file = "gone" }', "authorization: gone: No such file or directory"),
+        ('{ file = "bearer" }', "{ }", "authorization: nowhere: one of file and env is needed"),
+        ('{ file = "bearer" }', '{ value = "s3cret" }', "authorization.value: unknown key"),
+        ('{ env = "TOKEN" }', '{ env = "GONE" }', "access_token: GONE: not set in the environment"),
+    ],
+)
+def test_a_secret_of_a_dialect_that_is_not_there_is_named(tmp_path: Path, old: str, new: str, mistake: str) -> None:
+    signed(tmp_path)
+    [found] = mistakes_of(tmp_path, SIGNED.replace(old, new), TOKEN="t0ken")
+    assert found.startswith(f"partners.toml: partners.signed.dialect.{mistake}") and "s3cret" not in found
+    read(configure(tmp_path, SIGNED.replace("operations", "enabled = false\noperations")), {})
+
+
+def test_a_secret_of_a_dialect_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    signed(tmp_path, mode=0o644)
+    [found] = mistakes_of(tmp_path, SIGNED, TOKEN="t0ken")
+    assert "authorization: " in found and "others may read it" in found
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_changed_secret_of_a_dialect_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "t0ken")
+    signed(tmp_path)
+    async with partners(tmp_path, SIGNED) as made:
+        before = made.registry.get("signed")
+        assert not await made.registry.reload_if_changed()
+        signed(tmp_path, bearer="Bearer another-one")
+        configure(tmp_path, SIGNED)
+        assert await made.registry.reload_if_changed()
+        assert made.registry.get("signed") is not before
+
+
 @pytest.mark.parametrize("name", ["mac.key", "us.key"])
 def test_a_key_file_that_others_may_read_is_refused(name: str, tmp_path: Path) -> None:
     configure(tmp_path, GOOD)
