@@ -200,8 +200,11 @@ async def _body(request: web.Request, content_type: str, timeout_s: float) -> by
     length = request.content_length
     if length is not None and length > request.client_max_size:
         raise Problem("body_too_large")
-    if request.content.is_eof():  # all of it has arrived: no timer
-        return await request.read()
+    if request.content.is_eof():  # all of it has arrived: no timer, and nothing to wait for
+        body = request.content.read_nowait()
+        if len(body) > request.client_max_size:  # a chunked one does not say its length
+            raise Problem("body_too_large")
+        return body
     try:
         async with asyncio.timeout(timeout_s):
             return await request.read()

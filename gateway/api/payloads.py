@@ -238,10 +238,11 @@ def decoder(kind: Any) -> Any:
 def effect_decoder(kind: Any) -> Any:
     """decoder() for what is signed: a field given twice is refused, as two readers could read two things from it."""
     decode = decoder(kind)
+    read = json.JSONDecoder(object_pairs_hook=_each_once, parse_int=str).decode
 
     def checked(body: bytes) -> Any:
         asked = decode(body)  # first: it knows no deep nesting
-        json.loads(body, object_pairs_hook=_each_once, parse_int=str)
+        read(body.decode())
         return asked
 
     return checked

@@ -26,6 +26,7 @@ IN_FLIGHT_MAX = 2
 """Statements at a time: while one waits for its commit, the next can be read and decided."""
 
 WORTH_A_SECOND = 16
+"""So many have to wait for a second statement, unless a batcher is told otherwise."""
 QUICK_S = 0.02
 
 LEAST_SHARE = 0.5
@@ -58,6 +59,7 @@ class Batcher(Generic[Item, Answer]):
         deadline_s: float,
         on_batch: Callable[[BatchFigures], None],
         on_delivered: Callable[[], None] = lambda: None,
+        worth_a_second: int = WORTH_A_SECOND,
         not_known: str = "the event could not be written",
     ) -> None:
         """`not_known` is what a caller is told when the database went away in the middle of its batch."""
@@ -68,6 +70,7 @@ class Batcher(Generic[Item, Answer]):
         self._deadline_s = deadline_s
         self._on_batch = on_batch
         self._on_delivered = on_delivered
+        self._worth_a_second = worth_a_second
         self._not_known = not_known
         self._queue: deque[tuple[Item, Sink[Answer], float]] = deque()
         self._resting: list[asyncio.Future[None]] = []
@@ -146,7 +149,7 @@ class Batcher(Generic[Item, Answer]):
     def _start_if_due(self) -> None:
         """A lone item goes at once. A second statement goes when enough has queued and the database is quick: beside
         one that is slow it would only wait, and use up the time of what it carries."""
-        second = len(self._queue) >= WORTH_A_SECOND and self._statement_s < QUICK_S
+        second = len(self._queue) >= self._worth_a_second and self._statement_s < QUICK_S
         if self._queue and self._resting and (second or not self._in_flight):
             self._in_flight += 1
             turn = self._resting.pop()

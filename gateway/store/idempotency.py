@@ -1,6 +1,6 @@
 """Idempotency keys: claimed, kept with their answer, swept after 7 days. All in batches, in the order of the keys."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -45,14 +45,21 @@ async def stored(connection: "AnyConnection", keys: Sequence[KeyOf]) -> dict[Key
     return {(row["caller"], row["key"]): Stored(row["fingerprint"], row["answer_sealed"]) for row in rows}
 
 
-async def keep(connection: "AnyConnection", answers: dict[KeyOf, bytes]) -> None:
+KEEP = """
+UPDATE idempotency_key AS kept SET answer_sealed = done.answer_sealed
+FROM unnest($1::text[], $2::text[], $3::bytea[]) AS done(caller, key, answer_sealed)
+WHERE kept.caller = done.caller AND kept.key = done.key AND kept.answer_sealed IS NULL
+"""
+
+
+def kept(answers: Mapping[KeyOf, bytes]) -> tuple[list[str], list[str], list[bytes]]:
+    """The parameters of KEEP."""
+    return [caller for caller, _ in answers], [key for _, key in answers], list(answers.values())
+
+
+async def keep(connection: "AnyConnection", answers: Mapping[KeyOf, bytes]) -> None:
     """Store the sealed answers of claimed keys that have none: an answer is never replaced."""
-    await connection.execute(
-        "UPDATE idempotency_key AS kept SET answer_sealed = done.answer_sealed"
-        " FROM unnest($1::text[], $2::text[], $3::bytea[]) AS done(caller, key, answer_sealed)"
-        " WHERE kept.caller = done.caller AND kept.key = done.key AND kept.answer_sealed IS NULL",
-        [caller for caller, _ in answers], [key for _, key in answers], list(answers.values()),
-    )  # fmt: skip
+    await connection.execute(KEEP, *kept(answers))
 
 
 async def give_back(connection: "AnyConnection", keys: Sequence[KeyOf]) -> None:

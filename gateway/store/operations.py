@@ -1,9 +1,12 @@
 """Operations with effects: recorded once, in the transaction that does them, and never changed."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
+
+from gateway.store import idempotency
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
@@ -39,17 +42,28 @@ class Recorded(NamedTuple):
 
 
 _COLUMNS = ", ".join(Operation._fields)
-_INSERT = f"""
-INSERT INTO operation ({_COLUMNS})
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::smallint[],
-                     $9::smallint[], $10::text[], $11::text[], $12::timestamptz[], $13::bytea[], $14::bytea[],
-                     $15::text[], $16::bytea[])
+_RECORD = f"""
+WITH recorded AS (
+    INSERT INTO operation ({_COLUMNS})
+    SELECT * FROM unnest($4::uuid[], $5::text[], $6::text[], $7::uuid[], $8::uuid[], $9::text[], $10::text[],
+                         $11::smallint[], $12::smallint[], $13::text[], $14::text[], $15::timestamptz[],
+                         $16::bytea[], $17::bytea[], $18::text[], $19::bytea[])
+)
+{idempotency.KEEP}
 """  # noqa: S608 - the names of our own fields
 
 
-async def record(connection: "AnyConnection", operations: Sequence[Operation]) -> None:
-    """Inside the transaction of the effects."""
-    await connection.execute(_INSERT, *(list(column) for column in zip(*operations, strict=True)))
+async def record(
+    connection: "AnyConnection", operations: Sequence[Operation], answers: Mapping[idempotency.KeyOf, bytes]
+) -> None:
+    """Record operations and keep the sealed answers of claimed keys, inside the transaction of the effects.
+
+    One statement: its way to the database and back costs as much as what it carries.
+    """
+    columns = zip(*operations, strict=True) if operations else repeat((), len(Operation._fields))
+    # a column that nobody fills is NULL as a whole, which is cheaper: unnest() fills it up
+    given = (None if column.count(None) == len(column) else column for column in columns)
+    await connection.execute(_RECORD, *idempotency.kept(answers), *given)
 
 
 def recorded_between(reference: UUID) -> tuple[dt.datetime, dt.datetime]:
