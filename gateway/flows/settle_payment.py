@@ -216,7 +216,7 @@ class SettlePayment:
         async with self._database() as connection, connection.transaction():
             await payments.note(connection, payment, _S.REVERSED, "approved late: reversed again")
             await payments.try_again(connection, payment, dt.timedelta(0))
-        log.warning("a payment was approved after its reversal", reference=str(payment.reference))
+        log.warning("an approval came after the reversal: it is reversed again", reference=str(payment.reference))
 
     async def _looked_again(self, payment: Payment, outcome: Outcome) -> None:
         """The reversal after the reversal, for a message that was still on its way then."""
@@ -235,7 +235,8 @@ class SettlePayment:
         async with self._database() as connection:
             keys = await self._data_keys.current(connection, ("answers",))
             async with connection.transaction():
-                moved = await payments.move(connection, payment, before, state, code, self._due_in(state, outcome))
+                due_in = self._due_in(payment.kind, state, outcome)
+                moved = await payments.move(connection, payment, before, state, code, due_in)
                 if moved:
                     payment = payment._replace(state=state, decline_code=code)
                     await self._follow(connection, payment, outcome, keys["answers"])
@@ -263,7 +264,7 @@ class SettlePayment:
         if payment.kind is PaymentKind.REVERSAL and payment.state is _S.REVERSED and payment.parent is not None:
             parent = await payments.find(connection, payment.parent)
             assert parent is not None
-            look_again = self._due_in(_S.REVERSED, outcome)
+            look_again = self._due_in(parent.kind, _S.REVERSED, outcome)
             if await payments.move(connection, parent, (_S.APPROVED, _S.REVERSING), _S.REVERSED, None, look_again):
                 parent = parent._replace(state=_S.REVERSED)
                 await self._follow(connection, parent, None, data_key_id)
@@ -276,10 +277,12 @@ class SettlePayment:
         cannot_ask = payment.kind is PaymentKind.REFUND and not self._can_query(payment)
         return payment.state is _S.UNKNOWN and (outcome is not None or cannot_ask)
 
-    def _due_in(self, state: PaymentState, outcome: Outcome | None) -> dt.timedelta | None:
+    def _due_in(self, kind: PaymentKind, state: PaymentState, outcome: Outcome | None) -> dt.timedelta | None:
         """When something is to be done after a move."""
-        if state is _S.REVERSED:  # nothing was found to reverse: it may yet arrive, so it is looked for once more
-            look = outcome is not None and found_nothing(outcome)
+        if (
+            state is _S.REVERSED
+        ):  # nothing was found to reverse: the payment may yet arrive, and is looked for once more
+            look = kind is PaymentKind.PAYMENT and outcome is not None and found_nothing(outcome)
             return dt.timedelta(seconds=self._settings.look_again_s) if look else None
         if state not in OPEN:
             return None

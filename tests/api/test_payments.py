@@ -190,6 +190,17 @@ async def test_a_pending_payment_may_be_reversed(till: Till) -> None:
     assert till.bank.lines()[payment["reference"]].state == "reversed"
 
 
+async def test_a_payment_that_never_arrived_is_looked_for_once_after_its_reversal(till: Till) -> None:
+    till.bank.faults["purchase"].append("drop_before")
+    _, payment = await till.pay(await till.card())
+    _, answer = await till.undo(payment["reference"], "reversals")
+    assert answer["status"] == await till.status(payment["reference"]) == "reversed"
+    messages = len(till.bank.messages)
+    await till.resolver.until_nothing_is_left()
+    [(op, reference)] = till.bank.messages[messages:]
+    assert op == "reverse" and reference not in (payment["reference"], answer["reference"]), "a reversal of its own"
+
+
 async def test_refunds_never_exceed_the_payment(till: Till) -> None:
     reference = await till.paid(1000)
     answers = await asyncio.gather(*(till.undo(reference, "refunds", amount_fen=300) for _ in range(12)))
