@@ -17,6 +17,7 @@ from gateway.api.auth import Authenticator
 from gateway.api.hot_lane import HotLane
 from gateway.api.middleware import endpoint
 from gateway.api.payments import Payments
+from gateway.api.points import Redemptions
 from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
@@ -37,6 +38,7 @@ from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
 from gateway.flows.pay import Pay, RefundPayment, ReversePayment
+from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, ReservePoints
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
@@ -121,6 +123,11 @@ class Gateway:
             Pay(self.settle_payment, self._status_max_age, config.verify.deadline_ms / 1000),
             ReversePayment(self.settle_payment),
             RefundPayment(self.settle_payment),
+        )
+        self.redemptions = Redemptions(
+            ReservePoints(self._status_max_age, config.verify.deadline_ms / 1000),
+            CommitRedemption(),
+            CancelRedemption(),
         )
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0

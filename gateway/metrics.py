@@ -121,6 +121,7 @@ RECONCILED_DAY = Gauge(
     multiprocess_mode="mostrecent",
 )  # fmt: skip
 POINTS = Counter("yikatong_points_total", "Points moved, by the kind of transfer", ("kind",))
+REDEMPTIONS = Counter("yikatong_redemptions_total", "Redemptions that came to a state", ("state", "caller"))
 POINTS_SHORTFALL = Counter(
     "yikatong_points_shortfall_total", "Points that should have been taken back, and were spent already"
 )

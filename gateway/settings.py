@@ -113,7 +113,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         mistakes.extend(f"partners.toml: partners.{name}.{mistake}" for mistake in mistakes_of_partner(partner))
     points = convert(_read(config_dir / "points.toml", mistakes), PointsSettings, "points.toml", "", mistakes)
     if points is not None:
-        mistakes.extend(f"points.toml: {mistake}" for mistake in mistakes_of_points(points, callers))
+        mistakes.extend(f"points.toml: {mistake}" for mistake in mistakes_of_points(points, callers, scenes))
     if gateway is not None:
         _check_ecard_partner(gateway.verify.ecard_partner, partners, mistakes)
         _check_routes(gateway.payments.routes, partners, mistakes)

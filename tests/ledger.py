@@ -6,9 +6,18 @@ import time
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import asyncpg
+
+from gateway.crypto.key_files import open_folder
+from gateway.domain.cards import CardStatus
 from gateway.domain.ids import uuid7
+from gateway.domain.points import ISSUED, TransferKind, expires_on
+from gateway.store import points
 from gateway.store.ledger_check import check
-from tests.registry import add_sources
+from gateway.store.payments import created_at
+from gateway.store.points import Transfer
+from tests.registry import TODAY, TestCard, add_cards, add_sources, new_card
+from tests.running import Running
 
 if TYPE_CHECKING:
     from gateway.store.pool import Connection
@@ -34,6 +43,48 @@ async def add_people(connection: "Connection", count: int) -> dict[UUID, UUID]:
         cards, persons, [os.urandom(16) for _ in cards], dt.date(2040, 1, 1),
     )  # fmt: skip
     return people
+
+
+async def open_points(connection: "Connection", people: dict[UUID, UUID], amount: int, lots: int = 1) -> None:
+    """The same for each of them (card -> person), in lots of different months."""
+    await points.open_accounts(connection, people)
+    async with connection.transaction():
+        await points.lock(connection, people.values())
+        parts = [amount // lots + (part < amount % lots) for part in range(lots)]
+        for part, share in enumerate(parts):
+            transfers = [_opening(card_id, person_id, share) for card_id, person_id in people.items()]
+            on = expires_on(TODAY, 24 + part)
+            await points.add_to_lots(connection, {(person_id, on): share for person_id in people.values()})
+            await points.post(connection, transfers)
+
+
+def _opening(card_id: UUID, person_id: UUID, share: int) -> Transfer:
+    transfer_id = new_id()
+    return Transfer(
+        transfer_id, created_at(transfer_id), TransferKind.OPEN, person_id, card_id, ISSUED, share, TODAY
+    )  # fmt: skip
+
+
+async def add_holder(gateway: Running, amount: int, status: CardStatus = CardStatus.NORMAL) -> TestCard:
+    """A card of its own for one test, whose holder has points."""
+    dsn, card = gateway.environment["DATABASE_URL"], new_card(status)
+    (card_id,) = await add_cards(dsn, open_folder(gateway.data_dir / "keys"), (card,))
+    connection = await asyncpg.connect(dsn)
+    try:
+        persons = await points.persons_of(connection, [card_id])
+        if amount:
+            await open_points(connection, persons, amount, lots=2)
+    finally:
+        await connection.close()
+    return card
+
+
+async def rules_broken_at(dsn: str) -> dict[str, tuple[str, ...]]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await broken_rules(connection)
+    finally:
+        await connection.close()
 
 
 async def broken_rules(connection: "Connection") -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,9 @@ from gateway.api.payloads import ProblemAnswer
 from gateway.api.routes import FORM, ROUTES, Route
 from gateway.api.signatures import COMPONENTS, TAG
 from gateway.api.usage_events import CURSOR_PATTERN, LIMIT_DEFAULT, LIMIT_MAX
+from gateway.crypto.pseudonym import CARD_REF_PATTERN
 from gateway.domain.callers import ANY_SCOPE, Scope
+from gateway.domain.cards import END
 from gateway.domain.errors import PROBLEMS
 from gateway.flows.issue_token import ASSERTION_TYPE
 
@@ -64,6 +66,11 @@ _REFERENCE = {
     "schema": {"type": "string", "format": "uuid"},
 }  # fmt: skip
 
+_CARD_REF = {
+    "name": "card_ref", "in": "path", "required": True, "description": "Of an earlier answer to this caller",
+    "schema": {"type": "string", "pattern": CARD_REF_PATTERN.replace(END, "$")},
+}  # fmt: skip
+
 EXAMPLES: dict[str, Any] = {
     "VerifyRequest": EXAMPLE_VERIFY,
     "LossReport": {"card_number": "AB1234567", "id_number": "330499196001010014", "kind": "temporary"},
@@ -71,6 +78,13 @@ EXAMPLES: dict[str, Any] = {
     "PaymentRequest": EXAMPLE_VERIFY | {"scene": "market.till", "amount_fen": 1250, "merchant_order_id": "2026-000017"},
     "ReversalRequest": {"reason": "the customer left"},
     "RefundRequest": {"amount_fen": 250, "reason": "one item was returned"},
+    "RedemptionRequest": {
+        "presentation": EXAMPLE_VERIFY["presentation"],
+        "points": 80,
+        "item": "towel-set",
+        "outlet_id": "wuyuan-01",
+    },
+    "RedemptionEnd": {},
     "KeyChange": {
         "use": "signing",
         "retire": "hotel-2026",
@@ -166,6 +180,8 @@ def _operation(route: Route) -> dict[str, Any]:
     parameters = list(_PARAMETERS.get(route.path, ()))
     if "{reference}" in route.path:
         parameters.append(_REFERENCE)
+    if "{card_ref}" in route.path:
+        parameters.append(_CARD_REF)
     if route.effect:
         parameters += _EFFECT_PARAMETERS
     if parameters:

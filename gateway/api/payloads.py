@@ -83,6 +83,22 @@ class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=
     reason: _Reason = ""
 
 
+_ConfiguredName = Annotated[str, msgspec.Meta(min_length=2, max_length=32, pattern=f"^[a-z0-9][a-z0-9-]*{END}")]
+
+
+class RedemptionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """Points of the presented card's holder for an item of an outlet; `points` is its price, which the person saw."""
+
+    presentation: Presentation
+    points: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+    item: _ConfiguredName
+    outlet_id: _ConfiguredName
+
+
+class RedemptionEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """Commit or cancel: the reference in the path says what."""
+
+
 class UsageEvent(msgspec.Struct, frozen=True):
     """One use of a card. What does not apply is absent."""
 
@@ -188,6 +204,7 @@ _KNOWN_NAMES = {
         PaymentRequest,
         ReversalRequest,
         RefundRequest,
+        RedemptionRequest,
         ChipCard,
         Proof,
         EcardCode,

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from gateway.api import caller_keys, docs, getting_in, loss_reports, operations, payments, usage_events, verify
+from gateway.api import caller_keys, docs, getting_in, loss_reports, operations, payments, points, usage_events, verify
 from gateway.api.middleware import JSON, Handler
 from gateway.api.payloads import (
     Jwks,
@@ -10,6 +10,8 @@ from gateway.api.payloads import (
     LossRelease,
     LossReport,
     PaymentRequest,
+    RedemptionEnd,
+    RedemptionRequest,
     RefundRequest,
     ReversalRequest,
     TokenAnswer,
@@ -17,7 +19,9 @@ from gateway.api.payloads import (
     UsagePage,
     VerifyRequest,
 )
+from gateway.api.points import PointsAnswer
 from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
+from gateway.flows.redeem_points import RedemptionAnswer
 from gateway.flows.report_loss import LossAnswer
 from gateway.flows.rotate_caller_key import CallerKeys
 from gateway.flows.settle_payment import PaymentAnswer
@@ -78,6 +82,17 @@ ROUTES = (
           scope=Scope.PAYMENTS_WRITE, takes=JSON, body=RefundRequest, answer=PaymentAnswer, effect=True,
           may_pend=True, problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found", "payment_pending",
                                    "payment_state", "refund_too_large", "not_at_this_bank")),
+    Route("POST", "/v1/points/redemptions", points.redeem, "Reserve points for an item",
+          scope=Scope.POINTS_WRITE, takes=JSON, body=RedemptionRequest, answer=RedemptionAnswer, effect=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT)),
+    Route("POST", "/v1/points/redemptions/{reference}/commit", points.commit_redemption, "The item is handed over",
+          scope=Scope.POINTS_WRITE, takes=JSON, body=RedemptionEnd, answer=RedemptionAnswer, effect=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found", "redemption_state")),
+    Route("POST", "/v1/points/redemptions/{reference}/cancel", points.cancel_redemption, "Give up a reservation",
+          scope=Scope.POINTS_WRITE, takes=JSON, body=RedemptionEnd, answer=RedemptionAnswer, effect=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found", "redemption_state")),
+    Route("GET", "/v1/points/{card_ref}", points.show_points, "What the holder of a card has",
+          scope=Scope.POINTS_READ, answer=PointsAnswer, problems=(*_SIGNED_IN, "not_found")),
     Route("GET", "/v1/operations/{reference}", operations.show_operation, "What became of an operation",
           scope=ANY_SCOPE, answer=OperationAnswer, problems=(*_SIGNED_IN, "not_found")),
     Route("POST", "/v1/callers/self/keys", caller_keys.change_keys, "Give the gateway a new key, take one out",

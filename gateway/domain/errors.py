@@ -33,6 +33,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "payment_pending": (409, "What became of the payment, or of its reversal, is not known yet; try again"),
     "payment_state": (409, "The payment is in a state that does not allow this"),
     "refund_too_large": (409, "The refunds would be more than the payment"),
+    "redemption_state": (409, "The redemption is in a state that does not allow this"),
     "last_key": (409, "The last key in force cannot be retired"),
     "keys_by_url": (409, "These keys are published by the caller itself; change them there"),
     "body_too_large": (413, "The body is larger than allowed"),

@@ -14,8 +14,9 @@ import msgspec
 
 from gateway.domain.callers import Caller, Scope
 from gateway.domain.points import REDEEMED, merchant_account
+from gateway.domain.scenes import Scene
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{1,39}$"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{1,31}$"
 """Of an outlet or an item."""
 INSUFFICIENT_POINTS = "insufficient_points"
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=80)]
@@ -59,13 +60,17 @@ class PointsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     valid_months: Annotated[int, msgspec.Meta(ge=1, le=120)]
     """Points expire at the end of the month so many months after the use that earned them."""
+    scene: str
+    """Of scenes.toml: where the usage event of a redemption counts."""
     reserved_for_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
     """A reservation that is neither committed nor cancelled by then expires."""
     items: Mapping[str, Item]
     outlets: Mapping[str, Outlet]
 
 
-def mistakes_of(settings: PointsSettings, callers: Mapping[str, Caller | None]) -> list[str]:
+def mistakes_of(
+    settings: PointsSettings, callers: Mapping[str, Caller | None], scenes: Mapping[str, Scene | None]
+) -> list[str]:
     """What is wrong between the blocks, each by its path. A caller that is wrong in itself is None."""
     mistakes = [
         f"{table}.{name}: a key must match {NAME_PATTERN}"
@@ -73,12 +78,14 @@ def mistakes_of(settings: PointsSettings, callers: Mapping[str, Caller | None]) 
         for name in names
         if not re.fullmatch(NAME_PATTERN, name)
     ]
+    if scenes and settings.scene not in scenes:  # none at all: the file cannot be read, which is said already
+        mistakes.append("scene: no such scene in scenes.toml")
     for name, outlet in settings.outlets.items():
         mistakes += [
             f"outlets.{name}.items: no such item: {item}" for item in outlet.items if item not in settings.items
         ]
         caller = callers.get(outlet.caller)
-        if callers and outlet.caller not in callers:  # none at all: the file cannot be read, which is said already
+        if callers and outlet.caller not in callers:
             mistakes.append(f"outlets.{name}.caller: no such caller in callers.toml")
         elif caller is not None and Scope.POINTS_WRITE not in caller.scopes:
             mistakes.append(f"outlets.{name}.caller: callers.{outlet.caller}.scopes lacks {Scope.POINTS_WRITE}")

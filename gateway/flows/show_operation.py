@@ -7,8 +7,11 @@ from uuid import UUID
 import msgspec
 
 from gateway.domain.payments import PaymentState, public
+from gateway.domain.redemptions import RedemptionState
 from gateway.domain.times import CHINA
-from gateway.store import operations, payments
+from gateway.flows.redeem_points import ReservePoints
+from gateway.store import operations, payments, redemptions
+from gateway.store.redemptions import Redemption
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
@@ -35,6 +38,8 @@ class OperationAnswer(msgspec.Struct, frozen=True):
     refunded_fen: int | msgspec.UnsetType = msgspec.UNSET
     merchant_order_id: str | msgspec.UnsetType = msgspec.UNSET
     decline_code: str | msgspec.UnsetType = msgspec.UNSET
+    points: int | msgspec.UnsetType = msgspec.UNSET
+    item: str | msgspec.UnsetType = msgspec.UNSET
 
 
 async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> OperationAnswer | None:
@@ -45,6 +50,9 @@ async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> 
     operation = recorded.operation
     undoes = str(operation.parent) if operation.parent else msgspec.UNSET
     payment = await payments.find(connection, reference)
+    redemption = await redemptions.find(connection, reference) if payment is None else None
+    if redemption is not None:
+        return _redeemed(redemption)
     if payment is None:
         step = OperationStep(_at(recorded.recorded_at), operation.result)
         return OperationAnswer(
@@ -59,6 +67,18 @@ async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> 
         str(reference), operation.kind, public(PaymentState(payment.state)), steps, undoes=undoes,
         amount_fen=payment.amount_fen, refunded_fen=given_back or msgspec.UNSET,
         merchant_order_id=payment.merchant_order_id, decline_code=payment.decline_code or msgspec.UNSET,
+    )  # fmt: skip
+
+
+def _redeemed(redemption: Redemption) -> OperationAnswer:
+    """The operation says how it began; its row, what it came to."""
+    steps = [(redemption.created_at, RedemptionState.RESERVED)] if redemption.expires_at else []
+    if redemption.decided_at:
+        steps.append((redemption.decided_at, redemption.state))
+    return OperationAnswer(
+        str(redemption.reference), ReservePoints.name, redemption.state,
+        [OperationStep(_at(at), state) for at, state in steps], redemption.reason or msgspec.UNSET,
+        points=redemption.points, item=redemption.item,
     )  # fmt: skip
 
 

@@ -160,6 +160,44 @@ async def earned_by(connection: "AnyConnection", event_ids: Collection[UUID]) ->
     return {row[0]: Earned(Transfer(*tuple(row)[:-1]), row[-1]) for row in rows}
 
 
+async def lock_due(connection: "AnyConnection", today: dt.date, limit: int) -> dict[UUID, Account]:
+    """Up to `limit` accounts with points past their last day that no reservation holds, locked.
+
+    The search reads without locks; what it came to is read again by whoever has them.
+    """
+    due = await connection.fetch(
+        "SELECT person_id FROM points_lot JOIN points_account ON account_id = person_id"
+        " WHERE expires_on < $1 AND remaining > 0 GROUP BY person_id, reserved HAVING sum(remaining) > reserved"
+        " ORDER BY person_id LIMIT $2",
+        today, limit,
+    )  # fmt: skip
+    return await lock(connection, [row[0] for row in due]) if due else {}
+
+
+async def sweep_lots(connection: "AnyConnection", today: dt.date, limit: int) -> int:
+    """Delete up to `limit` empty lots of the past; returns how many."""
+    done = await connection.fetch(
+        "DELETE FROM points_lot WHERE (person_id, expires_on) IN (SELECT person_id, expires_on FROM points_lot"
+        " WHERE expires_on < $1 AND remaining = 0 LIMIT $2) AND remaining = 0 RETURNING true",
+        today, limit,
+    )  # fmt: skip
+    return len(done)
+
+
+async def held_by(connection: "AnyConnection", card_id: UUID) -> tuple[Account, list[Lot]] | None:
+    """What the holder of a card has, in one snapshot; None for a card that does not exist."""
+    rows = await connection.fetch(
+        "SELECT coalesce(balance, 0), coalesce(reserved, 0), expires_on, remaining FROM card"
+        " LEFT JOIN points_account ON account_id = person_id"
+        " LEFT JOIN points_lot lot ON lot.person_id = card.person_id AND remaining > 0"
+        " WHERE card_id = $1 ORDER BY expires_on",
+        card_id,
+    )  # fmt: skip
+    if not rows:
+        return None
+    return Account(rows[0][0], rows[0][1]), [Lot(row[2], row[3]) for row in rows if row[2] is not None]
+
+
 async def post(connection: "AnyConnection", transfers: Sequence[Transfer]) -> None:
     """Write transfers of persons whose accounts are locked, and the entries of both sides. None twice."""
     if not transfers:

@@ -1,5 +1,5 @@
 """The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys, what became
-of payments, the banks' check files. Each turn is bounded."""
+of payments, the banks' check files, points and reservations whose time is over. Each turn is bounded."""
 
 import asyncio
 import datetime as dt
@@ -14,6 +14,7 @@ from gateway.crypto.key_watch import KeyWatch
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
 from gateway.flows.data_keys import DataKeys
+from gateway.flows.expire_points import ExpirePoints
 from gateway.flows.reconcile_bank import ReconcileBank
 from gateway.flows.resolve_payments import ResolvePayments
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
@@ -32,6 +33,8 @@ _TURN_MAX_S = 30.0
 _RESOLVE_S = 1.0
 _RECONCILE_S = 600.0
 _MEASURE_S = 1.0
+_RESERVATIONS_S = 1.0
+_LOTS_S = 600.0
 
 
 async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:
@@ -43,6 +46,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     banks = banks or banks_of(partners)
     resolve = _resolver(settings, pool, banks)
     reconcile = ReconcileBank(pool, banks, settings.gateway.payments, settings.data_dir)
+    expire = ExpirePoints(pool)
     published = PublishedKeys(settings, pool)
     await published.open()
     stop = asyncio.Event()
@@ -56,6 +60,8 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         (5, "open payments", resolve.measure),
         (_MEASURE_S, "partners' metrics", lambda: _measure(partners)),
         (_RECONCILE_S, "reconciliation", lambda: reconcile.turn(dt.datetime.now(dt.UTC))),
+        (_RESERVATIONS_S, "reservations", expire.reservations),
+        (_LOTS_S, "expiring points", expire.lots),
         (settings.gateway.callers_keys.period_s, "published keys", published.turn),
     ]
     loops = [asyncio.create_task(partners.watch(), name="partners")]

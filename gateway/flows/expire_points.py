@@ -1,0 +1,95 @@
+"""What time ends: reservations nobody committed, and points past their last day. Each turn is bounded.
+
+A lot that is over is not taken from what is reserved: a person who stands at the counter on the last evening gets what
+was promised. If the reservation ends without a commit, the next turn takes it.
+"""
+
+import datetime as dt
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from gateway.crypto.randomness import RandomBytes
+from gateway.domain.ids import uuid7
+from gateway.domain.points import EXPIRED, TransferKind, take
+from gateway.domain.redemptions import RedemptionState
+from gateway.domain.times import CHINA
+from gateway.flows.redeem_points import release
+from gateway.metrics import POINTS, REDEMPTIONS
+from gateway.store import points, redemptions
+from gateway.store.payments import created_at
+from gateway.store.points import Transfer
+from gateway.store.pool import Pool
+from gateway.store.redemptions import Redemption
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+BATCH = 500
+_TURNS_MAX = 200
+_TURN_MAX_S = 30.0
+
+
+class ExpirePoints:
+    """Two turns of the worker's loops."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._random = RandomBytes()
+
+    async def reservations(self) -> None:
+        """Those whose time is over. Raises Problem 503, asyncpg.PostgresError."""
+        for _ in range(_TURNS_MAX):
+            async with self._pool.acquire(_TURN_MAX_S) as connection, connection.transaction():
+                ended = await end_reservations(connection)
+            for redemption in ended:
+                REDEMPTIONS.labels(RedemptionState.EXPIRED, redemption.caller).inc()
+            if len(ended) < BATCH:
+                break
+
+    async def lots(self) -> None:
+        """Points past their last day in China; empty lots of the past. Raises Problem 503, asyncpg.PostgresError."""
+        for _ in range(_TURNS_MAX):
+            today = dt.datetime.now(CHINA).date()
+            async with self._pool.acquire(_TURN_MAX_S) as connection, connection.transaction():
+                transfers = await self.end_lots(connection, today)
+            POINTS.labels(TransferKind.EXPIRE).inc(-sum(transfer.points for transfer in transfers))
+            if len(transfers) < BATCH:
+                break
+        for _ in range(_TURNS_MAX):
+            async with self._pool.acquire(_TURN_MAX_S) as connection:
+                if await points.sweep_lots(connection, today, BATCH) < BATCH:
+                    break
+
+    async def end_lots(self, connection: "AnyConnection", today: dt.date) -> list[Transfer]:
+        """Of up to BATCH persons, inside a transaction."""
+        persons = await points.lock_due(connection, today, BATCH)
+        lots = await points.lots_of(connection, persons)
+        transfers: list[Transfer] = []
+        left = []
+        for person_id, account in persons.items():
+            over = sum(lot.remaining for lot in lots.get(person_id, ()) if lot.expires_on < today)
+            amount = max(0, over - account.reserved)
+            if not amount:
+                continue
+            left += [(person_id, lot) for lot in take(lots[person_id], amount)]
+            transfer_id = self._new_id()
+            transfers.append(Transfer(
+                transfer_id, created_at(transfer_id), TransferKind.EXPIRE, person_id, None, EXPIRED, -amount, today
+            ))  # fmt: skip
+        await points.set_lots(connection, left)
+        await points.post(connection, transfers)
+        return transfers
+
+    def _new_id(self) -> UUID:
+        return UUID(bytes=uuid7(time.time_ns() // 1_000_000, self._random.take(10)))
+
+
+async def end_reservations(connection: "AnyConnection") -> list[Redemption]:
+    """Up to BATCH, inside a transaction."""
+    due = await redemptions.lock_due(connection, BATCH)
+    if due:
+        await points.lock(connection, {redemption.person_id for redemption in due if redemption.person_id})
+        await redemptions.end(connection, due, RedemptionState.EXPIRED)
+        await release(connection, due)
+    return due
