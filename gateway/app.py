@@ -57,6 +57,8 @@ log = structlog.get_logger()
 
 _DRAIN_S = 3.0
 _GAUGE_PERIOD_S = 1.0
+_A_CARD_REF = "{card_ref:(?!redemptions$)[^{}/]+}"
+"""In paths: /v1/points/redemptions is another resource."""
 
 
 class Gateway:
@@ -234,7 +236,8 @@ def web_application(gateway: Gateway) -> web.Application:
     app = web.Application(client_max_size=gateway.settings.gateway.http.body_max_bytes)
     for route in ROUTES:
         handler = endpoint(gateway, route.path, route.handler, route.scope, route.takes, route.effect)
-        app.router.add_route(route.method, route.path, handler)
+        path = route.path.replace("{card_ref}", _A_CARD_REF)
+        app.router.add_route(route.method, path, handler)
     return app
 
 

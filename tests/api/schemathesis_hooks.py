@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,16 +37,25 @@ PAY = "/v1/payments"
 REVERSE = "/v1/payments/{reference}/reversals"
 REFUND = "/v1/payments/{reference}/refunds"
 OPERATION = "/v1/operations/{reference}"
+REDEEM = "/v1/points/redemptions"
+COMMIT = "/v1/points/redemptions/{reference}/commit"
+CANCEL = "/v1/points/redemptions/{reference}/cancel"
+POINTS = "/v1/points/{card_ref}"
 CALLER_OF = {
     "/v1/cards/verify": "demo-merchant", "/v1/usage-events": "demo-bureau", REPORT: "demo-kiosk", RELEASE: "demo-kiosk",
     KEYS: "demo-merchant", PAY: "demo-merchant", REVERSE: "demo-merchant", REFUND: "demo-merchant",
-    OPERATION: "demo-kiosk",
+    OPERATION: "demo-kiosk", REDEEM: "demo-kiosk", COMMIT: "demo-kiosk", CANCEL: "demo-kiosk", POINTS: "demo-kiosk",
 }  # fmt: skip
-EFFECTS = {REPORT, RELEASE, KEYS, PAY, REVERSE, REFUND}
+EFFECTS = {REPORT, RELEASE, KEYS, PAY, REVERSE, REFUND, REDEEM, COMMIT, CANCEL}
 SCENES = ("parking.exit", "library.loan", "transit.bus")
 
 CARD: dict[str, Any] = {
     "type": "chip_card", "card_number": LOSABLE.number, "card_identifier": LOSABLE.identifier,
+}  # fmt: skip
+HOLDER: dict[str, Any] = {"type": "chip_card"} | json.loads(os.environ["HOLDER"])
+"""The card of somebody with many points."""
+WISH: dict[str, Any] = {
+    "presentation": HOLDER, "points": 20, "item": "blood-pressure-check", "outlet_id": "wuyuan-01",
 }  # fmt: skip
 SIGNATURE_HEADERS = ("Content-Digest", "Signature-Input", "Signature")
 
@@ -90,17 +100,42 @@ class Signed(requests.auth.AuthBase):
 
 
 @functools.cache
-def _reference() -> str:
-    """Of a report, to release."""
+def _kiosk() -> tuple[str, str]:
+    """(URL of the gateway, token of the kiosk)."""
     form = assertion("demo-kiosk")
     url = form.pop("url")
     token = requests.post(url, form, timeout=5).json()["access_token"]
+    return url.removesuffix("/oauth2/token"), str(token)
+
+
+def _ask_kiosk(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a signed POST of the kiosk."""
+    url, token = _kiosk()
     headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": secrets.token_hex(8)}
-    body: dict[str, Any] = {"kind": "temporary", "presentation": CARD}
-    answer = requests.post(
-        url.replace("/oauth2/token", REPORT), json=body, headers=headers, auth=Signed("demo-kiosk"), timeout=5
-    )
-    return str(answer.json()["reference"])
+    return dict(requests.post(url + path, json=body, headers=headers, auth=Signed("demo-kiosk"), timeout=5).json())
+
+
+@functools.cache
+def _report() -> dict[str, str]:
+    """To release, and to be shown."""
+    return {"reference": _ask_kiosk(REPORT, {"kind": "temporary", "presentation": CARD})["reference"]}
+
+
+def _reservation() -> dict[str, str]:
+    """A new one each time, to commit or cancel."""
+    return {"reference": _ask_kiosk(REDEEM, WISH)["reference"]}
+
+
+@functools.cache
+def _card_ref() -> dict[str, str]:
+    body = {"presentation": HOLDER, "scene": "kiosk.service", "terminal_id": "K-1"}
+    return {"card_ref": _ask_kiosk("/v1/cards/verify", body)["card_ref"]}
+
+
+PATHS: dict[str, Callable[[], dict[str, str]]] = {
+    RELEASE: _report, OPERATION: _report, COMMIT: _reservation, CANCEL: _reservation, POINTS: _card_ref,
+}  # fmt: skip
+"""What the paths of proper cases hold."""
 
 
 @schemathesis.auth(cache_by_key=lambda case, ctx: ctx.operation.path)
@@ -129,30 +164,38 @@ def before_call(context: schemathesis.HookContext, case: Case, kwargs: dict[str,
 
     A key is good for one request, so every case gets one of its own shape that nobody has used.
     """
-    if is_positive(case) and case.headers and "Idempotency-Key" in case.headers:
-        case.headers["Idempotency-Key"] = secrets.token_hex(8)
-    if is_positive(case) and case.operation.path in EFFECTS:
-        kwargs["auth"] = Signed(CALLER_OF[case.operation.path])
-    if is_positive(case) and case.operation.path in (RELEASE, OPERATION):
-        case.path_parameters["reference"] = _reference()
-    if not isinstance(case.body, dict) or not is_positive(case):
+    if not is_positive(case):
         return
-    if case.path == "/oauth2/token":
-        case.body["client_assertion"] = assertion("demo-merchant")["client_assertion"]
-        case.body.pop("scope", None)
-    elif case.path == "/v1/cards/verify":
-        make_sense(case.body)
-    elif case.path == KEYS:  # the first is taken; of the others there are too many
+    if case.headers and "Idempotency-Key" in case.headers:
+        case.headers["Idempotency-Key"] = secrets.token_hex(8)
+    if case.operation.path in EFFECTS:
+        kwargs["auth"] = Signed(CALLER_OF[case.operation.path])
+    if (parameters := PATHS.get(case.operation.path)) is not None:
+        case.path_parameters.update(parameters())
+    if isinstance(case.body, dict):
+        fill_in(case.operation.path, case.body)
+
+
+def fill_in(path: str, body: dict[str, Any]) -> None:
+    """What a body has to hold."""
+    if path == "/oauth2/token":
+        body["client_assertion"] = assertion("demo-merchant")["client_assertion"]
+        body.pop("scope", None)
+    elif path == "/v1/cards/verify":
+        make_sense(body)
+    elif path == KEYS:  # the first is taken; of the others there are too many
         x = base64.urlsafe_b64encode(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).rstrip(b"=")
         jwk: dict[str, Any] = {"kty": "OKP", "crv": "Ed25519", "kid": secrets.token_hex(8), "x": x.decode()}
-        case.body.update({"use": "signing", "jwk": jwk, "retire": None})
-    elif case.operation.path == PAY:
-        make_sense(case.body)
-        whole(case.body)["merchant_order_id"] = secrets.token_hex(8)
-    elif case.operation.path == REFUND:
-        whole(case.body)
-    elif case.operation.path == RELEASE or case.path == REPORT:
-        case.body.update({"presentation": CARD, "card_number": None, "id_number": None})
+        body.update({"use": "signing", "jwk": jwk, "retire": None})
+    elif path == PAY:
+        make_sense(body)
+        whole(body)["merchant_order_id"] = secrets.token_hex(8)
+    elif path == REDEEM:
+        body.update(WISH)
+    elif path == REFUND:
+        whole(body)
+    elif path == RELEASE or path == REPORT:
+        body.update({"presentation": CARD, "card_number": None, "id_number": None})
 
 
 def whole(body: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,9 @@ SCOPES[REPORTS + "/{reference}/release"] = "cards:loss"
 PAY, UNDO = "/v1/payments", ("/v1/payments/{reference}/reversals", "/v1/payments/{reference}/refunds")
 SCOPES |= dict.fromkeys((PAY, *UNDO), "payments:write")
 OPERATIONS = "/v1/operations/{reference}"
+REDEEM, POINTS = "/v1/points/redemptions", "/v1/points/{card_ref}"
+END = (REDEEM + "/{reference}/commit", REDEEM + "/{reference}/cancel")
+SCOPES |= dict.fromkeys((REDEEM, *END), "points:write") | {POINTS: "points:read"}
 
 
 class World(NamedTuple):
@@ -145,6 +148,26 @@ async def undo(world: World, name: str, path: str, own: bool) -> str:
     return str((await send(world, name, "POST", path.replace("{reference}", reference), body)).status)
 
 
+async def redeem(world: World, name: str, path: str, own: bool) -> str:
+    """At its own outlet (the kiosk's); and at one of another caller, or of nobody."""
+    presentation = verify_body(CARDS[0].number, CARDS[0].identifier)["presentation"]
+    body = {"presentation": presentation, "points": 80, "item": "towel-set"}
+    body["outlet_id"] = "wuyuan-01" if own else "nowhere"
+    return str((await send(world, name, "POST", path, body)).status)
+
+
+async def end(world: World, name: str, path: str, own: bool) -> str:
+    """Of a reservation that nobody made."""
+    reference = world.other_than(name, world.reports)
+    return str((await send(world, name, "POST", path.replace("{reference}", reference), {})).status)
+
+
+async def points(world: World, name: str, path: str, own: bool) -> str:
+    card_ref = world.refs.get(name) if own else None
+    card_ref = card_ref or world.other_than(name, world.refs)
+    return str((await send(world, name, "GET", path.replace("{card_ref}", card_ref), None)).status)
+
+
 async def operation(world: World, name: str, path: str, own: bool) -> str:
     reference = world.reports.get(name) if own else None
     reference = reference or world.other_than(name, world.reports)
@@ -160,6 +183,7 @@ WAYS = {
     "/v1/cards/verify": verify, REPORTS: report, REPORTS + "/{reference}/release": release,
     "/v1/callers/self/keys": change_keys, "/v1/usage-events": feed,
     PAY: pay, UNDO[0]: undo, UNDO[1]: undo, OPERATIONS: operation,
+    REDEEM: redeem, END[0]: end, END[1]: end, POINTS: points,
 }  # fmt: skip
 
 
@@ -179,8 +203,12 @@ def expected(path: str, name: str, own: bool) -> str:
         return "200 known" if own else "200 unrecognised"
     if path == PAY:
         return "in"
-    if path in UNDO:
+    if path in (*UNDO, *END):
         return "404"
+    if path == REDEEM:
+        return "200" if own else "422"
+    if path == POINTS:
+        return "200" if own else "404"
     if path.endswith("/release"):
         return "200" if own else "404"
     return "200"

@@ -12,8 +12,11 @@ from gateway import __version__
 from gateway.api.routes import ROUTES
 from gateway.domain.cards import Medium
 from gateway.domain.errors import PROBLEMS
-from gateway.domain.payments import PaymentKind
+from gateway.domain.payments import PaymentKind, PaymentState
+from gateway.domain.points import TransferKind
+from gateway.domain.redemptions import RedemptionState
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
+from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, ReservePoints
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.verify_card import VerifyOnce
@@ -181,13 +184,14 @@ async def test_requests_over_a_quota_are_counted(operated: Running) -> None:
     assert refused > 0 and await eventually(counted, 10, f"{refused} refused requests in the metrics")
 
 
-KINDS = {VerifyOnce.name, ReportLoss.name, ReleaseLoss.name, RotateCallerKey.name, *PaymentKind}
+KINDS = {VerifyOnce.name, ReportLoss.name, ReleaseLoss.name, RotateCallerKey.name, *PaymentKind, *TransferKind}
+KINDS |= {ReservePoints.name, CommitRedemption.name, CancelRedemption.name}
 ALLOWED: dict[str, set[str]] = {
     "verdict": set(Verdict), "reason": set(Reason), "medium": {*Medium, "none"},
     "route": {route.path for route in ROUTES} | {"none"},
     "status": {str(status) for status, _ in PROBLEMS.values()} | {"200"},
     "code": set(PROBLEMS), "result": {"taken", "refused", "read", "failed", "done", "replayed", *PROBLEMS},
-    "kind": KINDS, "version": {__version__},
+    "kind": KINDS, "state": {*PaymentState, *RedemptionState}, "version": {__version__},
     "why": {"no_token", "bad_token", "expired_token", "unknown_caller", "scope", "unknown_client", "bad_assertion",
             "replayed_assertion", "bad_signature", "retired_key"},
 }  # fmt: skip

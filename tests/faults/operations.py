@@ -59,6 +59,15 @@ def _refund(_: Client, card: Canary, __: str) -> dict[str, Any]:
     return {"reason": " ".join(card.values), "amount_fen": 1}
 
 
+def _nothing(_: Client, __: Canary, ___: str) -> dict[str, Any]:
+    return {}
+
+
+def _redeem(_: Client, card: Canary, __: str) -> dict[str, Any]:
+    presentation = verify_body(card.card_number, card.card_identifier)["presentation"]
+    return {"presentation": presentation, "points": 80, "item": "towel-set", "outlet_id": "wuyuan-01"}
+
+
 OPERATIONS = {
     TOKEN: Operation("demo-merchant", _token, signed_in=False),
     ("GET", "/.well-known/jwks.json"): Operation("demo-merchant", signed_in=False),
@@ -68,6 +77,10 @@ OPERATIONS = {
     ("POST", "/v1/payments"): Operation("demo-merchant", _pay, signed=True),
     ("POST", "/v1/payments/{reference}/reversals"): Operation("demo-merchant", _release, signed=True),
     ("POST", "/v1/payments/{reference}/refunds"): Operation("demo-merchant", _refund, signed=True),
+    ("POST", "/v1/points/redemptions"): Operation("demo-kiosk", _redeem, signed=True),
+    ("POST", "/v1/points/redemptions/{reference}/commit"): Operation("demo-kiosk", _nothing, signed=True),
+    ("POST", "/v1/points/redemptions/{reference}/cancel"): Operation("demo-kiosk", _nothing, signed=True),
+    ("GET", "/v1/points/{card_ref}"): Operation("demo-kiosk"),
     ("GET", "/v1/operations/{reference}"): Operation("demo-kiosk"),
     ("POST", "/v1/callers/self/keys"): Operation("demo-kiosk", _keys, signed=True),
     ("GET", "/v1/usage-events"): Operation("demo-bureau"),
