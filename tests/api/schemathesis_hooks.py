@@ -194,7 +194,7 @@ def fill_in(path: str, body: dict[str, Any]) -> None:
         body.update(WISH)
     elif path == REFUND:
         whole(body)
-    elif path == RELEASE or path == REPORT:
+    elif path in (RELEASE, REPORT):
         body.update({"presentation": CARD, "card_number": None, "id_number": None})
 
 
