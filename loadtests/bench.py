@@ -23,11 +23,16 @@ from rich.console import Console
 from loadtests import report
 from loadtests.client import Caller, CallError, Session, call
 from loadtests.effects import BesideRun, Effects, config_copy
+from loadtests.engine import engine_cost, link_in_flight
 from loadtests.loading import Loading, load_anew
 from loadtests.measure import Beside, DriverError, Load, Row, Run, Server, drive
+from loadtests.payments import Payments
 from loadtests.processes import CHECKOUT, StartError, started
 
-PARTS = ("bare", "verify", "open", "ordinary", "verify2", "memory", "effect", "beside", "load")
+PARTS = (
+    "bare", "verify", "open", "ordinary", "verify2", "memory", "effect", "beside", "load",
+    "payments", "ecard", "memory-payments", "engine", "iso-500",
+)  # fmt: skip
 SAMPLE = 50_000
 OPEN_SHARE = 0.7
 OPEN_CONNECTIONS = 256  # so many that the server, not the driver, is the limit while it catches up after a stall
@@ -49,7 +54,8 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         self.load = Load(self.work / "bodies.ndjson", self.work / "headers.json", seconds)
         self.rows: dict[str, Row] = {}
-        self.memory: dict[str, Any] = {}
+        self.memory: list[dict[str, Any]] = []
+        self.engine: dict[str, Any] = {}
         self.beside: list[BesideRun] = []
         self.loadings: list[Loading] = []
 
@@ -64,6 +70,8 @@ class Bench:
         environment = self._environment() | {
             "PORT": str(port), "OPS_PORT": str(free_port()), "WORKERS": str(workers), "HOST": "127.0.0.1", "ISSUER": "",
         } | ({"CONFIG_DIR": str(config)} if config else {})  # fmt: skip
+        for book in (self.data_dir / "sandbox" / "partners").glob("*.ndjson"):
+            book.unlink()  # a partner reads its book whole when it starts
         _log.print(f"starting the gateway, WORKERS={workers} (its first start loads {self.cards:,} cards) …")
         with started(
             ["gateway", "sandbox"], environment, "serve-worker", COUNTY_READY_S, self.work / "gateway.log"
@@ -208,10 +216,30 @@ class Bench:
             load = replace(self.load, connections=MEMORY_CONNECTIONS, count=count, marks=4, seconds=MEMORY_SECONDS_MAX)
             found = drive(gateway, load, lambda n: marks.append({"answers": n, "mib": gateway.running.rss_mib()}))
         self.rows["memory"] = Row(f"verify, {MEMORY_CONNECTIONS} connections", [found])
-        self.memory = {
-            "count": count, "answers": found.driver["answers"], "connections": MEMORY_CONNECTIONS,
-            "start_mib": start, "marks": marks,
-        }  # fmt: skip
+        self.memory.append({
+            "what": "verifies", "count": count, "answers": found.driver["answers"],
+            "connections": MEMORY_CONNECTIONS, "start_mib": start, "marks": marks,
+        })  # fmt: skip
+
+    def measure_partners(self, only: set[str], payments: int) -> None:
+        """What calls partners; memory first, of a worker that has done nothing yet."""
+        with self.gateway(1) as gateway:
+            rows = Payments(self, gateway, self._environment())
+            if "memory-payments" in only:
+                self.memory.append(rows.measure_memory(payments))
+            if "payments" in only:
+                rows.measure()
+            if "ecard" in only:
+                rows.measure_ecard()
+
+    def measure_engine(self, only: set[str], calls: int) -> None:
+        """The partner engine by itself, in a process of its own."""
+        if "engine" in only:
+            _log.print("measuring the engine's own cost …")
+            self.engine["cost"] = engine_cost(calls, 3 * self.rounds)
+        if "iso-500" in only:
+            _log.print("500 calls in flight on one ISO 8583 link …")
+            self.engine["in_flight"] = link_in_flight(calls)
 
 
 def free_port() -> int:
@@ -226,13 +254,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="measuring window of a run (1 to 60)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each row (1 to 15)")
     parser.add_argument("--cards", type=int, default=415_000)
-    parser.add_argument("--quick", action="store_true", help="3 s, 2 rounds, 50 000 verifies for the memory row")
+    parser.add_argument(
+        "--quick", action="store_true", help="3 s, 2 rounds, 50 000 verifies and 10 000 payments for memory"
+    )
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--beside-rate", type=float, default=3000.0, help="verifies/s of the open loop beside SM2")
     parser.add_argument("--memory", type=int, default=1_000_000, help="verifies of the memory row")
+    parser.add_argument("--payments", type=int, default=100_000, help="payments of the row memory-payments")
+    parser.add_argument("--calls", type=int, default=10_000, help="calls of the rows engine (a round) and iso-500")
     given = parser.parse_args()
     if given.quick:
-        given.seconds, given.rounds, given.memory = 3.0, 2, 50_000
+        given.seconds, given.rounds, given.memory, given.payments, given.calls = 3.0, 2, 50_000, 10_000, 3000
     given.only = set(given.only.split(","))
     if not given.only <= set(PARTS):
         parser.error(f"--only: some of {','.join(PARTS)}")
@@ -240,6 +272,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--beside-rate is out of bounds")
     if not (1 <= given.seconds <= 60 and 1 <= given.rounds <= 15 and 4 <= given.memory <= 3_000_000):
         parser.error("--seconds, --rounds or --memory is out of bounds")
+    if not (4 <= given.payments <= 400_000 and 1000 <= given.calls <= 50_000):
+        parser.error("--payments or --calls is out of bounds")
     return given
 
 
@@ -258,7 +292,7 @@ def main() -> None:
         measure(bench, given)
     except (StartError, DriverError, CallError, subprocess.CalledProcessError) as error:
         broke_off = f"bench broke off: {error}"
-    found = report.Found(bench.rows, bench.memory, bench.beside, bench.loadings, facts)
+    found = report.Found(bench.rows, bench.memory, bench.beside, bench.loadings, bench.engine, facts)
     report.show(found)
     file = report.write(found)
     print(f"written: {os.path.relpath(file, Path.cwd())}")
@@ -267,6 +301,9 @@ def main() -> None:
     runs: list[Run | BesideRun] = [*(run for row in bench.rows.values() for run in row.runs), *bench.beside]
     if failed := sum(run.failed for run in runs):
         sys.exit(f"{failed} requests failed or were answered wrongly: these figures do not count")
+    flight = bench.engine.get("in_flight")
+    if flight and flight["calls"] != flight["correlated"]:
+        sys.exit(f"calls over the link were not answered rightly: {flight['outcomes']}")
 
 
 def measure(bench: Bench, given: argparse.Namespace) -> None:
@@ -281,6 +318,10 @@ def measure(bench: Bench, given: argparse.Namespace) -> None:
         bench.measure_memory(given.memory)
     if only & {"effect", "beside"}:
         bench.measure_effects(only, given.beside_rate)
+    if only & {"payments", "ecard", "memory-payments"}:
+        bench.measure_partners(only, given.payments)
+    if only & {"engine", "iso-500"}:
+        bench.measure_engine(only, given.calls)
     if "load" in only:
         bench.measure_load()
 

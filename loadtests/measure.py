@@ -64,6 +64,7 @@ class Run:
     server_us: float
     database_us: float
     rest_us: float
+    partners_us: float
     driver_us: float
     others_cores: float
     failed: int
@@ -181,14 +182,14 @@ def _arguments(server: Server, load: Load) -> list[str]:
 def _figures(found: dict[str, Any], began: Cpu, ended: Cpu) -> Run:
     answers = max(1, found["answers"])
     server, database = ended.server - began.server, ended.database - began.database
-    rest = ended.rest - began.rest
+    rest, partners = ended.rest - began.rest, ended.partners - began.partners
     driver = found["driver_cpu_us"] * answers / 1e6
-    others = ended.machine - began.machine - server - database - rest - driver
+    others = ended.machine - began.machine - server - database - rest - partners - driver
     latency = found["latency_ms"]
     return Run(
         per_second=found["ok_per_second"], p50_ms=latency["p50"], p99_ms=latency["p99"], p999_ms=latency["p999"],
         max_ms=latency["max"], server_us=server / answers * 1e6, database_us=database / answers * 1e6,
-        rest_us=rest / answers * 1e6, driver_us=found["driver_cpu_us"],
+        rest_us=rest / answers * 1e6, partners_us=partners / answers * 1e6, driver_us=found["driver_cpu_us"],
         others_cores=max(0.0, others) / (ended.at - began.at),
         failed=found["answers"] - found["ok"] + sum(found["errors"].values()), driver=found,
     )  # fmt: skip

@@ -14,6 +14,7 @@ import psutil
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 STOP_S = 30.0
+PARTNERS = "gateway.sandbox.peers."
 
 
 class StartError(Exception):
@@ -29,6 +30,8 @@ class Cpu:
     database: float
     rest: float
     """The supervisor, its background worker, and a second load driver if there is one."""
+    partners: float
+    """The simulated partners, which are no part of a gateway."""
     machine: float
     """Everything that runs on this machine, ours included."""
     at: float
@@ -68,23 +71,26 @@ def cpu_of(serving: Running, database: Running | None, aside: int | None = None)
     `aside` is one more process of ours, which counts as `rest`.
     """
     at = time.monotonic()
-    server = rest = 0.0
+    server = rest = partners = 0.0
     if aside is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
             times = psutil.Process(aside).cpu_times()
             rest += times.user + times.system
     servers = {process.pid for process in serving.servers()}
     for process in serving.tree():
-        if process.name() != "postgres":
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                if process.pid in servers:
-                    server += times.user + times.system
-                else:
-                    rest += times.user + times.system
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() == "postgres":
+                continue
+            times = process.cpu_times()
+            if process.pid in servers:
+                server += times.user + times.system
+            elif any(word.startswith(PARTNERS) for word in process.cmdline()):
+                partners += times.user + times.system
+            else:
+                rest += times.user + times.system
     machine = psutil.cpu_times()
     busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0) - getattr(machine, "guest", 0.0)
-    return Cpu(server, _database_cpu(database) if database else 0.0, rest, busy, at)
+    return Cpu(server, _database_cpu(database) if database else 0.0, rest, partners, busy, at)
 
 
 def _database_cpu(running: Running) -> float:

@@ -28,6 +28,8 @@ PACKAGES = (
 )  # fmt: skip
 FSYNC_TRIES = 200
 BUSY_CORES = 0.25
+PARTNER_IDLE_US = 5.0
+"""Of a request: they were not asked."""
 
 
 WANTED = {
@@ -37,6 +39,8 @@ WANTED = {
 }
 """At most."""
 LOAD_WANTED_S = 60
+ENGINE_WANTED_US = 150
+"""Of CPU a call, above the bare transport."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,10 @@ class Found:
     """All that a bench has measured."""
 
     rows: dict[str, Row]
-    memory: dict[str, Any]
+    memory: list[dict[str, Any]]
     beside: list[BesideRun]
     loadings: list[Loading]
+    engine: dict[str, Any]
     facts: dict[str, Any]
 
 
@@ -180,7 +185,7 @@ def _table(rows: dict[str, Row]) -> Table:
 
 def show(found: Found) -> None:
     """Print the table. A median stands with its spread over the runs in brackets."""
-    rows, memory, facts = found.rows, found.memory, found.facts
+    rows, facts = found.rows, found.facts
     console = Console(width=None if Console().is_terminal else 180)
     if rows:
         console.print(_table(rows))
@@ -197,11 +202,13 @@ def show(found: Found) -> None:
     _show_beside(console, found.beside)
     if found.loadings:
         _show_loadings(console, found.loadings)
-    if memory:
+    for memory in found.memory:
         console.print(
             f"  memory of one worker, {memory['connections']} connections: {memory['start_mib']:.0f} MiB before, "
-            + ", ".join(f"{mark['mib']:.0f} at {mark['answers']:,}" for mark in memory["marks"])
+            + ", ".join(f"{mark['mib']:.0f} at {mark['answers']:,} {memory['what']}" for mark in memory["marks"])
         )
+    _show_partner_rows(console, rows)
+    _show_engine(console, found.engine)
     console.print(f"  {facts['machine']['cpu']}, {facts['machine']['cores']} cores, fsync {facts['fsync_ms']:.2f} ms")
 
 
@@ -212,6 +219,36 @@ def _show_beside(console: Console, runs: list[BesideRun]) -> None:
             f"  sm2 beside verify, {mode} loop: {median(run.accepted_per_second for run in those):,.0f} effects/s "
             f"accepted, {median(run.refused_per_second for run in those):,.0f}/s answered 503, "
             f"p99 {median(run.p99_ms for run in those):.0f} ms, failed {sum(run.failed for run in those)}"
+        )
+
+
+def _show_partner_rows(console: Console, rows: dict[str, Row]) -> None:
+    """The gateway's own CPU: the partners are other people's machines."""
+    for row in rows.values():
+        if not row.middle("partners_us") > PARTNER_IDLE_US:
+            continue
+        server, database, rest = (row.middle(f"{name}_us") for name in ("server", "database", "rest"))
+        console.print(
+            f"  {row.name}: {server + database + rest:,.0f} µs of the gateway alone (server {server:,.0f}, database "
+            f"{database:,.0f}, background worker and supervisor {rest:,.0f}); the simulated partner "
+            f"{row.middle('partners_us'):,.0f} µs"
+        )
+
+
+def _show_engine(console: Console, engine: dict[str, Any]) -> None:
+    for transport, cost in engine.get("cost", {}).items():
+        bare, ours, call = (median(cost[name]) for name in ("bare", "transport", "call"))
+        console.print(
+            f"  a partner call over {transport}: bare {bare:.0f} µs, our transport {ours:.0f}, the call {call:.0f}; "
+            f"the engine's own {cost['engine_us']:.0f} µs of CPU (wanted: at most {ENGINE_WANTED_US})"
+        )
+    if flight := engine.get("in_flight"):
+        console.print(
+            f"  {flight['in_flight_max']} calls in flight on one ISO 8583 link that answers after "
+            f"{flight['delay_ms']} ms: {flight['calls']:,} calls, {flight['correlated']:,} answered with what the "
+            f"bank's book has, {flight['per_second']:,.0f}/s, p50 {flight['p50_ms']:,.0f}, p99 "
+            f"{flight['p99_ms']:,.0f}, max {flight['max_ms']:,.0f} ms, {flight['cpu_us']:.0f} µs "
+            "of CPU a call with its dialect"
         )
 
 
@@ -232,6 +269,7 @@ def write(found: Found) -> Path:
         "signature_us": signature_us(found.rows),
         "rows": {key: {"name": row.name} | row.document() for key, row in found.rows.items()},
         "memory": found.memory,
+        "engine": found.engine,
         "sm2_beside": [asdict(run) for run in found.beside],
         "loadings": [asdict(one) | {"load_s": one.load_s} for one in found.loadings],
     }

@@ -100,8 +100,9 @@ _LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 _SERIES = [one + other for one in _LETTERS for other in _LETTERS]
 _NUMBERS = 10**7
 _NUMBER_STEP = 7_548_777
-_BANKS = (*("bank-haiyan",) * 3, *("bank-jiaxing",) * 2)
+BANKS = ("bank-haiyan", "bank-jiaxing")
 """[G] The county's own bank and the city's."""
+_BANKS = (*BANKS[:1] * 3, *BANKS[1:] * 2)
 _NO_BANK = "999999"
 _ACCOUNTS = 10**11
 _DOUBLED = str.maketrans("0123456789", "0246813579")

@@ -18,7 +18,7 @@ from gateway.domain.masking import Secret
 from gateway.domain.times import CHINA
 from gateway.sandbox import partners
 from gateway.sandbox.callers import write_callers
-from gateway.sandbox.county import County, read_county
+from gateway.sandbox.county import BANKS, County, read_county
 from gateway.sandbox.files import write_cards_csv
 from gateway.sandbox.load import load_county, loaded, refresh_sources
 from gateway.settings import Settings
@@ -92,14 +92,22 @@ async def _keep_fresh(dsn: Secret[str]) -> None:
             continue
 
 
-def sample(settings: Settings, count: int) -> Iterator[str]:
-    """JSON lines of random normal cards of the county in DATA_DIR. Raises FileNotFoundError if none was loaded."""
+def sample(settings: Settings, count: int, bank: str | None = None, ecard: bool = False) -> Iterator[str]:
+    """JSON lines of random normal cards of the county in DATA_DIR; of one of its BANKS, or with an e-card, if wished.
+
+    Raises FileNotFoundError if none was loaded.
+    """
     county = read_county(settings.data_dir)
     chosen = random.Random(county.seed)  # noqa: S311 - a sample, not a secret
     today = max(county.today, dt.datetime.now(CHINA).date())
+    assert bank is None or bank in BANKS
     found = 0
     while found < count:
-        citizen = county.citizen(chosen.randrange(county.cards))
-        if citizen.status == CardStatus.NORMAL and citizen.valid_until >= today:
+        i = chosen.randrange(county.cards)
+        if bank is not None and county.account(i).bank != bank:
+            continue
+        citizen = county.citizen(i)
+        fits = citizen.ecard_level is not None or not ecard
+        if fits and citizen.status == CardStatus.NORMAL and citizen.valid_until >= today:
             found += 1
             yield json.dumps({"card_number": citizen.card_number, "card_identifier": citizen.card_identifier})

@@ -65,6 +65,26 @@ def make_link(port: int, late: Late | None = None, speaks: Adapter | None = None
     )  # fmt: skip
 
 
+def block(port: int, limits: str = "timeout_ms = 500") -> str:
+    """The bank behind partners.toml; its key is in `iso.key` of the data folder."""
+    return f"""
+[partners.iso]
+name = "示范银行"
+adapter = "bank_iso8583"
+operations = ["purchase", "reverse"]
+{limits}
+[partners.iso.link]
+host = "127.0.0.1"
+port = {port}
+[partners.iso.keys.mac]
+kind = "mac-sm4"
+file = "iso.key"
+[partners.iso.dialect]
+merchant_id = "898330448161001"
+terminal_id = "GATEWAY1"
+"""
+
+
 async def call(link: Link, speaks: Adapter, op: Operation, within_s: float = 5.0) -> Outcome:
     """Build, exchange, parse: what the engine does, without its breaker and bulkhead."""
     ctx = context()

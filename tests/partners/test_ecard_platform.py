@@ -68,6 +68,14 @@ async def test_a_code_lives_a_minute(peer: Peer) -> None:
     assert await peer.ask_code(second) == Declined(DeclineCode.CODE_EXPIRED)
 
 
+async def test_codes_of_several_cards_are_shown_at_once(peer: Peer) -> None:
+    asked = "&".join(f"card_number={number}" for number in (SIGNED.card_number, SIGNED.card_number))
+    status, answer = await peer.get(f"/show?{asked}")
+    assert (status, answer["code"]) == (200, answer["codes"][0])
+    assert [type(await peer.ask_code(code)) for code in answer["codes"]] == [Approved, Approved]
+    assert (await peer.get(f"/show?{asked}&card_number=ZZ0000000"))[0] == (await peer.get("/show"))[0] == 404
+
+
 async def test_a_code_nobody_has_shown_is_invalid(peer: Peer) -> None:
     assert await peer.ask_code("3304240001" + "0" * 12) == Declined(DeclineCode.CODE_INVALID)
     assert await peer.get("/show?card_number=ZZ0000000") == (

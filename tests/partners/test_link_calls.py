@@ -13,27 +13,8 @@ from gateway.domain.operations import Operation
 from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.partners.call import Partners
 from gateway.partners.phases import Why
-from tests.partners.iso_bank import ACCOUNT, KEY, Bank, purchase, reverse
+from tests.partners.iso_bank import ACCOUNT, KEY, Bank, block, purchase, reverse
 from tests.partners.peers import configure, partners
-
-
-def block(port: int) -> str:
-    return f"""
-[partners.iso]
-name = "示范银行"
-adapter = "bank_iso8583"
-operations = ["purchase", "reverse"]
-timeout_ms = 500
-[partners.iso.link]
-host = "127.0.0.1"
-port = {port}
-[partners.iso.keys.mac]
-kind = "mac-sm4"
-file = "iso.key"
-[partners.iso.dialect]
-merchant_id = "898330448161001"
-terminal_id = "GATEWAY1"
-"""
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ class Ledger:
         return Totals(sum(debits), len(debits), sum(credits), len(credits))
 
     def _write(self, kind: str, asked: Asked, code: str) -> Answer:
-        retrieval = f"{len(self._book.lines()) + 1:012}" if code == OK else ""
+        retrieval = f"{len(self._book) + 1:012}" if code == OK else ""
         facts: dict[str, Any] = {
             "account": _digest(asked.account),
             "place_and_trace": asked.place_and_trace,

@@ -229,13 +229,13 @@ class Host:
 
 
 def control(platform: Platform, faults: Faults, book: Book) -> web.Application:
-    """The control port, with `/show?card_number=` and `/scan?code=&card_number=[&refuse=1]`."""
+    """The control port, with `/show?card_number=[&card_number=…]` and `/scan?code=&card_number=[&refuse=1]`."""
 
     async def show(request: web.Request) -> web.Response:
-        code = platform.show(request.query.get("card_number", ""))
-        if code is None:
+        codes = [platform.show(number) for number in request.query.getall("card_number", [])]
+        if not codes or None in codes:
             return web.json_response({"detail": "no card of the county has this number"}, status=404)
-        return web.json_response({"code": code})
+        return web.json_response({"code": codes[0], "codes": codes})
 
     async def scan(request: web.Request) -> web.Response:
         query = request.query

@@ -1,0 +1,1 @@
+"""Dialects that translate nothing, so that what a call costs is the engine's: engine_cost.py."""
