@@ -43,6 +43,7 @@ from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
+from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
 from gateway.store import caller_keys, ecards
@@ -118,8 +119,11 @@ class Gateway:
         self.rotate_caller_key = RotateCallerKey()
         self.partners = Partners(settings, lambda op, outcome: self.settle_payment.take_late(op.reference, outcome))
         self.ask_ecard = self._connect_ecards()
+        self.outcomes = WriteOutcomes(
+            partial(connect, dsn, config.database, "yikatong outcomes", FOR_EFFECTS), self.data_keys
+        )
         self.settle_payment = SettlePayment(
-            self.pool, self.data_keys, banks or banks_of(self.partners), config.payments
+            self.pool, self.data_keys, self.outcomes, banks or banks_of(self.partners), config.payments
         )
         self.payments = Payments(
             Pay(self.settle_payment, self._status_max_age, config.verify.deadline_ms / 1000),
@@ -161,8 +165,8 @@ class Gateway:
         await self.directory.look()
         await self.partners.open()
         loops = [
-            self.batcher.run, self.effects.serve, self.directory.watch, self.partners.watch, self._keys.watch,
-            self._watch_gauges,
+            self.batcher.run, self.effects.serve, self.outcomes.serve, self.directory.watch, self.partners.watch,
+            self._keys.watch, self._watch_gauges,
         ]  # fmt: skip
         if self.ask_ecard is not None:
             loops.append(self.ask_ecard.serve)

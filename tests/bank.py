@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections import defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -21,11 +22,12 @@ from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Out
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.resolve_payments import ResolvePayments
 from gateway.flows.settle_payment import ACCOUNT_COLUMN, Ask, Banks, SettlePayment
+from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.phases import Why
 from gateway.sandbox.peers.control import Book, BookLine
 from gateway.settings import Settings
 from gateway.store import data_keys
-from gateway.store.pool import Pool
+from gateway.store.pool import FOR_EFFECTS, Pool, connect
 from tests.registry import TODAY
 
 ACCOUNT = "9999990000000000017"
@@ -237,14 +239,19 @@ class Resolver:
         self._dsn = dsn
         self.pool = Pool(Secret(dsn), config.database, "test resolver")
         keys = DataKeys(self.pool, KeyWatch(settings.keys_dir, lambda _: None), config.sealing.algorithm)
-        self.settle = SettlePayment(self.pool, keys, reached, config.payments)
+        connected = partial(connect, Secret(dsn), config.database, "test outcomes", FOR_EFFECTS)
+        self._outcomes = WriteOutcomes(connected, keys)
+        self.settle = SettlePayment(self.pool, keys, self._outcomes, reached, config.payments)
         self.resolve = ResolvePayments(self.pool, self.settle, config.payments)
 
     async def __aenter__(self) -> "Resolver":
         await self.pool.open()
+        self._writing = asyncio.create_task(self._outcomes.serve())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._writing.cancel()
+        await asyncio.gather(self._writing, return_exceptions=True)
         await self.pool.close()
 
     async def make_due(self) -> int:

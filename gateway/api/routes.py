@@ -24,9 +24,9 @@ from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.flows.redeem_points import RedemptionAnswer
 from gateway.flows.report_loss import LossAnswer
 from gateway.flows.rotate_caller_key import CallerKeys
-from gateway.flows.settle_payment import PaymentAnswer
 from gateway.flows.show_operation import OperationAnswer
 from gateway.flows.verify_card import VerifyAnswer
+from gateway.flows.write_outcomes import PaymentAnswer
 
 FORM = "application/x-www-form-urlencoded"
 _SIGNED_IN = ("unauthorised", "insufficient_scope", "quota_exceeded", "unavailable")

@@ -13,11 +13,12 @@ from gateway.domain.errors import Problem, unavailable
 from gateway.domain.payments import OPEN, PaymentKind, PaymentState
 from gateway.domain.verdicts import VERDICT_OF, Reason
 from gateway.flows.effects import Answer, Asked, Begun, Done
-from gateway.flows.settle_payment import SettlePayment, answer_of
+from gateway.flows.settle_payment import SettlePayment
+from gateway.flows.write_outcomes import answer_of
 from gateway.metrics import VERDICTS
 from gateway.store import payments
 from gateway.store.operations import Operation
-from gateway.store.payments import Account, Payment
+from gateway.store.payments import Account, Move, Payment
 from gateway.store.verify import Judged, Presented, verify_batch
 
 if TYPE_CHECKING:
@@ -119,9 +120,8 @@ class ReversePayment:
                 done.append(Problem("payment_state"))
             else:
                 if parent.state is _S.UNKNOWN:  # its merchant does not want it any more, whatever it came to
-                    assert await payments.move(
-                        connection, parent, (_S.UNKNOWN,), _S.REVERSING, None, self._settle.lease
-                    ), "it is locked"
+                    wish = Move(parent, (_S.UNKNOWN,), _S.REVERSING, None, self._settle.lease)
+                    assert await payments.move(connection, wish), "it is locked"
                     parents[parent.reference] = parent._replace(state=_S.REVERSING)
                 state = _S.REVERSED if parent.state is _S.REVERSED else _S.INTENT
                 payment = _child(asked, _K.REVERSAL, parent, parent.amount_fen, parent.trace, state)

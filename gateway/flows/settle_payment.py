@@ -7,14 +7,13 @@ while the bank is asked. Of two who try to decide, the guarded update lets one; 
 import asyncio
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import SystemRandom
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 import asyncpg
-import msgspec
 import structlog
 
 from gateway.configuration import Payments
@@ -33,16 +32,16 @@ from gateway.domain.payments import (
     found_nothing,
     learned,
     next_question,
-    public,
     reversal_reference,
 )
 from gateway.flows.data_keys import DataKeys
-from gateway.flows.kept_answers import Answer, KeptAnswers
+from gateway.flows.kept_answers import Answer
+from gateway.flows.write_outcomes import WRITING_S, Step, WriteOutcomes, answer_of
 from gateway.metrics import PAYMENTS
 from gateway.partners.call import Partners
 from gateway.partners.phases import Why
-from gateway.store import idempotency, payments
-from gateway.store.payments import Payment
+from gateway.store import payments
+from gateway.store.payments import Move, Payment
 from gateway.store.pool import Pool
 
 if TYPE_CHECKING:
@@ -58,26 +57,13 @@ Can = Callable[[str, type[Operation]], bool]
 ACCOUNT_COLUMN = b"card.account_sealed"
 _S = PaymentState
 _AT_ONCE = 2
-"""Connections for outcomes. A bank that answers many at once must not take the pool from everybody, and an outcome
-waits its turn: it is not given up after the pool's 250 ms."""
+"""Connections of the pool for all that is not an outcome: many at once must not take it from everybody, and each waits
+its turn: it is not given up after the pool's 250 ms."""
 
 NOT_NOW = (Problem, KeyStoreError, SealError, asyncpg.PostgresError)
 """What keeps one operation from its try: the database is away, or a key is not here. It stays due."""
 
-_encode = msgspec.json.Encoder().encode
 _chance = SystemRandom()
-
-
-class PaymentAnswer(msgspec.Struct, frozen=True, gc=False):
-    """What an operation came to: `approved`, `declined` with its code, `reversed`, or `pending` (202): ask again."""
-
-    reference: str
-    status: str
-    amount_fen: int
-    merchant_order_id: str
-    decline_code: str | msgspec.UnsetType = msgspec.UNSET
-    payment: str | msgspec.UnsetType = msgspec.UNSET
-    """Of a reversal or refund: the payment's reference."""
 
 
 class Banks(NamedTuple):
@@ -108,22 +94,15 @@ def banks_of(partners: Partners) -> Banks:
     return Banks(ask, can)
 
 
-def answer_of(payment: Payment) -> Answer:
-    """The same bytes for the same state, whoever makes them."""
-    body = PaymentAnswer(
-        str(payment.reference), public(payment.state), payment.amount_fen, payment.merchant_order_id,
-        payment.decline_code or msgspec.UNSET, str(payment.parent) if payment.parent else msgspec.UNSET,
-    )  # fmt: skip
-    return Answer(202 if payment.state in OPEN else 200, _encode(body))
-
-
 class SettlePayment:
     """first() for the request, again() for the resolver, take_late() for an answer nobody waits for any more."""
 
-    def __init__(self, pool: Pool, data_keys: DataKeys, banks: Banks, settings: Payments) -> None:
+    def __init__(
+        self, pool: Pool, data_keys: DataKeys, outcomes: WriteOutcomes, banks: Banks, settings: Payments
+    ) -> None:
         self._pool = pool
         self._data_keys = data_keys
-        self._kept = KeptAnswers(data_keys)
+        self._outcomes = outcomes
         self._banks = banks
         self._settings = settings
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -131,7 +110,7 @@ class SettlePayment:
     @property
     def lease(self) -> dt.timedelta:
         """For so long an operation is left to whoever is at it: the call, and the writing of its outcome."""
-        return dt.timedelta(milliseconds=self._settings.deadline_ms, seconds=5)
+        return dt.timedelta(milliseconds=self._settings.deadline_ms, seconds=WRITING_S)
 
     def is_routed(self, bank: str) -> bool:
         return bank in self._settings.routes
@@ -228,46 +207,22 @@ class SettlePayment:
             await self._rest(payment, None if found_nothing(outcome) else self._backoff(payment))
 
     async def _write(
-        self, payment: Payment, before: Collection[PaymentState], state: PaymentState, outcome: Outcome | None
+        self, payment: Payment, before: tuple[PaymentState, ...], state: PaymentState, outcome: Outcome | None
     ) -> Payment:
         """Move it on, with all that goes with the move; returns how it stands, if somebody else was first too."""
         code = outcome.code.value if isinstance(outcome, Declined) and state is _S.DECLINED else None
-        async with self._database() as connection:
-            keys = await self._data_keys.current(connection, ("answers",))
-            async with connection.transaction():
-                due_in = self._due_in(payment.kind, state, outcome)
-                moved = await payments.move(connection, payment, before, state, code, due_in)
-                if moved:
-                    payment = payment._replace(state=state, decline_code=code)
-                    await self._follow(connection, payment, outcome, keys["answers"])
-            if moved:
-                PAYMENTS.labels(payment.kind, payment.bank or "none", state).inc()
-                return payment
-            now = await payments.find(connection, payment.reference)
-        assert now is not None, "payments are never deleted"
-        if isinstance(outcome, Approved):
-            await self._too_late(now)
-        return now
-
-    async def _follow(
-        self, connection: "AnyConnection", payment: Payment, outcome: Outcome | None, data_key_id: int
-    ) -> None:
-        """What a move brings with it, in its transaction."""
-        key = (payment.caller, payment.idempotency_key)
-        if payment.state is _S.NOT_SENT:
-            await idempotency.give_back(connection, [key])
-            if payment.kind is PaymentKind.PAYMENT:
-                await payments.free_order(connection, payment)
-        elif payment.state not in OPEN or self._stays_unknown(payment, outcome):
-            answer = self._kept.seal(data_key_id, key, answer_of(payment))
-            await idempotency.keep(connection, {key: answer})
-        if payment.kind is PaymentKind.REVERSAL and payment.state is _S.REVERSED and payment.parent is not None:
-            parent = await payments.find(connection, payment.parent)
-            assert parent is not None
-            look_again = self._due_in(parent.kind, _S.REVERSED, outcome)
-            if await payments.move(connection, parent, (_S.APPROVED, _S.REVERSING), _S.REVERSED, None, look_again):
-                parent = parent._replace(state=_S.REVERSED)
-                await self._follow(connection, parent, None, data_key_id)
+        move = Move(payment, before, state, code, self._due_in(payment.kind, state, outcome))
+        step = Step(
+            move,
+            answers=state not in OPEN or self._stays_unknown(move.done(), outcome),
+            look_again_in=self._due_in(PaymentKind.PAYMENT, state, outcome) if move.is_reversal else None,
+        )
+        written = await self._outcomes.write(step)
+        if written.moved:
+            PAYMENTS.labels(payment.kind, payment.bank or "none", state).inc()
+        elif isinstance(outcome, Approved):
+            await self._too_late(written.payment)
+        return written.payment
 
     def _stays_unknown(self, payment: Payment, outcome: Outcome | None) -> bool:
         """Whether a 202 is all that there is to answer: its request has asked in vain, or the dialect cannot ask.
@@ -279,9 +234,7 @@ class SettlePayment:
 
     def _due_in(self, kind: PaymentKind, state: PaymentState, outcome: Outcome | None) -> dt.timedelta | None:
         """When something is to be done after a move."""
-        if (
-            state is _S.REVERSED
-        ):  # nothing was found to reverse: the payment may yet arrive, and is looked for once more
+        if state is _S.REVERSED:  # nothing was found to reverse: the payment may yet arrive, and is looked for again
             look = kind is PaymentKind.PAYMENT and outcome is not None and found_nothing(outcome)
             return dt.timedelta(seconds=self._settings.look_again_s) if look else None
         if state not in OPEN:

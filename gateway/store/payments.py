@@ -35,6 +35,24 @@ class Payment(NamedTuple):
     tries: int = 0
 
 
+class Move(NamedTuple):
+    """A step that is taken if the operation stands in one of `before`; `again_in`: when there is more to do."""
+
+    payment: Payment
+    before: tuple[PaymentState, ...]
+    after: PaymentState
+    decline_code: str | None = None
+    again_in: dt.timedelta | None = None
+
+    def done(self) -> Payment:
+        return self.payment._replace(state=self.after, decline_code=self.decline_code)
+
+    @property
+    def is_reversal(self) -> bool:
+        """Of a payment that is reversed with it."""
+        return self.payment.kind is PaymentKind.REVERSAL and self.after is PaymentState.REVERSED
+
+
 class Account(NamedTuple):
     bank: str
     account_sealed: bytes
@@ -81,6 +99,15 @@ JOIN (SELECT DISTINCT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[])) 
     ON p.reference = asked.reference AND p.created_at = asked.created_at AND p.caller = asked.caller
 WHERE p.kind = 'payment' ORDER BY p.reference FOR UPDATE OF p
 """  # noqa: S608 - the names of our own fields
+
+_MOVE = """
+UPDATE payment p SET state = asked.after, decline_code = asked.code, next_try_at = now() + asked.again_in
+FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::interval[])
+     AS asked(reference, created_at, before, after, code, again_in)
+WHERE p.reference = asked.reference AND p.created_at = asked.created_at
+  AND p.state = ANY(string_to_array(asked.before, ' '))
+RETURNING p.reference
+"""
 
 _INSERT = f"""
 INSERT INTO payment ({_COLUMNS}, next_try_at)
@@ -171,17 +198,20 @@ async def being_reversed(connection: "AnyConnection", references: Sequence[UUID]
     return {row[0] for row in rows}
 
 
-async def move(
-    connection: "AnyConnection", payment: Payment, before: Collection[PaymentState], after: PaymentState,
-    code: str | None = None, again_in: dt.timedelta | None = None,
-) -> bool:  # fmt: skip
+async def move(connection: "AnyConnection", move: Move) -> bool:
     """Whether this was the one that moved it on: of two who try, the second finds it elsewhere."""
-    done = await connection.fetchval(
-        "UPDATE payment SET state = $4, decline_code = $5, next_try_at = now() + $6::interval"
-        " WHERE reference = $1 AND created_at = $2 AND state = ANY($3) RETURNING true",
-        payment.reference, payment.created_at, list(before), after, code, again_in,
+    return bool(await move_all(connection, [move]))
+
+
+async def move_all(connection: "AnyConnection", moves: Sequence[Move]) -> set[UUID]:
+    """The references of those that were moved on. No two of `moves` are of one operation."""
+    rows = await connection.fetch(
+        _MOVE,
+        [move.payment.reference for move in moves], [move.payment.created_at for move in moves],
+        [" ".join(move.before) for move in moves], [move.after for move in moves],
+        [move.decline_code for move in moves], [move.again_in for move in moves],
     )  # fmt: skip
-    return done is not None
+    return {row[0] for row in rows}
 
 
 async def try_again(connection: "AnyConnection", payment: Payment, after: dt.timedelta | None) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import datetime as dt
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import asyncpg
 import structlog
@@ -18,11 +19,12 @@ from gateway.flows.expire_points import ExpirePoints
 from gateway.flows.reconcile_bank import ReconcileBank
 from gateway.flows.resolve_payments import ResolvePayments
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
+from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
 from gateway.store import assertions, ecards, idempotency, usage_events
 from gateway.store.migrate import ensure_partitions
-from gateway.store.pool import GONE, Pool
+from gateway.store.pool import FOR_EFFECTS, GONE, Pool, connect
 from gateway.worker.published_keys import PublishedKeys
 
 log = structlog.get_logger()
@@ -44,7 +46,12 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     partners = Partners(settings)
     await partners.open()
     banks = banks or banks_of(partners)
-    resolve = _resolver(settings, pool, banks)
+    data_keys = DataKeys(pool, KeyWatch(settings.keys_dir, lambda _: None), settings.gateway.sealing.algorithm)
+    outcomes = WriteOutcomes(
+        partial(connect, dsn, settings.gateway.database, "yikatong outcomes", FOR_EFFECTS), data_keys
+    )
+    settle = SettlePayment(pool, data_keys, outcomes, banks, settings.gateway.payments)
+    resolve = ResolvePayments(pool, settle, settings.gateway.payments)
     reconcile = ReconcileBank(pool, banks, settings.gateway.payments, settings.data_dir)
     expire = ExpirePoints(pool)
     published = PublishedKeys(settings, pool)
@@ -64,7 +71,10 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         (_LOTS_S, "expiring points", expire.lots),
         (settings.gateway.callers_keys.period_s, "published keys", published.turn),
     ]
-    loops = [asyncio.create_task(partners.watch(), name="partners")]
+    loops = [
+        asyncio.create_task(partners.watch(), name="partners"),
+        asyncio.create_task(outcomes.serve(), name="outcomes"),
+    ]
     loops += [asyncio.create_task(_every(seconds, name, turn), name=name) for seconds, name, turn in turns]
     ready()
     await keep(loops, stop)
@@ -83,13 +93,6 @@ async def keep(loops: Sequence[asyncio.Task[None]], stop: asyncio.Event) -> None
     for loop, error in zip(loops, await asyncio.gather(*loops, return_exceptions=True), strict=True):
         if isinstance(error, Exception):
             log.critical("a loop has failed", loop=loop.get_name(), exc_info=error)
-
-
-def _resolver(settings: Settings, pool: Pool, banks: Banks) -> ResolvePayments:
-    config = settings.gateway
-    data_keys = DataKeys(pool, KeyWatch(settings.keys_dir, lambda _: None), config.sealing.algorithm)
-    settle = SettlePayment(pool, data_keys, banks, config.payments)
-    return ResolvePayments(pool, settle, config.payments)
 
 
 async def _every(seconds: float, name: str, turn: Callable[[], Awaitable[None]]) -> None:

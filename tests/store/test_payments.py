@@ -13,7 +13,7 @@ from gateway.domain.ids import uuid7
 from gateway.domain.payments import BEGINNINGS, OPEN, TRANSITIONS, PaymentKind, PaymentState
 from gateway.store import payments
 from gateway.store.migrate import ensure_partitions
-from gateway.store.payments import Payment
+from gateway.store.payments import Move, Payment
 from tests.conftest import Database
 
 _S = PaymentState
@@ -59,7 +59,7 @@ async def test_every_other_step_is_refused(app: "asyncpg.Connection[asyncpg.Reco
             allowed = after in TRANSITIONS.get((kind, before), ())
             due = LEASE if after in OPEN else None
             try:
-                assert await payments.move(app, payment, (before,), after, None, due) and allowed
+                assert await payments.move(app, Move(payment, (before,), after, None, due)) and allowed
             except asyncpg.CheckViolationError:
                 assert not allowed
             tried += 1
@@ -74,8 +74,8 @@ async def test_of_two_writers_one_decides(app: "asyncpg.Connection[asyncpg.Recor
     other = await asyncpg.connect(database.dsn, server_settings={"role": "yikatong_app"})
     try:
         async with app.transaction():
-            assert await payments.move(app, payment, (_S.INTENT,), _S.APPROVED)
-            rival = asyncio.create_task(payments.move(other, payment, (_S.INTENT,), _S.DECLINED, "do_not_honour"))
+            assert await payments.move(app, Move(payment, (_S.INTENT,), _S.APPROVED))
+            rival = asyncio.create_task(payments.move(other, Move(payment, (_S.INTENT,), _S.DECLINED, "do_not_honour")))
             while not await app.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                 assert not rival.done(), "it waits for the first"
         assert not await rival
@@ -147,9 +147,9 @@ async def test_an_old_payment_that_has_just_been_reversed_is_not_stuck(
     hour = dt.timedelta(hours=1)
     assert await payments.count_open(app, hour) == (1, 1)
     assert [row.reference for row in await payments.stuck(app, hour, 10)] == [reference]
-    assert await payments.move(app, payment, (_S.INTENT,), _S.APPROVED)
+    assert await payments.move(app, Move(payment, (_S.INTENT,), _S.APPROVED))
     assert await payments.count_open(app, hour) == (0, 0)
-    assert await payments.move(app, payment, (_S.APPROVED,), _S.REVERSED, None, LEASE)
+    assert await payments.move(app, Move(payment, (_S.APPROVED,), _S.REVERSED, None, LEASE))
     assert await payments.count_open(app, hour) == (1, 0)
     assert await payments.stuck(app, hour, 10) == []
 
