@@ -244,15 +244,20 @@ class Resolver:
         self.settle = SettlePayment(self.pool, keys, self._outcomes, reached, config.payments)
         self.resolve = ResolvePayments(self.pool, self.settle, config.payments)
 
-    async def __aenter__(self) -> "Resolver":
+    async def open(self) -> "Resolver":
         await self.pool.open()
         self._writing = asyncio.create_task(self._outcomes.serve())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
         await self.pool.close()
+
+    __aenter__ = open
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def make_due(self) -> int:
         """All that is waiting for its time, leases too; returns how many."""

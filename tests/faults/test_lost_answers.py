@@ -45,14 +45,14 @@ class Counter:
         await self.gateway.start()
         settings = load({"DATA_DIR": str(self.gateway.data_dir), "CONFIG_DIR": self._config})
         resolver = Resolver(settings, self.dsn, banks(self.bank.port))
-        await resolver.pool.open()
+        await resolver.open()
         merchant = Client(self.gateway, "demo-merchant")
         await merchant.token()
         return Till(self.gateway, self.bank, merchant, resolver, self.dsn)
 
     async def leave(self, till: Till) -> None:
         await till.merchant.session.close()
-        await till.resolver.pool.close()
+        await till.resolver.close()
 
     async def differences(self) -> list[str]:
         """References whose money stands otherwise in our table than in the bank's book."""
