@@ -109,6 +109,10 @@ async def _cpu_us(way: Call, calls: int) -> float:
     return (time.process_time() - began) / (each * IN_FLIGHT) * 1e6
 
 
+def _nobody(_: object) -> None:
+    """Takes late answers; there are none."""
+
+
 def _call(made: Partners, name: str) -> Call:
     async def call(purchase: Purchase) -> None:
         outcome = await made.call(name, purchase, time.monotonic() + _WITHIN_S)
@@ -123,7 +127,7 @@ def _http_exchange(made: Partners) -> Call:
 
     async def exchange(purchase: Purchase) -> None:
         now = time.monotonic()
-        reply = await working.transport.exchange(bare_http.REQUEST, Stopwatch(now), now + _WITHIN_S)
+        reply = await working.transport.exchange(bare_http.REQUEST, Stopwatch(now), now + _WITHIN_S, _nobody)
         assert cast(HttpReply, reply).status == 200
 
     return exchange
@@ -136,7 +140,7 @@ def _link_exchange(made: Partners) -> Call:
     async def exchange(purchase: Purchase) -> None:
         now = time.monotonic()
         frame = bare_link.frame(purchase.reference.hex)
-        assert (await working.transport.exchange(frame, Stopwatch(now), now + _WITHIN_S)).body
+        assert (await working.transport.exchange(frame, Stopwatch(now), now + _WITHIN_S, _nobody)).body
 
     return exchange
 
