@@ -23,7 +23,7 @@ from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
 from gateway.crypto import sm2
 from gateway.crypto.blind_index import BlindIndex
-from gateway.crypto.key_store import KeyStoreError, KeyUse
+from gateway.crypto.key_store import KeyStore, KeyStoreError, KeyUse
 from gateway.crypto.key_watch import KeyWatch
 from gateway.crypto.lane import SlowLane
 from gateway.crypto.pseudonym import Pseudonyms
@@ -34,14 +34,18 @@ from gateway.domain.caller_keys import CallerKey
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
 from gateway.flows.ask_ecard import LOOKUP_S, AskEcard, Lookups
+from gateway.flows.bulk_usage import BulkUsage
 from gateway.flows.data_keys import DataKeys
+from gateway.flows.earn_points import EarnPoints
 from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
 from gateway.flows.pay import Pay, RefundPayment, ReversePayment
 from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, ReservePoints
 from gateway.flows.report_loss import ReleaseLoss, ReportLoss
+from gateway.flows.return_usage import ReturnUsage
 from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
+from gateway.flows.usage_lines import LineReader
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
@@ -135,9 +139,25 @@ class Gateway:
             CommitRedemption(),
             CancelRedemption(),
         )
+        self.bulk_usage = self._bulk_usage(keys)
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _bulk_usage(self, keys: KeyStore) -> BulkUsage:
+        config = self.settings.gateway
+        # index and pseudonyms of its own: it works in another thread
+        reader = LineReader(
+            BlindIndex(keys.working_keys(KeyUse.INDEX)[-1]),
+            Pseudonyms(keys.working_keys(KeyUse.PSEUDONYM)),
+            config.usage_return.days_back,
+        )
+        return BulkUsage(
+            partial(connect, self._dsn, config.database, "yikatong usage", FOR_EFFECTS),
+            reader,
+            ReturnUsage(EarnPoints(lambda: self.directory.earn_rules)),
+            config.usage_return,
+        )
 
     def _connect_ecards(self) -> AskEcard | None:
         """None where no platform is configured: each code is `unknown` then."""
@@ -165,8 +185,8 @@ class Gateway:
         await self.directory.look()
         await self.partners.open()
         loops = [
-            self.batcher.run, self.effects.serve, self.outcomes.serve, self.directory.watch, self.partners.watch,
-            self._keys.watch, self._watch_gauges,
+            self.batcher.run, self.effects.serve, self.outcomes.serve, self.bulk_usage.serve, self.directory.watch,
+            self.partners.watch, self._keys.watch, self._watch_gauges,
         ]  # fmt: skip
         if self.ask_ecard is not None:
             loops.append(self.ask_ecard.serve)
@@ -182,6 +202,7 @@ class Gateway:
             await self.ask_ecard.close()
         await self.partners.close()
         self.slow_lane.close()
+        self.bulk_usage.close()
         metrics.flush()
         await self.pool.close()
 
@@ -237,9 +258,9 @@ def _count_effects(figures: BatchFigures) -> None:
 
 def web_application(gateway: Gateway) -> web.Application:
     """The public listener's routes, each wrapped by the pipe of middleware.py."""
-    app = web.Application(client_max_size=gateway.settings.gateway.http.body_max_bytes)
+    app = web.Application()
     for route in ROUTES:
-        handler = endpoint(gateway, route.path, route.handler, route.scope, route.takes, route.effect)
+        handler = endpoint(gateway, route.path, route.handler, route.scope, route.takes, route.effect, route.bulk)
         path = route.path.replace("{card_ref}", _A_CARD_REF)
         app.router.add_route(route.method, path, handler)
     return app

@@ -115,6 +115,19 @@ class CallersKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key that was taken out there is out here within this and 5 s (reliability.md §2.1.6: 60 s)."""
 
 
+class UsageReturn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Usage data that callers return: POST /v1/usage-events."""
+
+    days_back: Annotated[int, msgspec.Meta(ge=1, le=3650)]
+    """How old a use may be when it comes."""
+    bulk_max_bytes: Annotated[int, msgspec.Meta(ge=1024, le=64 * 1024 * 1024)]
+    bulks_max: Annotated[int, msgspec.Meta(ge=1, le=64)]
+    """Bulks of one worker between their header and their answer; a further one is answered 503 at once. A caller has
+    half of them at most."""
+    bulk_deadline_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)]
+    """For writing a bulk, the wait for its turn included; past it: 503, and nothing of it is written."""
+
+
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """gateway.toml."""
 
@@ -124,6 +137,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verify: Verify
     effects: Effects
     payments: Payments
+    usage_return: UsageReturn
     tokens: Tokens
     sealing: Sealing
     sm2: Sm2

@@ -23,8 +23,8 @@ class CounterTally:
         self._counter = counter
         self._counts: defaultdict[tuple[str, ...], int] = defaultdict(int)
 
-    def add(self, labels: tuple[str, ...]) -> None:
-        self._counts[labels] += 1
+    def add(self, labels: tuple[str, ...], count: int = 1) -> None:
+        self._counts[labels] += count
 
     def flush(self) -> None:
         for labels, count in self._counts.items():
@@ -99,6 +99,9 @@ EFFECT_BATCH_SECONDS = HistogramTally(
     Histogram("yikatong_effect_batch_seconds", "The transaction of a batch of effects", buckets=_SECONDS), _SECONDS
 )
 EFFECT_QUEUE = Gauge("yikatong_effect_queue", "Effects waiting for a transaction", multiprocess_mode="livesum")
+USAGE_LINES = CounterTally(
+    Counter("yikatong_usage_lines_total", "Returned lines, by what became of them", ("way", "result", "caller"))
+)
 ECARD_ANSWERS = Counter(
     "yikatong_ecard_answers_total", "Codes of e-cards, by what the platform said (seen: it was not asked)", ("result",)
 )
@@ -196,6 +199,7 @@ def flush() -> None:
     VERDICTS.flush()
     REQUESTS.flush()
     EFFECTS.flush()
+    USAGE_LINES.flush()
     PARTNER_CALLS.flush()
     for tally in (*_request_seconds.values(), *_partner_seconds.values(), *_BATCHES):
         tally.flush()

@@ -38,7 +38,7 @@ log = structlog.get_logger()
 _IDEMPOTENCY_KEY = istr("Idempotency-Key")
 _REQUEST_ID = istr("X-Request-Id")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-JSON = "application/json"
+JSON, NDJSON = "application/json", "application/x-ndjson"
 
 
 _process, _numbers = secrets.token_hex(6), itertools.count(1)
@@ -82,6 +82,14 @@ _NOBODY: KnownCaller = None  # type: ignore[assignment]  # a handler without a s
 _STRANGER: tuple[str, KnownCaller, frozenset[str]] = ("", _NOBODY, frozenset())
 
 
+class _Takes(NamedTuple):
+    """What a route takes for a body."""
+
+    content_types: tuple[str, ...]
+    max_bytes: int
+    within_s: float
+
+
 def endpoint(
     gateway: "Gateway",
     route: str,
@@ -89,14 +97,19 @@ def endpoint(
     scope: Scope | AnyScope | None,
     content_type: str | None,
     effect: bool = False,
+    bulk: bool = False,
 ) -> AiohttpHandler:
     """The aiohttp handler of one route.
 
     `scope` None is open to everyone, ANY_SCOPE to every caller; `content_type` None takes no body; an `effect` needs an
-    Idempotency-Key and the caller's signature.
+    Idempotency-Key and the caller's signature; a `bulk` has neither, a larger body, and one of few places.
     """
     seconds = request_seconds(route)
-    body_timeout = gateway.settings.gateway.http.body_timeout_s
+    settings = gateway.settings.gateway
+    if bulk:
+        takes = _Takes((NDJSON, JSON), settings.usage_return.bulk_max_bytes, settings.http.body_timeout_s)
+    else:
+        takes = _Takes((content_type or "",), settings.http.body_max_bytes, settings.http.body_timeout_s)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         began = time.perf_counter()
@@ -104,12 +117,20 @@ def endpoint(
         request_id = request_id_of(headers)
         try:
             caller_id, caller, scopes = _STRANGER if scope is None else _admit(gateway, headers, scope)
-            body = b"" if content_type is None else await _body(request, content_type, body_timeout)
-            key, evidence = None, None
-            if caller_id and content_type is not None:
-                key = _idempotency_key(headers, needed=effect)
-                evidence = await _evidence(gateway, request, caller_id, caller, body, effect)
-            response = await handler(Call(gateway, request, request_id, caller_id, caller, body, key, evidence, scopes))
+            if bulk:
+                _refuse_key_and_signature(headers)
+                with gateway.bulk_usage.place(caller_id):
+                    body = await _body(request, takes)
+                    response = await handler(Call(gateway, request, request_id, caller_id, caller, body, scopes=scopes))
+            else:
+                body = await _body(request, takes) if content_type is not None else b""
+                key, evidence = None, None
+                if caller_id and content_type is not None:
+                    key = _idempotency_key(headers, needed=effect)
+                    evidence = await _evidence(gateway, request, caller_id, caller, body, effect)
+                response = await handler(
+                    Call(gateway, request, request_id, caller_id, caller, body, key, evidence, scopes)
+                )
         except Problem as problem:
             if problem.status == 401:
                 REFUSED_ENTRY.labels(problem.why if isinstance(problem, Unauthorised) else "bad_signature").inc()
@@ -118,9 +139,6 @@ def endpoint(
             response = problem_response(problem.code, problem.detail, problem.errors, request_id, problem.headers)
             if problem.code in ("receive_timeout", "body_too_large"):
                 response.force_close()
-        except web.HTTPRequestEntityTooLarge:
-            response = problem_response("body_too_large", "", (), request_id, {})
-            response.force_close()
         except Exception as error:  # noqa: BLE001 - the edge: nothing may leave as a traceback
             log.error("request failed", request_id=request_id, exception=describe(type(error), error.__traceback__))
             response = problem_response("internal", "", (), request_id, {})
@@ -192,21 +210,39 @@ def _take_quota(gateway: "Gateway", known: KnownCaller, caller_id: str) -> None:
         )
 
 
-async def _body(request: web.Request, content_type: str, timeout_s: float) -> bytes:
+def _refuse_key_and_signature(headers: Mapping[str, str]) -> None:
+    """Of a bulk: its ids do the work of a key, and what is signed holds a key. Raises Problem 400, 401."""
+    if _IDEMPOTENCY_KEY in headers:
+        raise Problem("idempotency_key_refused")
+    if signatures.is_there(headers):
+        raise signatures.refused()
+
+
+async def _body(request: web.Request, takes: _Takes) -> bytes:
     if request.headers.get("Content-Encoding") is not None:
         raise Problem("unsupported_media_type", "Content-Encoding is not accepted")
-    if request.content_type != content_type:
-        raise Problem("unsupported_media_type", f"the body must be {content_type}")
+    if request.content_type not in takes.content_types:
+        raise Problem("unsupported_media_type", f"the body must be {' or '.join(takes.content_types)}")
     length = request.content_length
-    if length is not None and length > request.client_max_size:
+    if length is not None and length > takes.max_bytes:
         raise Problem("body_too_large")
     if request.content.is_eof():  # all of it has arrived: no timer, and nothing to wait for
         body = request.content.read_nowait()
-        if len(body) > request.client_max_size:  # a chunked one does not say its length
+        if len(body) > takes.max_bytes:  # a chunked one does not say its length
             raise Problem("body_too_large")
         return body
     try:
-        async with asyncio.timeout(timeout_s):
-            return await request.read()
+        async with asyncio.timeout(takes.within_s):
+            return await _read(request, takes.max_bytes)
     except (TimeoutError, ConnectionError):  # too slow, or gone
         raise Problem("receive_timeout") from None
+
+
+async def _read(request: web.Request, max_bytes: int) -> bytes:
+    """aiohttp's own read() has one limit for all routes."""
+    body = bytearray()
+    while part := await request.content.readany():
+        body += part
+        if len(body) > max_bytes:
+            raise Problem("body_too_large")
+    return bytes(body)

@@ -1,10 +1,12 @@
 """The published contract (OpenAPI 3.1): the route table and the types that decode requests, put into words."""
 
+import json
 from typing import Any
 
 import msgspec
 
 from gateway import __version__
+from gateway.api.middleware import JSON, NDJSON
 from gateway.api.payloads import ProblemAnswer
 from gateway.api.routes import FORM, ROUTES, Route
 from gateway.api.signatures import COMPONENTS, TAG
@@ -13,6 +15,7 @@ from gateway.crypto.pseudonym import CARD_REF_PATTERN
 from gateway.domain.callers import ANY_SCOPE, Scope
 from gateway.domain.cards import END
 from gateway.domain.errors import PROBLEMS
+from gateway.domain.usage import BULK_LINES_MAX
 from gateway.flows.issue_token import ASSERTION_TYPE
 
 _REF = "#/components/schemas/{name}"
@@ -40,8 +43,8 @@ def _idempotency_key(required: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_PARAMETERS: dict[str, list[dict[str, Any]]] = {
-    "/v1/usage-events": [
+_PARAMETERS: dict[tuple[str, str], list[dict[str, Any]]] = {
+    ("GET", "/v1/usage-events"): [
         {
             "name": "after", "in": "query", "required": False,
             "description": "The `next` of an earlier page; without it the feed starts at its beginning",
@@ -52,7 +55,7 @@ _PARAMETERS: dict[str, list[dict[str, Any]]] = {
             "schema": {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
         },
     ],
-    "/v1/cards/verify": [_idempotency_key(required=False)],
+    ("POST", "/v1/cards/verify"): [_idempotency_key(required=False)],
 }  # fmt: skip
 
 _EFFECT_PARAMETERS = [
@@ -85,6 +88,17 @@ EXAMPLES: dict[str, Any] = {
         "outlet_id": "wuyuan-01",
     },
     "RedemptionEnd": {},
+    "UsageLine": {
+        "id": "2026-11-23-000017",
+        "card_number": "AB1234567",
+        "card_identifier": "330424D15600000500000000000000A1",
+        "scene": "market.till",
+        "terminal_id": "P-0001",
+        "occurred_at": "2026-11-23T10:00:00+08:00",
+        "amount_fen": 1250,
+        "discount_fen": 50,
+        "result": "success",
+    },
     "KeyChange": {
         "use": "signing",
         "retire": "hotel-2026",
@@ -177,7 +191,7 @@ def _operation(route: Route) -> dict[str, Any]:
         "operationId": route.handler.__name__,
         "responses": _answers(route),
     }
-    parameters = list(_PARAMETERS.get(route.path, ()))
+    parameters = list(_PARAMETERS.get((route.method, route.path), ()))
     if "{reference}" in route.path:
         parameters.append(_REFERENCE)
     if "{card_ref}" in route.path:
@@ -190,10 +204,28 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["security"] = [{"callers": [] if route.scope == ANY_SCOPE else [route.scope]}]
     if route.takes == FORM:
         operation["requestBody"] = {"required": True, "content": {FORM: {"schema": _TOKEN_FORM}}}
+    elif route.bulk:
+        operation["description"] = (
+            "Every id is good once for ever, so that a bulk may be sent again until it is answered: what was written "
+            "is counted as duplicate. An Idempotency-Key is not needed, and refused."
+        )
+        operation["requestBody"] = {"required": True, "content": _bulk(route)}
     elif route.takes is not None:
         content = {route.takes: {"schema": _schema(route.body), "example": EXAMPLES[route.body.__name__]}}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _bulk(route: Route) -> dict[str, Any]:
+    """A line that does not fit is rejected by itself, so neither schema asks for lines that do."""
+    line = f"each a `{route.body.__name__}`; one that does not fit is told in `rejected`, and its neighbours stand"
+    array = {"type": "array", "items": {}, "minItems": 1, "maxItems": BULK_LINES_MAX, "description": f"Lines, {line}"}
+    text = {"type": "string", "minLength": 1, "description": f"Up to {BULK_LINES_MAX} lines with LF between, {line}"}
+    example = EXAMPLES[route.body.__name__]
+    return {
+        NDJSON: {"schema": text, "example": json.dumps(example), "x-line": _schema(route.body)},
+        JSON: {"schema": array, "example": [example], "x-line": _schema(route.body)},
+    }
 
 
 def _answers(route: Route) -> dict[str, Any]:

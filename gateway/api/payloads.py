@@ -2,7 +2,6 @@
 
 import datetime as dt
 import json
-import re
 from typing import Annotated, Any
 
 import msgspec
@@ -10,16 +9,10 @@ import msgspec
 from gateway.domain.callers import KeyPurpose
 from gateway.domain.cards import CARD_NUMBER_PATTERN, END, LossKind
 from gateway.domain.errors import FieldError, Problem
+from gateway.domain.fields import NO_CONTROLS, TerminalId, Time, field_error
 from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation, Proof, TransitQr
 from gateway.domain.scenes import SCENE_PATTERN
-
-_NO_CONTROLS = f"^[^\\x00-\\x1f\\x7f]*{END}"
-
-TerminalId = Annotated[
-    str,
-    msgspec.Meta(min_length=1, max_length=32, pattern=_NO_CONTROLS, description="The caller's name of the terminal"),
-]
-Time = Annotated[dt.datetime, msgspec.Meta(tz=True, description="RFC 3339 with an offset")]
+from gateway.domain.usage import RejectCode, UsageResult
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -55,7 +48,7 @@ class LossRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fa
 
 
 AmountFen = Annotated[int, msgspec.Meta(ge=1, le=50_000_00, description="Fen, 1 to 50 000 yuan")]
-_Reason = Annotated[str, msgspec.Meta(max_length=200, pattern=_NO_CONTROLS)]
+_Reason = Annotated[str, msgspec.Meta(max_length=200, pattern=NO_CONTROLS)]
 
 
 class PaymentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -109,11 +102,17 @@ class UsageEvent(msgspec.Struct, frozen=True):
     terminal_id: str
     occurred_at: dt.datetime
     recorded_at: dt.datetime
-    verdict: str
-    reason: str
+    verdict: str | msgspec.UnsetType = msgspec.UNSET
+    reason: str | msgspec.UnsetType = msgspec.UNSET
     card_ref: str | msgspec.UnsetType = msgspec.UNSET
     medium: str | msgspec.UnsetType = msgspec.UNSET
     region: str | msgspec.UnsetType = msgspec.UNSET
+    result: UsageResult | msgspec.UnsetType = msgspec.UNSET
+    amount_fen: int | msgspec.UnsetType = msgspec.UNSET
+    discount_fen: int | msgspec.UnsetType = msgspec.UNSET
+    reversal_of: str | msgspec.UnsetType = msgspec.UNSET
+    """The `caller_event_id` of an earlier event of the same caller, which this one takes back."""
+    caller_event_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class UsagePage(msgspec.Struct, frozen=True):
@@ -175,6 +174,24 @@ class ProblemField(msgspec.Struct, frozen=True):
     message: str
 
 
+class RejectedLine(msgspec.Struct, frozen=True):
+    """A line that was not accepted. `index` counts from 0, `id` is null where it could not be read."""
+
+    index: int
+    id: str | None
+    code: RejectCode
+    errors: list[ProblemField]
+
+
+class UsageReceipt(msgspec.Struct, frozen=True):
+    """What became of the lines: received = created + duplicate + rejected."""
+
+    received: int
+    created: int
+    duplicate: int
+    rejected: list[RejectedLine]
+
+
 class ProblemAnswer(msgspec.Struct, frozen=True):
     """RFC 9457."""
 
@@ -187,14 +204,6 @@ class ProblemAnswer(msgspec.Struct, frozen=True):
     errors: list[ProblemField]
 
 
-_AT = re.compile(r" - at `([^`]*)`$", re.DOTALL)
-_SAFE = re.compile(
-    r"(Expected `[a-z0-9| ]+`(, got `[a-z0-9]+`| of length [<>=]+ \d+| with a timezone component"
-    r"| [<>=]+ -?\d+| matching regex '.*')?|Object missing required field `[a-z_]+`|Invalid RFC3339 encoded datetime)",
-    re.DOTALL,
-)
-_PATH = re.compile(r"\$(\.[a-z_]+)*")
-_NAMES = re.compile(r"\.([a-z_]+)")
 _KNOWN_NAMES = {
     field.encode_name
     for kind in (
@@ -219,22 +228,8 @@ _KNOWN_NAMES = {
 
 
 def invalid(error: msgspec.ValidationError) -> Problem:
-    """A 422 that names the field. msgspec's texts are passed on only where they hold nothing that was submitted."""
-    text = str(error)
-    place = _AT.search(text)
-    path = place.group(1) if place else "$"
-    text = text[: place.start()] if place else text
-    if not set(_NAMES.findall(path)) <= _KNOWN_NAMES or not _PATH.fullmatch(path):
-        path = "$"
-    if text.startswith("Object missing required field `"):
-        path, text = f"{path}.{text.split('`')[1]}", "is missing"
-    elif text.startswith("Object contains unknown field"):
-        text = "has a field that the contract does not know"
-    elif text.startswith("Invalid value") or text.startswith("Invalid enum value"):
-        text = "is not one of the allowed values"
-    elif not _SAFE.fullmatch(text):
-        text = "is not valid"
-    return Problem("validation_failed", errors=[FieldError(path, text)])
+    """A 422 that names the field."""
+    return Problem("validation_failed", errors=[field_error(error, _KNOWN_NAMES)])
 
 
 def decoder(kind: Any) -> Any:

@@ -2,8 +2,19 @@
 
 from typing import Any, NamedTuple
 
-from gateway.api import caller_keys, docs, getting_in, loss_reports, operations, payments, points, usage_events, verify
-from gateway.api.middleware import JSON, Handler
+from gateway.api import (
+    caller_keys,
+    docs,
+    getting_in,
+    loss_reports,
+    operations,
+    payments,
+    points,
+    usage_events,
+    usage_return,
+    verify,
+)
+from gateway.api.middleware import JSON, NDJSON, Handler
 from gateway.api.payloads import (
     Jwks,
     KeyChange,
@@ -17,10 +28,12 @@ from gateway.api.payloads import (
     TokenAnswer,
     TokenError,
     UsagePage,
+    UsageReceipt,
     VerifyRequest,
 )
 from gateway.api.points import PointsAnswer
 from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
+from gateway.domain.usage import UsageLine
 from gateway.flows.redeem_points import RedemptionAnswer
 from gateway.flows.report_loss import LossAnswer
 from gateway.flows.rotate_caller_key import CallerKeys
@@ -53,6 +66,8 @@ class Route(NamedTuple):
     problems: tuple[str, ...] = ()
     effect: bool = False
     """Signed by the caller (RFC 9421) and carried out once for an Idempotency-Key."""
+    bulk: bool = False
+    """Takes NDJSON lines, or a JSON array of them; `body` is one. A larger limit, no Idempotency-Key, no signature."""
     may_pend: bool = False
     """202 with the same type: the outcome is being found out."""
 
@@ -99,6 +114,9 @@ ROUTES = (
           scope=ANY_SCOPE, takes=JSON, body=KeyChange, answer=CallerKeys, effect=True,
           problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "too_many_keys", "unknown_key", "key_exists",
                     "last_key", "keys_by_url")),
+    Route("POST", "/v1/usage-events", usage_return.return_usage, "Return usage data, up to 10 000 lines",
+          scope=Scope.USAGE_WRITE, takes=NDJSON, body=UsageLine, answer=UsageReceipt, bulk=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, "idempotency_key_refused", "invalid_signature", "overloaded")),
     Route("GET", "/v1/usage-events", usage_events.feed, "The feed of usage events, in commit order, without gaps",
           scope=Scope.USAGE_READ, answer=UsagePage,
           problems=(*_SIGNED_IN, "malformed_query", "malformed_cursor", "validation_failed")),

@@ -20,6 +20,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "malformed_query": (400, "The query string is not well-formed"),
     "missing_idempotency_key": (400, "An operation with effects needs an Idempotency-Key"),
     "malformed_idempotency_key": (400, "The Idempotency-Key is not 1 to 255 visible ASCII characters"),
+    "idempotency_key_refused": (400, "This operation takes no Idempotency-Key: the ids of its lines do that work"),
     "unauthorised": (401, "A valid access token is required"),
     "invalid_signature": (401, "A valid signature of the caller is required (RFC 9421)"),
     "insufficient_scope": (403, "The access token lacks the scope for this"),

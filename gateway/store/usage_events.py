@@ -31,13 +31,18 @@ class Row(NamedTuple):
     region: str | None
     scene: str
     terminal_id: str
-    reason: str
+    reason: str | None
+    result: str | None
+    amount_fen: int | None
+    discount_fen: int | None
+    reversal_of: str | None
+    caller_event_id: str | None
 
 
 _HORIZON = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint + (SELECT xid_offset FROM feed_origin)"
 
 _PAGE = f"""
-SELECT position, event_id, recorded_at, occurred_at, kind, caller, card_id, medium, region, scene, terminal_id, reason
+SELECT {", ".join(Row._fields)}
 FROM usage_event
 WHERE (position, event_id) > ($1, $2) AND position < {_HORIZON}
 ORDER BY position, event_id

@@ -249,7 +249,7 @@ async def test_an_unknown_path_is_not_found(merchant: Client, method: str, path:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [("GET", PATH, "POST"), ("DELETE", PATH, "POST"), ("PUT", PATH, "POST"), ("OPTIONS", PATH, "POST"),
-     ("POST", "/v1/usage-events", "GET"), ("GET", "/oauth2/token", "POST"), ("POST", "/openapi.json", "GET"),
+     ("PUT", "/v1/usage-events", "GET,POST"), ("GET", "/oauth2/token", "POST"), ("POST", "/openapi.json", "GET"),
      ("PATCH", "/docs", "GET"), ("TRACE", PATH, "POST")],
 )  # fmt: skip
 async def test_another_method_is_not_allowed(merchant: Client, method: str, path: str, allowed: str) -> None:
