@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.api.routes import ROUTES
+from gateway.api.routes import ROUTES, Route
 from gateway.store.embedded import EmbeddedPostgres
 from tests.conftest import add_card, drop_database, make_database, start_gateway
 from tests.faults.planted import plant
 from tests.registry import CARDS
+from tests.returns import line, ndjson
 from tests.running import ASSERTION_TYPE, Client, Raw, Running, eventually, request, send_raw, verify_body
 from tests.signing import Signing, signed_headers
 
@@ -36,6 +37,14 @@ OPERATIONS = "/v1/operations/{reference}"
 REDEEM, POINTS = "/v1/points/redemptions", "/v1/points/{card_ref}"
 END = (REDEEM + "/{reference}/commit", REDEEM + "/{reference}/cancel")
 SCOPES |= dict.fromkeys((REDEEM, *END), "points:write") | {POINTS: "points:read"}
+RETURN = "POST /v1/usage-events"
+SCOPES[RETURN] = "usage:write"
+
+
+def key_of(route: Route) -> str:
+    """A path; of the one that has two operations, the second with its method."""
+    named = f"{route.method} {route.path}"
+    return named if named == RETURN else route.path
 
 
 class World(NamedTuple):
@@ -65,7 +74,7 @@ async def world_of(gateway: Running) -> AsyncIterator[World]:
 
 
 async def send(world: World, name: str, method: str, path: str, body: object, signed_by: str | None = None) -> Raw:
-    """With the caller's token; signed by itself if it can, or by another in its name. A quota is waited for."""
+    """With the caller's token; signed by itself if it can, or by another in its name."""
     client = world.clients[name]
     raw = b"" if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {await client.token()}", "Idempotency-Key": secrets.token_urlsafe(8)}
@@ -74,9 +83,14 @@ async def send(world: World, name: str, method: str, path: str, body: object, si
         signing, host = Signing.of(world.clients[signer].file), f"127.0.0.1:{client.gateway.port}"
         headers = signed_headers(signing, method, host, path, raw, headers["Authorization"])
     headers = {header.replace("-", "_").lower(): value for header, value in headers.items()}
+    return await answered_to(client, request(method, path, raw, **headers))
+
+
+async def answered_to(client: Client, raw: bytes) -> Raw:
+    """A quota is waited for."""
 
     async def answered() -> Raw | None:
-        answer = await send_raw(client.gateway.port, request(method, path, raw, **headers))
+        answer = await send_raw(client.gateway.port, raw)
         return answer if answer.status != 429 else None
 
     found = await eventually(answered, 5, "the quota lets it through")
@@ -174,6 +188,18 @@ async def operation(world: World, name: str, path: str, own: bool) -> str:
     return str((await send(world, name, "GET", path.replace("{reference}", reference), None)).status)
 
 
+async def return_usage(world: World, name: str, path: str, own: bool) -> str:
+    """Of a card by its reference; a bulk takes no key and no signature."""
+    card_ref = world.refs.get(name, "none") if own else world.other_than(name, world.refs)
+    use = line(card_number=None, card_identifier=None, card_ref=card_ref)
+    headers = {"authorization": f"Bearer {await world.clients[name].token()}", "content_type": "application/x-ndjson"}
+    raw = request("POST", path.removeprefix("POST "), ndjson([use]), **headers)
+    answer = await answered_to(world.clients[name], raw)
+    if answer.status != 200:
+        return str(answer.status)
+    return f"200 {'known' if json.loads(answer.body)['created'] else json.loads(answer.body)['rejected'][0]['code']}"
+
+
 async def feed(world: World, name: str, path: str, own: bool) -> str:
     return str((await send(world, name, "GET", f"{path}?limit=1", None)).status)
 
@@ -181,7 +207,7 @@ async def feed(world: World, name: str, path: str, own: bool) -> str:
 WAYS = {
     "/oauth2/token": token, "/.well-known/jwks.json": open_to_all, "/openapi.json": open_to_all, "/docs": open_to_all,
     "/v1/cards/verify": verify, REPORTS: report, REPORTS + "/{reference}/release": release,
-    "/v1/callers/self/keys": change_keys, "/v1/usage-events": feed,
+    "/v1/callers/self/keys": change_keys, "/v1/usage-events": feed, RETURN: return_usage,
     PAY: pay, UNDO[0]: undo, UNDO[1]: undo, OPERATIONS: operation,
     REDEEM: redeem, END[0]: end, END[1]: end, POINTS: points,
 }  # fmt: skip
@@ -199,7 +225,7 @@ def expected(path: str, name: str, own: bool) -> str:
         return "200"
     if SCOPES[path] not in CALLERS[name][0].split():
         return "403"
-    if path in ("/v1/cards/verify", REPORTS):
+    if path in ("/v1/cards/verify", REPORTS, RETURN):
         return "200 known" if own else "200 unrecognised"
     if path == PAY:
         return "in"
@@ -221,7 +247,8 @@ async def fill(world: World) -> tuple[int, list[str]]:
         for name in CALLERS:
             for own in (True, False):
                 cells += 1
-                found, wanted = await WAYS[route.path](world, name, route.path, own), expected(route.path, name, own)
+                key = key_of(route)
+                found, wanted = await WAYS[key](world, name, key, own), expected(key, name, own)
                 if found != wanted:
                     whose = "own" if own else "foreign"
                     wrong.append(f"{route.method} {route.path} {name} {whose}: {found}, not {wanted}")
@@ -229,7 +256,7 @@ async def fill(world: World) -> tuple[int, list[str]]:
 
 
 async def test_every_operation_for_every_caller_with_its_own_and_anothers_reference(gateway: Running) -> None:
-    assert set(WAYS) == {route.path for route in ROUTES}, "a new operation needs its line here"
+    assert set(WAYS) == {key_of(route) for route in ROUTES}, "a new operation needs its line here"
     files = (gateway.data_dir / "sandbox" / "callers").glob("*.json")
     assert set(CALLERS) == {file.stem for file in files}
     async with world_of(gateway) as world:
@@ -251,7 +278,7 @@ async def test_control_a_gateway_that_does_not_look_at_scopes_is_noticed(
         await running.stop()
         await drop_database(postgres, database)
     refused = sum(
-        expected(route.path, name, own) == "403" for route in ROUTES for name in CALLERS for own in (True, False)
+        expected(key_of(route), name, own) == "403" for route in ROUTES for name in CALLERS for own in (True, False)
     )
     print(f"\n{len(wrong)} of {cells} cells wrong")
     assert len(wrong) == refused > 30

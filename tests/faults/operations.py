@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from tests.faults.canaries import Canary
+from tests.returns import line
 from tests.running import ASSERTION_TYPE, Client, request, verify_body
 from tests.signing import Signing, signed_headers
 
@@ -26,6 +27,8 @@ class Operation(NamedTuple):
     signed_in: bool = True
     signed: bool = False
     """Under the body, anew for each spoilt one."""
+    content_type: str = "application/json"
+    """Of a dict."""
 
 
 def _token(client: Client, _: Canary, note: str) -> bytes:
@@ -68,6 +71,11 @@ def _redeem(_: Client, card: Canary, __: str) -> dict[str, Any]:
     return {"presentation": presentation, "points": 80, "item": "towel-set", "outlet_id": "wuyuan-01"}
 
 
+def _return(_: Client, card: Canary, note: str) -> dict[str, Any]:
+    """One line."""
+    return line(card.card, terminal_id=note)
+
+
 OPERATIONS = {
     TOKEN: Operation("demo-merchant", _token, signed_in=False),
     ("GET", "/.well-known/jwks.json"): Operation("demo-merchant", signed_in=False),
@@ -84,6 +92,7 @@ OPERATIONS = {
     ("GET", "/v1/operations/{reference}"): Operation("demo-kiosk"),
     ("POST", "/v1/callers/self/keys"): Operation("demo-kiosk", _keys, signed=True),
     ("GET", "/v1/usage-events"): Operation("demo-bureau"),
+    ("POST", "/v1/usage-events"): Operation("demo-bank", _return, content_type="application/x-ndjson"),
     ("GET", "/openapi.json"): Operation("demo-merchant", signed_in=False),
     ("GET", "/docs"): Operation("demo-merchant", signed_in=False),
 }
@@ -119,7 +128,7 @@ def proper(which: tuple[str, str], client: Client, authorization: str, card: Can
     body = operation.body(client, card, note) if operation.body else b""
     form = isinstance(body, bytes) and body
     headers: dict[str, str | bytes | None] = {
-        "content_type": "application/x-www-form-urlencoded" if form else "application/json"
+        "content_type": "application/x-www-form-urlencoded" if form else operation.content_type
     }
     if operation.signed_in:
         headers["authorization"] = authorization
