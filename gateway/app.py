@@ -100,14 +100,9 @@ class Gateway:
             on_delivered=self._write_answers,
         )
         self.hot_lane = HotLane(self)
+        waiting = FOR_EFFECTS | {"lock_timeout": str(config.effects.claim_timeout_ms)}
         self.effects = Effects(
-            partial(
-                connect,
-                dsn,
-                config.database,
-                "yikatong effects",
-                FOR_EFFECTS | {"lock_timeout": str(config.effects.claim_timeout_ms)},
-            ),
+            partial(connect, dsn, config.database, "yikatong effects", waiting),
             self.data_keys,
             self.index,
             batch_max=config.effects.batch_max,
