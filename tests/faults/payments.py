@@ -15,9 +15,9 @@ import aiohttp
 import asyncpg
 
 from tests.faults.home import Home
-from tests.market import BANKS, HAIYAN, OPENING_FEN, Banks, Customer, Line
 from tests.running import Client
 from tests.signing import Signing, signed_headers
+from tests.simulated_banks import BANKS, HAIYAN, OPENING_FEN, Banks, Customer, Line
 
 PATH = "/v1/payments"
 _ANSWER_S = 60.0
