@@ -80,11 +80,13 @@ class Banks:
             for bank, lines in zip(BANKS, books, strict=True)
         }
 
-    def blocks(self, timeout_ms: int = 500, absent_after_s: int = 3, haiyan: int = 0, jiaxing: int = 0) -> str:
+    def blocks(
+        self, timeout_ms: int = 500, places: int = 64, absent_after_s: int = 3, haiyan: int = 0, jiaxing: int = 0
+    ) -> str:
         """partners.toml. `haiyan`, `jiaxing`: other ports than the banks' own, where something stands in between."""
         common = f"""timeout_ms = {timeout_ms}
-concurrency_max = 64
-waiting_max = 64
+concurrency_max = {places}
+waiting_max = {places}
 breaker = {{ failures = 5, open_s = 1 }}"""
         return f"""
 [partners.{HAIYAN}]

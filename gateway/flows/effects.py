@@ -15,7 +15,6 @@ import datetime as dt
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
@@ -29,7 +28,7 @@ from gateway.crypto.digests import sm3
 from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.randomness import RandomBytes
 from gateway.crypto.sealing import SealError, UnknownDataKey
-from gateway.domain.errors import Problem, overloaded, unavailable
+from gateway.domain.errors import Problem, unavailable
 from gateway.domain.ids import uuid7
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.kept_answers import Answer as Answer
@@ -50,8 +49,6 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 PROOF_COLUMN = b"operation.proof_sealed"
 _AGAIN_MS = 10
 """How long an effect may wait for a lock when its batch has waited already: all of them within the deadline."""
-FINISHING_MAX = 256
-"""Effects of one worker that wait for a partner; a further one is answered 503 before it begins."""
 
 
 def is_key(text: str) -> bool:
@@ -108,7 +105,7 @@ class Kind(Protocol):
 
 @runtime_checkable
 class TwoStep(Protocol):
-    """A kind whose perform() may give Begun."""
+    """A kind whose perform() may give Begun, and sees to it that not too many wait for any one partner."""
 
     async def finish(self, what: Any) -> Answer:
         """Outside any transaction. The answer is kept with the key. Raises Problem."""
@@ -184,8 +181,6 @@ class Effects:
         claim = (caller_id, key)
         if claim in self._running:
             raise Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
-        if _has_two_steps(type(kind)) and len(self._finishing) >= FINISHING_MAX:
-            raise overloaded("too many operations wait for a partner")
         reference = pgproto.UUID(uuid7(time.time_ns() // 1_000_000, self._random.take(10)))
         effect = Effect(kind, Asked(caller_id, reference, what, key), key, self._index.request(request), evidence)
         self._running.add(claim)
@@ -374,9 +369,3 @@ def _failure(error: Exception, effect: Effect) -> Problem:
 
 def _kind_of(effect: Effect) -> str:
     return effect.kind.name
-
-
-@cache
-def _has_two_steps(kind: type[Kind]) -> bool:
-    """Kept: to look a protocol up costs as much as to decode a request."""
-    return issubclass(kind, TwoStep)

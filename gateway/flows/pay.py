@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-from gateway.domain.errors import Problem, unavailable
+from gateway.domain.errors import Problem, overloaded, unavailable
 from gateway.domain.payments import OPEN, PaymentKind, PaymentState
 from gateway.domain.verdicts import VERDICT_OF, Reason
 from gateway.flows.effects import Answer, Asked, Begun, Done
@@ -83,9 +83,8 @@ class Pay:
             order.judged = row
             account = accounts.get(row[1]) if row[0] == Reason.OK else None
             payment = _payment(asked, order, row, account, next(traces))
-            if account is not None and not self._settle.is_routed(account.bank):
-                # a gap in our configuration, not the card's fault
-                ended[asked.reference] = unavailable("the card's bank is not connected")
+            if account is not None and (refusal := self._refusal(account.bank)):
+                ended[asked.reference] = refusal
                 await payments.free_order(connection, payment)
                 continue
             rows.append(payment)
@@ -93,6 +92,12 @@ class Pay:
         if rows:
             await payments.insert(connection, rows, self._settle.lease)
         return [ended.get(asked.reference) or Problem("order_id_used") for asked in batch]
+
+    def _refusal(self, bank: str) -> Problem | None:
+        """What is not the card's fault: a gap in our configuration, or a bank at which too much waits."""
+        if not self._settle.is_routed(bank):
+            return unavailable("the card's bank is not connected")
+        return None if self._settle.has_place(bank) else _no_place()
 
     async def finish(self, what: Payment) -> Answer:
         return await self._settle.first(what)
@@ -118,6 +123,8 @@ class ReversePayment:
                 done.append(Problem("payment_pending", headers={"Retry-After": "2"}))
             elif parent.state in (_S.DECLINED, _S.NOT_SENT) or given_back.get(parent.reference):
                 done.append(Problem("payment_state"))
+            elif not self._settle.has_place(parent.bank or ""):
+                done.append(_no_place())
             else:
                 if parent.state is _S.UNKNOWN:  # its merchant does not want it any more, whatever it came to
                     wish = Move(parent, (_S.UNKNOWN,), _S.REVERSING, None, self._settle.lease)
@@ -161,6 +168,8 @@ class RefundPayment:
                 done.append(Problem("payment_state"))
             elif given_back.get(parent.reference, 0) + undo.amount_fen > parent.amount_fen:
                 done.append(Problem("refund_too_large"))
+            elif not self._settle.has_place(parent.bank or ""):
+                done.append(_no_place())
             else:
                 given_back[parent.reference] = given_back.get(parent.reference, 0) + undo.amount_fen
                 payment = _child(asked, _K.REFUND, parent, undo.amount_fen, next(traces), _S.INTENT)
@@ -181,6 +190,10 @@ async def _lock(
     wanted = [asked.what.payment for asked in batch]
     parents = await payments.lock(connection, wanted, [asked.caller_id for asked in batch])
     return parents, await payments.refunded(connection, wanted), await payments.being_reversed(connection, wanted)
+
+
+def _no_place() -> Problem:
+    return overloaded("too many operations wait for the card's bank")
 
 
 def _payment(asked: Asked, order: PayOrder, judged: Judged, account: Account | None, trace: int) -> Payment:

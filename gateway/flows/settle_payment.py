@@ -7,6 +7,7 @@ while the bank is asked. Of two who try to decide, the guarded update lets one; 
 import asyncio
 import datetime as dt
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import SystemRandom
@@ -60,6 +61,9 @@ _AT_ONCE = 2
 """Connections of the pool for all that is not an outcome: many at once must not take it from everybody, and each waits
 its turn: it is not given up after the pool's 250 ms."""
 
+_AT_BANK_MAX = 256
+"""Operations of one worker that wait for one bank: one that does not answer takes no place of another's."""
+
 NOT_NOW = (Problem, KeyStoreError, SealError, asyncpg.PostgresError)
 """What keeps one operation from its try: the database is away, or a key is not here. It stays due."""
 
@@ -106,6 +110,7 @@ class SettlePayment:
         self._banks = banks
         self._settings = settings
         self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._at_bank: Counter[str] = Counter()
 
     @property
     def lease(self) -> dt.timedelta:
@@ -115,6 +120,10 @@ class SettlePayment:
     def is_routed(self, bank: str) -> bool:
         return bank in self._settings.routes
 
+    def has_place(self, bank: str) -> bool:
+        """Whether one more operation may begin; a batch that begins at once may be more, and is bounded itself."""
+        return self._at_bank[bank] < _AT_BANK_MAX
+
     async def first(self, payment: Payment) -> Answer:
         """Send an intent's own message. Raises Problem 503 or 422: not sent. What is not known is pending."""
         if dt.datetime.now(dt.UTC) - payment.created_at > self.lease:  # we stood still: the resolver may have it
@@ -122,6 +131,8 @@ class SettlePayment:
                 taken = await payments.find(connection, payment.reference)
             assert taken is not None, "payments are never deleted"
             return answer_of(taken)
+        bank = payment.bank or ""
+        self._at_bank[bank] += 1
         try:
             outcome = await self._ask(payment, Question.FIRST)
             state = learned(payment.kind, Question.FIRST, outcome)
@@ -132,6 +143,8 @@ class SettlePayment:
         except NOT_NOW as error:
             log.warning("an outcome was not written", reference=str(payment.reference), error=type(error).__name__)
             return answer_of(payment)  # the intent is there: the resolver finds out, and answers the key
+        finally:
+            self._at_bank[bank] -= 1
         if now.state is _S.NOT_SENT:
             if outcome == NotSent(Why.CANNOT_BUILD):  # nor will it be, however often it is tried again
                 raise Problem("not_at_this_bank")

@@ -124,9 +124,9 @@ class Shop:
 
     async def ask(self, effect: Effect, within_s: float) -> None:
         async with self._gate:
-            await self._send(effect, within_s)
+            await self.send(effect, within_s)
 
-    async def _send(self, effect: Effect, within_s: float) -> None:
+    async def send(self, effect: Effect, within_s: float) -> None:
         headers = signed_headers(
             self._signing, "POST", self._host, effect.path, effect.raw, f"Bearer {self._token}", key=effect.key
         )

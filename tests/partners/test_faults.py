@@ -12,6 +12,7 @@ import pytest
 
 from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.partners.breaker import Breaker, State
+from gateway.partners.bulkhead import RetryBudget
 from gateway.partners.call import Partners
 from gateway.partners.phases import Why
 from gateway.partners.transport_http import HttpTransport
@@ -287,6 +288,30 @@ async def test_a_breaker_that_never_opens_is_caught(tmp_path: Path) -> None:
         for _ in range(20):
             await timed(made)
         assert len(bad.requests) > 5
+
+
+async def connections_tried(tmp_path: Path, retries: RetryBudget | None = None) -> int:
+    """Of 100 calls to a partner that never gets as far as a connection, with a breaker that does not open."""
+
+    async def no_handshake(talk: Talk) -> None:
+        talk.reset()
+
+    async with peer(no_handshake) as bad, partners(tmp_path, block("bad", bad.port, scheme="https")) as made:
+        working = made.registry.get("bad")
+        assert working is not None
+        working.breaker = Breaker(1_000_000, 30)
+        working.retries = retries or working.retries
+        for _ in range(100):
+            assert isinstance((await timed(made))[0], NotSent)
+        return bad.connections
+
+
+async def test_retries_are_a_tenth_of_the_calls_at_most(tmp_path: Path) -> None:
+    assert 100 < await connections_tried(tmp_path) <= 111, "one more is saved from the beginning"
+
+
+async def test_a_budget_that_is_none_is_caught(tmp_path: Path) -> None:
+    assert await connections_tried(tmp_path, RetryBudget(100)) > 111
 
 
 async def test_the_callers_deadline_comes_first(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 With a place to stand, as in stands_still.
 """
 
-from collections.abc import Collection
-
 from gateway.domain.outcome import Outcome
 from gateway.domain.payments import PaymentState
 from gateway.flows.settle_payment import SettlePayment
@@ -15,7 +13,7 @@ _write = sitecustomize.write  # which stands
 
 
 async def write(
-    self: SettlePayment, payment: Payment, before: Collection[PaymentState], state: PaymentState,
+    self: SettlePayment, payment: Payment, before: tuple[PaymentState, ...], state: PaymentState,
     outcome: Outcome | None,
 ) -> Payment:  # fmt: skip
     if state is PaymentState.UNKNOWN and outcome is None:

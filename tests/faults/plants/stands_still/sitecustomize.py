@@ -6,7 +6,6 @@ Of the workers that serve; the resolver goes on.
 
 import asyncio
 import os
-from collections.abc import Collection
 from pathlib import Path
 from uuid import UUID
 
@@ -41,7 +40,7 @@ async def ask(self: SettlePayment, payment: Payment, question: Question) -> Outc
 
 
 async def write(
-    self: SettlePayment, payment: Payment, before: Collection[PaymentState], state: PaymentState,
+    self: SettlePayment, payment: Payment, before: tuple[PaymentState, ...], state: PaymentState,
     outcome: Outcome | None,
 ) -> Payment:  # fmt: skip
     if _AT == "write" and PaymentState.INTENT in before and outcome is not None:
