@@ -3,7 +3,7 @@
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ class Market(NamedTuple):
     home: Home
     banks: Banks
     bug: str | None = None
+    faults: Mapping[str, float] = FAULTS
 
     async def start(self) -> None:
         await self.home.start(self.bug)
@@ -43,7 +44,7 @@ class Market(NamedTuple):
 
     async def misbehave(self) -> None:
         await self.banks.faults(
-            *({"kind": kind, "probability": share, "ms": LATE_MS} for kind, share in FAULTS.items())
+            *({"kind": kind, "probability": share, "ms": LATE_MS} for kind, share in self.faults.items())
         )
 
     async def kill(self, what: str) -> None:

@@ -7,14 +7,11 @@ by reference and fen by fen. What a dialect cannot find out (a refund by ISO 858
 import asyncio
 from collections import Counter
 
-import pytest
-
 from tests.faults.home import Figure
-from tests.faults.market import KILLED, SETTLED_S, Market
+from tests.faults.market import KILLED, Market
 from tests.faults.market import market as market
-from tests.faults.payments import Findings, Sale, check, shop_at, steps_of
+from tests.faults.payments import PATH, Effect, Findings, Sale, check, shop_at, steps_of
 from tests.faults.test_effects_kill import set_hold, until_it_stands
-from tests.faults.waiting import until
 
 PER_ROUND = 250
 
@@ -37,16 +34,26 @@ async def test_every_payment_ends_and_the_banks_books_are_ours(market: Market, c
     assert reached <= steps.keys() and told["pending"] and told["approved"] and cut
 
 
-@pytest.mark.parametrize(("bug", "column"), [("reversal_sent_once", "unlike"), ("doubt_is_not_sent", "doubled")])
-async def test_control_the_check_notices(market: Market, bug: str, column: str) -> None:
-    market = market._replace(bug=bug)
+async def test_control_an_order_that_is_paid_twice_is_noticed(market: Market) -> None:
+    market = market._replace(bug="doubt_is_not_sent", faults={"drop_after": 0.5})
     await market.start()
     sales = await market.round(await market.customers(), 60, killed=[])
+    assert (await check(market.home, market.banks, sales)).doubled
 
-    async def noticed() -> bool:
-        return bool(getattr(await check(market.home, market.banks, sales), column))
 
-    await until(noticed, SETTLED_S, f"{bug} is noticed")
+async def test_control_a_reversal_that_is_not_repeated_is_noticed(market: Market) -> None:
+    market = market._replace(bug="reversal_sent_once")
+    await market.start()
+    customers = await market.customers()
+    async with shop_at(market.home, customers) as shop:
+        shop.sales += [Sale(customer, 100) for customer in customers[:8]]
+        await asyncio.gather(*(shop.until_answered(sale.payment) for sale in shop.sales))
+        await market.banks.faults({"kind": "drop_before"})
+        for sale in shop.sales:
+            sale.reversal = Effect(f"{PATH}/{sale.payment.answer['reference']}/reversals", {})
+            await shop.until_answered(sale.reversal)
+        findings = await check(market.home, market.banks, shop.sales)
+    assert findings.reversed and findings.unlike >= findings.reversed, findings
 
 
 async def killed_before_the_commit(market: Market) -> Findings:

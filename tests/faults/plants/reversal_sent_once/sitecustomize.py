@@ -6,7 +6,8 @@ from gateway.flows import settle_payment
 
 
 def forgetful(kind: PaymentKind, question: Question, outcome: Outcome) -> PaymentState | None:
-    if question is Question.REVERSE and isinstance(outcome, Unknown):
+    reverses = kind is PaymentKind.REVERSAL or question is Question.REVERSE
+    if reverses and isinstance(outcome, Unknown):
         return PaymentState.REVERSED
     return learned(kind, question, outcome)
 
