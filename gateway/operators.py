@@ -1,26 +1,32 @@
 """What operators ask on the command line of a gateway's database, while it runs."""
 
 import datetime as dt
+import os
+import time
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from gateway.crypto.key_files import open_folder
+from gateway.domain.ids import uuid7
 from gateway.domain.masking import Secret
 from gateway.domain.payments import public
 from gateway.domain.times import CHINA
+from gateway.flows.correct_points import correct
 from gateway.flows.reconcile_bank import ReconcileBank, read_file
 from gateway.flows.replay_evidence import replay
 from gateway.flows.rotate_own_keys import status, wrapped_by
 from gateway.flows.settle_payment import banks_of
 from gateway.partners.call import Partners
 from gateway.settings import Settings
-from gateway.store import payments
+from gateway.store import ledger_check, payments
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.pool import Pool, connect
 
 STUCK_SHOWN_MAX = 1000
+_CHECK_TIMEOUT_MS = 600_000
 
 
 def database_of(settings: Settings) -> Secret[str]:
@@ -100,6 +106,37 @@ async def reconcile(settings: Settings, bank: str, day: dt.date, file: Path | No
         await pool.close()
     lines = [f"{finding.value:<18}{number:>8}" for finding, number in report.counts.items()]
     return [*lines, *(f"report            {path}" for path in report.files)]
+
+
+async def check_ledger(settings: Settings) -> tuple[list[str], bool]:
+    """(lines to print, whether every rule holds). Raises OSError, asyncpg.PostgresError."""
+    # it reads everything: it may take longer than a statement of the gateway
+    patient = msgspec.structs.replace(settings.gateway.database, statement_timeout_ms=_CHECK_TIMEOUT_MS)
+    connection = await connect(database_of(settings), patient, "yikatong operator")
+    try:
+        sums, findings = await ledger_check.check(connection)
+    finally:
+        await connection.close()
+    broken = {finding.rule: finding for finding in findings}
+    lines = [f"{sums.accounts} accounts, {sums.transfers} transfers, {sums.entries} entries, {sums.held} points held"]
+    for rule in ledger_check.RULES:
+        finding = broken.get(rule)
+        lines.append(f"{'good' if finding is None else 'BROKEN':<8}{rule}")
+        if finding is not None:
+            lines += [f"        {each}" for each in finding.ids]
+            lines += ["        …"] if finding.broken > len(finding.ids) else []
+    return lines, not findings
+
+
+async def correct_points(settings: Settings, transfer: UUID, amount: int, note: str) -> str:
+    """The line to print. Raises NotCorrected, OSError, asyncpg.PostgresError."""
+    transfer_id = UUID(bytes=uuid7(time.time_ns() // 1_000_000, os.urandom(10)))
+    connection = await connect(database_of(settings), settings.gateway.database, "yikatong operator")
+    try:
+        made = await correct(connection, transfer_id, transfer, amount, note, settings.points.valid_months)
+    finally:
+        await connection.close()
+    return f"transfer {made.transfer_id}: {made.points:+} points, corrects {made.corrects}"
 
 
 async def keys_table(settings: Settings, now: dt.datetime) -> list[str]:

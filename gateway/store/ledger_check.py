@@ -25,7 +25,7 @@ class Sums(NamedTuple):
     accounts: int
     transfers: int
     entries: int
-    points_held: int
+    held: int
     """By citizens and merchants."""
 
 

@@ -142,6 +142,14 @@ async def known(connection: "AnyConnection", transfer_ids: Sequence[UUID]) -> se
     return {row[0] for row in rows}
 
 
+async def find(connection: "AnyConnection", transfer_id: UUID) -> Transfer | None:
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM points_transfer WHERE transfer_id = $1 AND created_at = $2",  # noqa: S608 - our fields
+        transfer_id, created_at(transfer_id),
+    )  # fmt: skip
+    return None if row is None else Transfer(*row)
+
+
 async def earned_on(
     connection: "AnyConnection", days: Collection[tuple[UUID, str, dt.date]]
 ) -> dict[tuple[UUID, str, dt.date], int]:

@@ -1,0 +1,197 @@
+"""`ledger check`: every rule has a planted row that it finds, and writers may be busy meanwhile."""
+
+import asyncio
+import datetime as dt
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from gateway.domain.points import EarnRules, PointsRule
+from gateway.flows.correct_points import NotCorrected, correct
+from gateway.flows.earn_points import EarnPoints, Use
+from gateway.store import points
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.ledger_check import RULES, check
+from tests.conftest import drop_database, make_database, prepare_data_dir
+from tests.ledger import add_people, broken_rules, new_id, open_points
+from tests.running import ROOT, free_port
+
+if TYPE_CHECKING:
+    from gateway.store.pool import Connection
+
+
+NOW = dt.datetime(2026, 11, 20, tzinfo=dt.UTC)
+
+
+class Ledger(NamedTuple):
+    owner: "Connection"
+    dsn: str
+    people: dict[UUID, UUID]
+
+    @property
+    def person(self) -> UUID:
+        return next(iter(self.people.values()))
+
+
+@pytest.fixture(scope="module")
+async def ledger(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[Ledger]:
+    database = await make_database(postgres, template)
+    owner = await asyncpg.connect(database.dsn)
+    people = await add_people(owner, 10)
+    await open_points(owner, people, 100, lots=2)
+    await owner.execute("SET session_replication_role = replica")  # no trigger minds what is planted
+    yield Ledger(owner, database.dsn, people)
+    await owner.close()
+    await drop_database(postgres, database)
+
+
+ENTRY = "UPDATE points_entry SET {} WHERE transfer_id = LAST AND account_id = PERSON"
+PLANTED = {
+    "the entries of a transfer sum up to 0": (
+        ENTRY.format("points = points + 1, current = current + 1"),
+        ENTRY.format("points = points - 1, current = current - 1"),
+        "LAST",
+    ),
+    "a transfer has one entry on each of its two sides": (
+        "UPDATE points_transfer SET points = points + 1 WHERE transfer_id = LAST",
+        "UPDATE points_transfer SET points = points - 1 WHERE transfer_id = LAST",
+        "LAST",
+    ),
+    "the entries of an account are numbered, and each begins where the last one ended": (
+        ENTRY.format("previous = previous + 1, current = current + 1"),
+        ENTRY.format("previous = previous - 1, current = current - 1"),
+        "PERSON",
+    ),
+    "an account's balance is the sum of its entries": (
+        "UPDATE points_account SET balance = balance + 1 WHERE account_id = PERSON",
+        "UPDATE points_account SET balance = balance - 1 WHERE account_id = PERSON",
+        "PERSON",
+    ),
+    "only the issuer's balance is below 0": (
+        "ALTER TABLE points_account DROP CONSTRAINT points_account_check;"
+        "UPDATE points_account SET balance = -1 WHERE kind = 'expiry'",
+        "UPDATE points_account SET balance = 0 WHERE kind = 'expiry';"
+        "ALTER TABLE points_account ADD CONSTRAINT points_account_check CHECK (balance >= 0 OR kind = 'issuer')",
+        "'ffffffff-ffff-8000-8000-000000000003'",
+    ),
+    "a person's lots are what the person has": (
+        "UPDATE points_lot SET remaining = remaining + 1 WHERE person_id = PERSON",
+        "UPDATE points_lot SET remaining = remaining - 1 WHERE person_id = PERSON",
+        "PERSON",
+    ),
+    "what an account has reserved is what its open redemptions hold": (
+        "UPDATE points_account SET reserved = 1 WHERE account_id = PERSON",
+        "UPDATE points_account SET reserved = 0 WHERE account_id = PERSON",
+        "PERSON",
+    ),
+    "a committed redemption was paid once, and no other was": (
+        "INSERT INTO points_redemption SELECT transfer_id, created_at, 'x', 'x', 'x', 1, person_id, card_id, person_id,"
+        " 'committed', NULL, now(), now() FROM points_transfer WHERE transfer_id = LAST",
+        "DELETE FROM points_redemption",
+        "LAST",
+    ),
+    "not more is taken back than was earned": (
+        "ALTER TABLE points_transfer DROP CONSTRAINT IF EXISTS points_transfer_check;"
+        "INSERT INTO points_transfer (transfer_id, created_at, kind, person_id, counter, points, shortfall, day,"
+        " corrects) SELECT '01890000-0000-7000-8000-000000000000', created_at, 'take_back', person_id, counter, 0, 1,"
+        " day, transfer_id FROM points_transfer WHERE transfer_id = LAST",
+        "DELETE FROM points_transfer WHERE kind = 'take_back'",
+        "LAST",
+    ),
+}
+"""Rule: (how it is broken, how that is undone, what is found)."""
+
+
+def of_person(ledger: Ledger, statement: str) -> str:
+    """PERSON is one of them, LAST the last transfer of that one."""
+    last = "(SELECT transfer_id FROM points_entry WHERE account_id = PERSON ORDER BY number DESC LIMIT 1)"
+    return statement.replace("LAST", last).replace("PERSON", f"'{ledger.person}'::uuid")
+
+
+@pytest.mark.parametrize("rule", RULES)
+async def test_a_planted_row_is_found(ledger: Ledger, rule: str) -> None:
+    plant, undo, wanted = PLANTED[rule]
+    assert await broken_rules(ledger.owner) == {}
+    offender = await ledger.owner.fetchval(of_person(ledger, "SELECT " + wanted))
+    await ledger.owner.execute(of_person(ledger, plant))
+    try:
+        assert str(offender) in (await broken_rules(ledger.owner))[rule]
+    finally:
+        await ledger.owner.execute(of_person(ledger, undo))
+    assert await broken_rules(ledger.owner) == {}
+
+
+async def test_it_holds_in_every_snapshot_while_writers_are_busy(ledger: Ledger) -> None:
+    rules = EarnRules({"market.till": PointsRule(per_yuan=1, daily_max=1_000_000)}, 24)
+    done = asyncio.Event()
+
+    async def write() -> None:
+        connection = await asyncpg.connect(ledger.dsn, server_settings={"role": "yikatong_app"})
+        try:
+            while not done.is_set():
+                uses = [Use(new_id(), card, "market.till", 500, NOW) for card in ledger.people]
+                async with connection.transaction():
+                    await EarnPoints(lambda: rules).earn(connection, uses)
+        finally:
+            await connection.close()
+
+    writers = [asyncio.create_task(write()) for _ in range(2)]
+    reader = await asyncpg.connect(ledger.dsn, server_settings={"role": "yikatong_app"})
+    seen: set[int] = set()
+    try:
+        async with asyncio.timeout(60):
+            while len(seen) < 12:  # snapshots of so many different moments
+                sums, findings = await check(reader)
+                assert findings == []
+                seen.add(sums.transfers)
+    finally:
+        done.set()
+        await asyncio.gather(*writers)
+        await reader.close()
+
+
+async def test_a_correction_is_a_new_transfer_that_names_the_old(ledger: Ledger) -> None:
+    old = await ledger.owner.fetchval(of_person(ledger, "SELECT LAST"))
+    before = await ledger.owner.fetchrow("SELECT * FROM points_transfer WHERE transfer_id = $1", old)
+    for amount in (7, -7):
+        made = await correct(ledger.owner, new_id(), old, amount, "counted wrong", 24)
+        assert (made.points, made.corrects) == (amount, old)
+    account = (await points.lock(ledger.owner, [ledger.person]))[ledger.person]
+    with pytest.raises(NotCorrected):
+        await correct(ledger.owner, new_id(), old, -account.available - 1, "too much", 24)
+    with pytest.raises(NotCorrected):
+        await correct(ledger.owner, new_id(), new_id(), 1, "of nothing", 24)
+    assert await ledger.owner.fetchrow("SELECT * FROM points_transfer WHERE transfer_id = $1", old) == before
+    assert await broken_rules(ledger.owner) == {}
+
+
+async def test_the_command_says_what_is_broken_and_ends_with_1(ledger: Ledger, tmp_path: Path) -> None:
+    port = free_port()
+    prepare_data_dir(tmp_path, port)
+    environment = os.environ | {"DATA_DIR": str(tmp_path), "DATABASE_URL": ledger.dsn, "PORT": str(port)}
+
+    async def run(*arguments: str) -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", "ledger", *arguments, cwd=ROOT, env=environment,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        out, _ = await process.communicate()
+        return process.returncode or 0, out.decode()
+
+    old = str(await ledger.owner.fetchval(of_person(ledger, "SELECT LAST")))
+    code, said = await run("correct", old, "--note", "a typing mistake", "--", "-3")
+    assert code == 0 and "-3 points" in said and old in said, said
+    code, said = await run("check")
+    assert code == 0 and said.count("good ") == len(RULES), said
+    plant, undo, _ = PLANTED["an account's balance is the sum of its entries"]
+    await ledger.owner.execute(of_person(ledger, plant))
+    code, said = await run("check")
+    await ledger.owner.execute(of_person(ledger, undo))
+    assert code == 1 and "BROKEN  an account's balance is the sum of its entries" in said, said
+    assert str(ledger.person) in said
