@@ -14,7 +14,16 @@ yikatong.mjs CALLER_FILE verify CARD_NUMBER CARD_IDENTIFIER SCENE
 yikatong.mjs CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY]
-yikatong.mjs CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]`;
+yikatong.mjs CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]
+yikatong.mjs CALLER_FILE points CARD_NUMBER CARD_IDENTIFIER
+yikatong.mjs CALLER_FILE redeem CARD_NUMBER CARD_IDENTIFIER ITEM POINTS OUTLET [IDEMPOTENCY_KEY]
+yikatong.mjs CALLER_FILE commit REFERENCE [IDEMPOTENCY_KEY]
+yikatong.mjs CALLER_FILE cancel REFERENCE [IDEMPOTENCY_KEY]`;
+const COUNTS = {
+  token: [0], verify: [3], points: [2], lose: [2, 3], release: [1, 2], pay: [4, 5], reverse: [1, 2], redeem: [5, 6],
+  commit: [1, 2], cancel: [1, 2],
+};
+const KEY_IS = { lose: 2, release: 1, pay: 4, reverse: 1, redeem: 5, commit: 1, cancel: 1 };
 
 export class Client {
   #token = "";
@@ -76,6 +85,27 @@ export class Client {
     return this.effect(`/v1/payments/${reference}/reversals`, {}, key);
   }
 
+  /** What the card's holder has. With a `card_ref` that you have kept, the first call is not needed. */
+  async points(presentation) {
+    const verdict = await this.verify(presentation, "kiosk.service", "T-0001");
+    const cardRef = JSON.parse(verdict.body).card_ref;
+    if (cardRef === undefined) return verdict;
+    return this.#send("GET", `/v1/points/${cardRef}`, undefined, { authorization: `Bearer ${await this.token()}` });
+  }
+
+  /** `reserved`: hand the item over and commit, or cancel, before `expires_at`. `refused`: the reason says why. */
+  redeem(presentation, item, points, outletId, key) {
+    return this.effect("/v1/points/redemptions", { presentation, item, points, outlet_id: outletId }, key);
+  }
+
+  commit(reference, key) {
+    return this.effect(`/v1/points/redemptions/${reference}/commit`, {}, key);
+  }
+
+  cancel(reference, key) {
+    return this.effect(`/v1/points/redemptions/${reference}/cancel`, {}, key);
+  }
+
   /** Put a new signing key in the place of the present one, which signs this request.
    * If the answer is lost: take the new key into caller.signing and ask again with the same key and body. */
   rotate(publicJwk, key) {
@@ -120,8 +150,12 @@ export class Client {
     return { ...headers, "signature-input": `sig1=${parameters}`, signature: `sig1=:${signature}:` };
   }
 
-  async #post(target, body, headers) {
-    const options = { method: "POST", body, headers, redirect: "error", signal: AbortSignal.timeout(10_000) };
+  #post(target, body, headers) {
+    return this.#send("POST", target, body, headers);
+  }
+
+  async #send(method, target, body, headers) {
+    const options = { method, body, headers, redirect: "error", signal: AbortSignal.timeout(10_000) };
     const answer = await fetch(this.origin + target, options);
     return { status: answer.status, headers: answer.headers, body: await answer.text() };
   }
@@ -152,8 +186,8 @@ function smCrypto() {
 async function main(file, command, ...given) {
   const client = new Client(JSON.parse(readFileSync(file, "utf8")));
   if (command === "token") return console.log(await client.token());
-  const key = given[{ lose: 2, release: 1, pay: 4, reverse: 1 }[command]] ?? randomUUID();
-  if (command !== "verify") console.error(`Idempotency-Key: ${key}`); // before it is used: with it you may ask again
+  const key = given[KEY_IS[command]] ?? randomUUID();
+  if (command in KEY_IS) console.error(`Idempotency-Key: ${key}`); // before it is used: with it you may ask again
   const card = { type: "chip_card", card_number: given[0], card_identifier: given[1] };
   const answer = await {
     verify: () => client.verify(card, given[2], "T-0001"),
@@ -161,6 +195,10 @@ async function main(file, command, ...given) {
     release: () => client.release(given[0], key),
     pay: () => client.pay(card, Number(given[2]), given[3], key),
     reverse: () => client.reverse(given[0], key),
+    points: () => client.points(card),
+    redeem: () => client.redeem(card, given[2], Number(given[3]), given[4], key),
+    commit: () => client.commit(given[0], key),
+    cancel: () => client.cancel(given[0], key),
   }[command]();
   console.error(`${answer.status}${answer.headers.has("idempotency-replayed") ? " (replayed)" : ""}`);
   console.log(answer.body);
@@ -169,9 +207,8 @@ async function main(file, command, ...given) {
 
 if (existsSync(process.argv[1] ?? "") && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const given = process.argv.slice(2);
-  const counts = { token: [0], verify: [3], lose: [2, 3], release: [1, 2], pay: [4, 5], reverse: [1, 2] };
   try {
-    if (!Object.hasOwn(counts, given[1] ?? "") || !counts[given[1]].includes(given.length - 2)) throw new Error(USAGE);
+    if (!Object.hasOwn(COUNTS, given[1] ?? "") || !COUNTS[given[1]].includes(given.length - 2)) throw new Error(USAGE);
     await main(...given);
   } catch (error) {
     console.error((error.cause ?? error).message);

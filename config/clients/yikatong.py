@@ -21,14 +21,20 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 COVERED = ("@method", "@authority", "@path", "@query", "content-digest", "authorization", "idempotency-key")
 ATTEMPTS = 4
-KEY_IS = {"lose": 3, "release": 2, "pay": 5, "reverse": 2}
+KEY_IS = {"lose": 3, "release": 2, "pay": 5, "reverse": 2, "redeem": 6, "commit": 2, "cancel": 2}
 """The argument of a command that is its Idempotency-Key."""
+READS = {"verify": 3, "points": 2}
+"""Commands without one, with the number of their arguments."""
 USAGE = """yikatong.py CALLER_FILE token
 yikatong.py CALLER_FILE verify CARD_NUMBER CARD_IDENTIFIER SCENE
 yikatong.py CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
 yikatong.py CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]
 yikatong.py CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY]
-yikatong.py CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]"""
+yikatong.py CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]
+yikatong.py CALLER_FILE points CARD_NUMBER CARD_IDENTIFIER
+yikatong.py CALLER_FILE redeem CARD_NUMBER CARD_IDENTIFIER ITEM POINTS OUTLET [IDEMPOTENCY_KEY]
+yikatong.py CALLER_FILE commit REFERENCE [IDEMPOTENCY_KEY]
+yikatong.py CALLER_FILE cancel REFERENCE [IDEMPOTENCY_KEY]"""
 
 
 class Answer(NamedTuple):
@@ -73,8 +79,7 @@ class Client:
 
     def verify(self, presentation: dict[str, Any], scene: str, terminal_id: str) -> Answer:
         body = json.dumps({"presentation": presentation, "scene": scene, "terminal_id": terminal_id})
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token()}"}
-        return self._post("/v1/cards/verify", body, headers)
+        return self._post("/v1/cards/verify", body, {"Content-Type": "application/json"} | self._authorization())
 
     def report_loss(self, presentation: dict[str, Any], key: str, kind: str = "temporary") -> Answer:
         return self.effect("/v1/cards/loss-reports", {"presentation": presentation, "kind": kind}, key)
@@ -89,6 +94,24 @@ class Client:
 
     def reverse(self, reference: str, key: str) -> Answer:
         return self.effect(f"/v1/payments/{reference}/reversals", {}, key)
+
+    def points(self, presentation: dict[str, Any]) -> Answer:
+        """What the card's holder has. With a `card_ref` that you have kept, the first call is not needed."""
+        verdict = self.verify(presentation, "kiosk.service", "T-0001")
+        if "card_ref" not in verdict.json():
+            return verdict
+        return self._send("GET", f"/v1/points/{verdict.json()['card_ref']}", "", self._authorization())
+
+    def redeem(self, presentation: dict[str, Any], item: str, points: int, outlet_id: str, key: str) -> Answer:
+        """`reserved`: hand the item over and commit, or cancel, before `expires_at`. `refused`: the reason says why."""
+        body = {"presentation": presentation, "item": item, "points": points, "outlet_id": outlet_id}
+        return self.effect("/v1/points/redemptions", body, key)
+
+    def commit(self, reference: str, key: str) -> Answer:
+        return self.effect(f"/v1/points/redemptions/{reference}/commit", {}, key)
+
+    def cancel(self, reference: str, key: str) -> Answer:
+        return self.effect(f"/v1/points/redemptions/{reference}/cancel", {}, key)
 
     def rotate(self, public_jwk: dict[str, str], key: str) -> Answer:
         """Put a new signing key in the place of the present one, which signs this request.
@@ -138,11 +161,17 @@ class Client:
         signature = base64.b64encode(sign(signing, "\n".join(lines).encode())).decode()
         return headers | {"signature-input": f"sig1={parameters}", "signature": f"sig1=:{signature}:"}
 
+    def _authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token()}"}
+
     def _post(self, target: str, body: str, headers: dict[str, str]) -> Answer:
+        return self._send("POST", target, body, headers)
+
+    def _send(self, method: str, target: str, body: str, headers: dict[str, str]) -> Answer:
         kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
         connection = kind(self.authority, timeout=10)
         try:
-            connection.request("POST", target, body.encode(), headers | {"Host": self.authority})
+            connection.request(method, target, body.encode(), headers | {"Host": self.authority})
             answer = connection.getresponse()
             return Answer(answer.status, answer.headers, answer.read())
         finally:
@@ -187,26 +216,38 @@ def main(file: str, command: str, *arguments: str) -> int:
         print(client.token())
         return 0
     key = arguments[-1] if len(arguments) == KEY_IS.get(command) else str(uuid.uuid4())
-    if command != "verify":
+    if command in KEY_IS:
         print(f"Idempotency-Key: {key}", file=sys.stderr)  # before it is used: with it you may ask again
-    if command in ("release", "reverse"):
-        answer = (client.release if command == "release" else client.reverse)(arguments[0], key)
+    first, *rest = arguments
+    if command in ("release", "reverse", "commit", "cancel"):
+        answer = getattr(client, command)(first, key)
     else:
-        card = {"type": "chip_card", "card_number": arguments[0], "card_identifier": arguments[1]}
-        if command == "pay":
-            answer = client.pay(card, int(arguments[2]), arguments[3], key)
-        else:
-            answer = (
-                client.verify(card, arguments[2], "T-0001") if command == "verify" else client.report_loss(card, key)
-            )
+        answer = _with_card(client, command, {"type": "chip_card", "card_number": first}, rest, key)
     replayed = " (replayed)" if answer.headers["Idempotency-Replayed"] else ""
     print(f"{answer.status}{replayed}", file=sys.stderr)
     print(answer.body.decode())
     return int(answer.status >= 400)
 
 
+def _with_card(client: Client, command: str, card: dict[str, Any], given: list[str], key: str) -> Answer:
+    card["card_identifier"] = given[0]
+    if command == "verify":
+        return client.verify(card, given[1], "T-0001")
+    if command == "points":
+        return client.points(card)
+    if command == "pay":
+        return client.pay(card, int(given[1]), given[2], key)
+    if command == "redeem":
+        return client.redeem(card, given[1], int(given[2]), given[3], key)
+    return client.report_loss(card, key)
+
+
 if __name__ == "__main__":
-    counts = {"token": (0,), "verify": (3,)} | {name: (count - 1, count) for name, count in KEY_IS.items()}
+    counts = (
+        {"token": (0,)}
+        | {name: (count,) for name, count in READS.items()}
+        | {name: (count - 1, count) for name, count in KEY_IS.items()}
+    )
     if len(sys.argv) - 3 not in counts.get(sys.argv[2] if len(sys.argv) > 2 else "", ()):
         sys.exit(USAGE)
     try:

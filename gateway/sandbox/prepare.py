@@ -21,6 +21,7 @@ from gateway.sandbox.callers import write_callers
 from gateway.sandbox.county import BANKS, County, read_county
 from gateway.sandbox.files import write_cards_csv
 from gateway.sandbox.load import load_county, loaded, refresh_sources
+from gateway.sandbox.points import open_points
 from gateway.settings import Settings
 
 _REFRESH_S = 600
@@ -55,6 +56,7 @@ def prepare(cards: int, seed: int) -> Callable[[Settings, Secret[str]], Awaitabl
             write_cards_csv(county, cards_csv)
             facts = {"seed": county.seed, "cards": county.cards, "today": county.today.isoformat()}
             (cards_csv.parent / "county.json").write_text(json.dumps(facts) + "\n")
+        await open_points(dsn.reveal(), county, dt.datetime.now(CHINA), settings.points.valid_months)
         await refresh_sources(dsn.reveal())
         _keep(_keep_fresh(dsn))
         if not settings.partners:  # a configuration with partners of its own has no use for simulated ones

@@ -11,6 +11,7 @@ import pytest
 from tests.clients import oracle
 from tests.clients.partner import LANGUAGES, command
 from tests.conftest import add_card
+from tests.ledger import add_holder
 from tests.registry import TestCard
 from tests.running import Client, Running
 
@@ -110,3 +111,27 @@ async def test_a_payment_is_asked_for_once(gateway: Running, card: TestCard, lan
     assert again.out == first.out and again.err.splitlines()[-1] == "200 (replayed)"
     refused = await command(language, till, "reverse", answer["reference"])
     assert refused.code == 1 and json.loads(refused.out)["code"] == "payment_state"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_points_are_redeemed(gateway: Running, language: str) -> None:
+    card, kiosk = await add_holder(gateway, 200), file_of(gateway, "demo-kiosk")
+    presented = (card.number, card.identifier)
+
+    async def run(*arguments: str) -> tuple[str, dict[str, Any]]:
+        ended = await command(language, kiosk, *arguments)
+        assert ended.code == 0, (ended.out, ended.err)
+        return ended.out, json.loads(ended.out)
+
+    assert (await run("points", *presented))[1]["available"] == 200
+    redeem = ("redeem", *presented, "towel-set", "80", "wuyuan-01", f"key-{uuid.uuid4()}")
+    first, reserved = await run(*redeem)
+    assert (reserved["status"], reserved["balance"], reserved["available"]) == ("reserved", 200, 120)
+    assert (await run(*redeem))[0] == first
+    _, committed = await run("commit", reserved["reference"])
+    assert (committed["status"], committed["balance"]) == ("committed", 120)
+    _, again = await run(*redeem[:-1])
+    assert (await run("cancel", again["reference"]))[1]["status"] == "cancelled"
+    late = await command(language, kiosk, "commit", again["reference"])
+    assert late.code == 1 and json.loads(late.out)["code"] == "redemption_state"
+    assert (await run("points", *presented))[1]["balance"] == 120
