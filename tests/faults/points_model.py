@@ -1,0 +1,125 @@
+"""The points ledger in memory, written anew from its rules: what the database is compared with."""
+
+import datetime as dt
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gateway.domain.points import EarnRules, PointsRule
+
+VALID_MONTHS = 24
+RULES = EarnRules(
+    {"till": PointsRule(per_yuan=1, daily_max=60), "bus": PointsRule(per_use=7, daily_max=20)}, VALID_MONTHS
+)
+
+
+def last_day(day: dt.date) -> dt.date:
+    """Of points that were earned on a day: the month's end two years later."""
+    return dt.date(day.year + 2 + day.month // 12, day.month % 12 + 1, 1) - dt.timedelta(days=1)
+
+
+@dataclass
+class Person:
+    lots: dict[dt.date, int] = field(default_factory=dict)
+    reserved: int = 0
+    good: bool = True
+    """The card."""
+    earned: dict[tuple[str, dt.date], int] = field(default_factory=dict)
+
+    @property
+    def balance(self) -> int:
+        return sum(self.lots.values())
+
+    @property
+    def available(self) -> int:
+        return self.balance - self.reserved
+
+    def spend(self, points: int) -> None:
+        """First in, first out."""
+        for on in sorted(self.lots):
+            taken = min(points, self.lots[on])
+            self.lots[on] -= taken
+            points -= taken
+        assert points == 0
+
+    def earn(self, scene: str, fen: int, day: dt.date) -> int:
+        rule = RULES.scenes[scene]
+        wanted = fen // 100 * rule.per_yuan + rule.per_use
+        granted = max(0, min(wanted, rule.daily_max - self.earned.get((scene, day), 0)))
+        self.earned[scene, day] = self.earned.get((scene, day), 0) + granted
+        self.lots[last_day(day)] = self.lots.get(last_day(day), 0) + granted
+        return granted
+
+    def give_back(self, scene: str, day: dt.date, points: int) -> None:
+        """Out of its own lot, then of those that expire last; what is spent or reserved is not there."""
+        self.earned[scene, day] -= points
+        left = min(points, self.available)
+        for on in sorted(self.lots, key=lambda on: (on == last_day(day), on), reverse=True):
+            taken = min(left, self.lots[on])
+            self.lots[on] -= taken
+            left -= taken
+
+    def expire(self, today: dt.date) -> None:
+        over = sum(points for on, points in self.lots.items() if on < today)
+        self.spend(max(0, over - self.reserved))
+
+
+class Event(NamedTuple):
+    person: int
+    scene: str
+    fen: int
+    day: dt.date
+    reverses: int | None = None
+    """Place of the event that it undoes."""
+
+
+@dataclass
+class Redemption:
+    person: int
+    points: int
+    state: str
+    late: bool
+    """Its time is over from the beginning."""
+
+
+@dataclass
+class Model:
+    people: list[Person]
+    events: list[Event] = field(default_factory=list)
+    granted: dict[int, int] = field(default_factory=dict)
+    """By the place of the event; taken out when it is given back."""
+    done: set[int] = field(default_factory=set)
+    redemptions: list[Redemption] = field(default_factory=list)
+
+    def use(self, places: list[int]) -> None:
+        """A batch of events: first everything that earns, then everything that is reversed."""
+        fresh = [place for place in dict.fromkeys(places) if place not in self.done]
+        for place in fresh:
+            event = self.events[place]
+            if event.reverses is None:
+                self.granted[place] = self.people[event.person].earn(event.scene, event.fen, event.day)
+                if self.granted[place]:  # one that earned nothing left nothing
+                    self.done.add(place)
+        for place in fresh:
+            event = self.events[place]
+            if event.reverses is not None and (points := self.granted.pop(event.reverses, 0)):
+                self.people[event.person].give_back(event.scene, event.day, points)
+                self.done.add(place)
+
+    def reserve(self, person: int, points: int, late: bool) -> Redemption:
+        holder = self.people[person]
+        state = "refused" if not holder.good or holder.available < points else "reserved"
+        holder.reserved += points if state == "reserved" else 0
+        self.redemptions.append(Redemption(person, points, state, late))
+        return self.redemptions[-1]
+
+    def end(self, place: int, state: str) -> bool:
+        """Whether it was this that ended it."""
+        redemption = self.redemptions[place]
+        if redemption.state != "reserved" or redemption.late != (state == "expired"):
+            return False
+        redemption.state = state
+        holder = self.people[redemption.person]
+        holder.reserved -= redemption.points
+        if state == "committed":
+            holder.spend(redemption.points)
+        return True
