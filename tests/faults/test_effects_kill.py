@@ -9,8 +9,8 @@ import secrets
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import aiohttp
@@ -51,6 +51,7 @@ class Wanted(NamedTuple):
 
     headers: dict[str, str]
     body: bytes
+    path: str = PATH
 
     @property
     def signature(self) -> bytes:
@@ -80,16 +81,17 @@ class Desk:
 
     def wanted(self) -> Wanted:
         card = _random.choice(self.cards)
-        body = {"card_number": card.number, "id_number": card.id_number, "kind": "temporary"}
-        raw = json.dumps(body).encode()
-        host = f"127.0.0.1:{self.home.running.port}"
-        key = secrets.token_urlsafe(16)
-        return Wanted(signed_headers(self.signing, "POST", host, PATH, raw, f"Bearer {self.token}", key=key), raw)
+        return self.signed(PATH, {"card_number": card.number, "id_number": card.id_number, "kind": "temporary"})
+
+    def signed(self, path: str, body: object) -> Wanted:
+        raw, key = json.dumps(body).encode(), secrets.token_urlsafe(16)
+        host, token = f"127.0.0.1:{self.home.running.port}", f"Bearer {self.token}"
+        return Wanted(signed_headers(self.signing, "POST", host, path, raw, token, key=key), raw, path)
 
     async def ask(self, session: aiohttp.ClientSession, wanted: Wanted) -> Outcome:
         began = time.monotonic()
         try:
-            async with session.post(PATH, data=wanted.body, headers=wanted.headers) as answer:
+            async with session.post(wanted.path, data=wanted.body, headers=wanted.headers) as answer:
                 body = await answer.read()
         except (aiohttp.ClientError, TimeoutError, ConnectionError):
             outcome = Outcome(0, b"", False, False, time.monotonic() - began)
@@ -116,18 +118,29 @@ class Desk:
         return sum(any(outcome.status == 200 for outcome in outcomes) for _, outcomes in self.told.values())
 
 
+DeskKind = TypeVar("DeskKind", bound=Desk)
+
+
 @contextlib.asynccontextmanager
 async def desk_at(home: Home) -> AsyncIterator[tuple[Desk, aiohttp.ClientSession]]:
     """With cards of its own and connections that are not kept."""
     cards = [new_card() for _ in range(CARDS)]
     await add_cards(home.dsn, open_folder(home.data_dir / "keys"), tuple(cards))
+    async with connected(home, cards, Desk) as both:
+        yield both
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    home: Home, cards: list[TestCard], kind: Callable[[Home, Client, list[TestCard]], DeskKind]
+) -> AsyncIterator[tuple[DeskKind, aiohttp.ClientSession]]:
     connector = aiohttp.TCPConnector(force_close=True, limit=0)
     timeout = aiohttp.ClientTimeout(total=20)
     async with (
         Client(home.running, "demo-kiosk") as client,
         aiohttp.ClientSession(home.running.url, connector=connector, timeout=timeout) as session,
     ):
-        desk = Desk(home, client, cards)
+        desk = kind(home, client, cards)
         desk.token = await client.token()
         yield desk, session
 
