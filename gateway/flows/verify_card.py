@@ -69,9 +69,9 @@ _MEDIA = {medium.value: medium for medium in Medium}
 
 
 @functools.lru_cache(maxsize=1024)
-def _in_china(moment: dt.datetime) -> dt.datetime:
+def _in_china(seconds: float) -> dt.datetime:
     """To the second. Many cards share the moment of their registry's last report."""
-    return moment.astimezone(CHINA).replace(microsecond=0)
+    return dt.datetime.fromtimestamp(int(seconds), CHINA)
 
 
 class VerifyCard:
@@ -120,7 +120,7 @@ class VerifyCard:
             answer = VerifyAnswer(verdict, _REASONS[reason], event_id, medium=known_medium)
         else:
             card_ref = self._pseudonyms.card_ref(caller_id, card_id.bytes)
-            as_of = _in_china(status_as_of) if status_as_of else msgspec.UNSET
+            as_of = _in_china(status_as_of) if status_as_of is not None else msgspec.UNSET
             holder, benefits = self._holder(card_id.bytes, holder_sealed) if holder_sealed else _NOBODY
             answer = VerifyAnswer(
                 verdict, _REASONS[reason], event_id, card_ref, known_medium, region or msgspec.UNSET,

@@ -60,6 +60,6 @@ WITH presented AS (
            'verify', caller, card_id, medium, region, scene, terminal_id, reason
     FROM judged
 )
-SELECT reason, card_id, medium, region, status_as_of, CASE WHEN reason = 'ok' THEN holder_sealed END
+SELECT reason, card_id, medium, region, date_part('epoch', status_as_of), CASE WHEN reason = 'ok' THEN holder_sealed END
 FROM judged
 ORDER BY item
