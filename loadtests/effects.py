@@ -51,13 +51,15 @@ class Kind(NamedTuple):
     caller: str
     signed: bool
     expected: float
+    connections: int = 64
 
 
 KINDS = (
     Kind("effect-unsigned", "effect, unsigned", "demo-kiosk", False, 9000.0),
     Kind("effect-ed25519", "effect, ed25519", "demo-kiosk", True, 7000.0),
     Kind("effect-p256", "effect, ecdsa-p256-sha256", "demo-bureau", True, 7000.0),
-    Kind("effect-sm2", "effect, sm2-sm3", "demo-bank", True, 4000.0),
+    # fewer than one caller's places in the lane of the SM2 checks: none is refused, and the row shows the lane's pace
+    Kind("effect-sm2", "effect, sm2-sm3", "demo-bank", True, 300.0, 48),
 )
 SM2 = KINDS[3]
 
@@ -148,7 +150,9 @@ class Effects:
             bench.authorize(self._gateway)
             bench.run("verify", "verify, 1 process", self._gateway, self._verify_load())
             for kind in KINDS:
-                load = replace(self._load(kind, bench.load.seconds + WARMUP_S), warmup=WARMUP_S)
+                load = replace(
+                    self._load(kind, bench.load.seconds + WARMUP_S), warmup=WARMUP_S, connections=kind.connections
+                )
                 found = bench.run(kind.key, kind.name, self._gateway, load)
                 self._rates[kind.key] = max(found.per_second, self._rates.get(kind.key, 0.0))
                 self._release(kind)
