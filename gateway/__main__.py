@@ -120,8 +120,8 @@ def check_config() -> None:
             mistakes += error.mistakes
     if mistakes:
         give_up(f"the configuration has {len(mistakes)} mistake(s):", *mistakes)
-    counts = (len(settings.callers), len(settings.scenes), len(settings.partners))
-    typer.echo("the configuration is good: {} callers, {} scenes, {} partners".format(*counts))
+    counts = (len(settings.callers), len(settings.scenes), len(settings.benefits), len(settings.partners))
+    typer.echo("the configuration is good: {} callers, {} scenes, {} benefits, {} partners".format(*counts))
 
 
 @cli.command()

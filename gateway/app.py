@@ -50,8 +50,9 @@ from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
-from gateway.store import caller_keys, ecards
+from gateway.store import benefits, caller_keys, ecards
 from gateway.store.batch import Batcher, BatchFigures
+from gateway.store.benefits import Refusals, Want
 from gateway.store.pool import FOR_EFFECTS, Pool, connect
 from gateway.store.verify import Judged, Presented, verify_batch
 
@@ -64,6 +65,7 @@ _DRAIN_S = 3.0
 _GAUGE_PERIOD_S = 1.0
 _A_CARD_REF = "{card_ref:(?!redemptions$)[^{}/]+}"
 """In paths: /v1/points/redemptions is another resource."""
+_CLAIM_LOCK_MS = "200"
 
 
 class Gateway:
@@ -99,6 +101,7 @@ class Gateway:
             on_batch=_count_batch,
             on_delivered=self._write_answers,
         )
+        self.claims = self._connect_claims()
         self.hot_lane = HotLane(self)
         waiting = FOR_EFFECTS | {"lock_timeout": str(config.effects.claim_timeout_ms)}
         self.effects = Effects(
@@ -124,11 +127,7 @@ class Gateway:
         self.settle_payment = SettlePayment(
             self.pool, self.data_keys, self.outcomes, banks or banks_of(self.partners), config.payments
         )
-        self.payments = Payments(
-            Pay(self.settle_payment, self._status_max_age, config.verify.deadline_ms / 1000),
-            ReversePayment(self.settle_payment),
-            RefundPayment(self.settle_payment),
-        )
+        self.payments = self._payments(self.settle_payment)
         self.redemptions = Redemptions(
             ReservePoints(self._status_max_age, config.verify.deadline_ms / 1000),
             CommitRedemption(),
@@ -138,6 +137,11 @@ class Gateway:
         self._loading: asyncio.Task[None] | None = None
         self.open_connections: Callable[[], int] = lambda: 0
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _payments(self, settle: SettlePayment) -> Payments:
+        timeout_s = self.settings.gateway.verify.deadline_ms / 1000
+        pay = Pay(settle, self.verify_card, self.data_keys.load, self._status_max_age, timeout_s)
+        return Payments(pay, ReversePayment(settle), RefundPayment(settle))
 
     def _bulk_usage(self, keys: KeyStore) -> BulkUsage:
         config = self.settings.gateway
@@ -170,6 +174,20 @@ class Gateway:
         ask = partial(self.partners.call, verify.ecard_partner)
         return AskEcard(lookups, self.index, ask, verify.ecard_deadline_ms / 1000)
 
+    def _connect_claims(self) -> Batcher[Want, Refusals | None]:
+        config = self.settings.gateway
+        settings = FOR_EFFECTS | {"lock_timeout": _CLAIM_LOCK_MS}
+        return Batcher(
+            partial(connect, self._dsn, config.database, "yikatong benefits", settings),
+            benefits.claim_batch,
+            batch_max=config.verify.batch_max,
+            queue_max=config.verify.queue_max,
+            deadline_s=config.verify.deadline_ms / 1000,
+            on_batch=lambda _: None,
+            on_delivered=self._write_answers,
+            not_known="it is not known whether a benefit was used up",
+        )
+
     def _write_answers(self) -> None:
         self.hot_lane.write_answers()
 
@@ -180,8 +198,8 @@ class Gateway:
         await self.directory.look()
         await self.partners.open()
         loops = [
-            self.batcher.run, self.effects.serve, self.outcomes.serve, self.bulk_usage.serve, self.directory.watch,
-            self.partners.watch, self._keys.watch, self._watch_gauges,
+            self.batcher.run, self.claims.run, self.effects.serve, self.outcomes.serve, self.bulk_usage.serve,
+            self.directory.watch, self.partners.watch, self._keys.watch, self._watch_gauges,
         ]  # fmt: skip
         if self.ask_ecard is not None:
             loops.append(self.ask_ecard.serve)

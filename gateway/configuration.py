@@ -44,7 +44,9 @@ class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_max: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     queue_max: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
     deadline_ms: Annotated[int, msgspec.Meta(ge=50, le=1000)]
-    """From the queueing of a presentation to its answer; past it: 503, no verdict."""
+    """From the queueing of a presentation to its answer; past it: 503, no verdict.
+
+    Claiming capped benefits gets as long again."""
     status_max_age_minutes: Positive
     """A card status older than this is `unknown/status_stale`, never `valid`."""
     ecard_partner: str

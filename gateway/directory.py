@@ -1,5 +1,5 @@
-"""The callers, their keys, the scenes and what is set of points, as in force: read from the configuration and the table
-of callers' keys, checked whole, changed without a restart.
+"""The callers, their keys, the scenes with their benefits and what is set of points, as in force: read from the
+configuration and the table of callers' keys, checked whole, changed without a restart.
 
 A change that has a mistake is refused with a log line and a metric, and the last good state stays in force.
 """
@@ -19,6 +19,7 @@ import structlog
 from gateway.crypto.caller_keys import algorithm_of, in_force
 from gateway.crypto.certificates import client_context
 from gateway.crypto.signatures import VerifyKey, read_signing_jwks
+from gateway.domain.benefits import SceneBenefits, compile_scenes
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import Caller, CallerKind, KeyPurpose
 from gateway.domain.errors import Problem
@@ -58,8 +59,10 @@ class KnownScene(msgspec.Struct, frozen=True):
     """A scene with what is asked of it at every verify."""
 
     field: str
+    money: bool
     media: dict[CallerKind, str]
     """What it takes from each kind of caller, as the verify statement wants it (Scene.media_bits)."""
+    benefits: SceneBenefits | None
 
 
 KeyTable = Callable[[Collection[str]], Awaitable[list[CallerKey]]]
@@ -172,8 +175,11 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
             mistakes.append(f"gateway.toml: callers_keys.ca_file: {error}")
     if mistakes:
         raise SettingsError(mistakes)
+    benefits = compile_scenes(settings.benefits)
     scenes = {
-        scene_id: KnownScene(scene.field, {kind: str(scene.media_bits(kind)) for kind in CallerKind})
+        scene_id: KnownScene(
+            scene.field, scene.money, {kind: str(scene.media_bits(kind)) for kind in CallerKind}, benefits.get(scene_id)
+        )
         for scene_id, scene in settings.scenes.items()
     }
     return callers, scenes
@@ -261,7 +267,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
-    files = [settings.config_dir / name for name in ("callers.toml", "scenes.toml", "points.toml")]
+    files = [settings.config_dir / name for name in ("callers.toml", "scenes.toml", "benefits.toml", "points.toml")]
     for caller in settings.callers.values():
         files += key_files(settings, caller)
     stamps: dict[Path, tuple[int, int] | None] = {}

@@ -64,6 +64,13 @@ VERDICTS = CounterTally(
         ("verdict", "reason", "medium", "field", "caller"),
     )
 )
+BENEFITS = CounterTally(
+    Counter(
+        "yikatong_benefits_total",
+        "Benefits granted, and refused: by a cap, or by another condition where a request asked why",
+        ("benefit", "result"),
+    )
+)
 REQUESTS = CounterTally(Counter("yikatong_http_requests_total", "Answers by route and status", ("route", "status")))
 _REQUEST_SECONDS = Histogram(
     "yikatong_http_request_seconds", "From the header block to the answer", ("route",), buckets=_SECONDS
@@ -197,6 +204,7 @@ def partner_seconds(partner: str, phase: str) -> HistogramTally:
 def flush() -> None:
     """Hand over what has been tallied."""
     VERDICTS.flush()
+    BENEFITS.flush()
     REQUESTS.flush()
     EFFECTS.flush()
     USAGE_LINES.flush()

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway.configuration import Gateway
+from gateway.domain.benefits import BENEFIT_PATTERN, Benefit
+from gateway.domain.benefits import mistakes_of as mistakes_of_benefits
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller, mistakes_of
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
@@ -32,6 +34,8 @@ class Settings(msgspec.Struct, frozen=True):
     gateway: Gateway
     callers: Mapping[str, Caller]
     scenes: Mapping[str, Scene]
+    benefits: Mapping[str, Benefit]
+    """In the order of benefits.toml."""
     partners: Mapping[str, Partner]
     """Their keys, files and dialects are checked by partners/registry.read."""
     points: PointsSettings
@@ -107,6 +111,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     if gateway is not None:
         _check_hosts(callers, gateway.callers_keys.jwks_hosts, mistakes)
     scenes = _table(config_dir / "scenes.toml", "scenes", Scene, SCENE_PATTERN, mistakes)
+    benefits = _table(config_dir / "benefits.toml", "benefits", Benefit, BENEFIT_PATTERN, mistakes)
+    if scenes:  # else that is the one mistake
+        mistakes.extend(f"benefits.toml: {mistake}" for mistake in mistakes_of_benefits(benefits, scenes))
     partners_file = Path(environ.get("PARTNERS_FILE", config_dir / "partners.toml")).absolute()
     partners = _table(partners_file, "partners", Partner, PARTNER_PATTERN, mistakes)
     for name, partner in partners.items():
@@ -123,6 +130,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         gateway=gateway,
         callers=callers,
         scenes=scenes,
+        benefits=benefits,
         partners=partners,
         points=points,
         config_dir=config_dir,

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loadtests import report
+from loadtests import benefits, report
 from loadtests.client import Caller, CallError, Session, call
 from loadtests.effects import BesideRun, Effects, config_copy
 from loadtests.engine import engine_cost, link_in_flight
@@ -30,7 +30,7 @@ from loadtests.payments import Payments
 from loadtests.processes import CHECKOUT, StartError, started
 
 PARTS = (
-    "bare", "verify", "open", "ordinary", "verify2", "memory", "effect", "beside", "load",
+    "bare", "verify", "open", "ordinary", "verify2", "memory", "benefits", "effect", "beside", "load",
     "payments", "ecard", "memory-payments", "engine", "iso-500",
 )  # fmt: skip
 SAMPLE = 50_000
@@ -199,6 +199,10 @@ class Bench:
             if "beside" in only:
                 effects.measure_beside(beside_rate)
 
+    def measure_benefits(self) -> None:
+        with self.gateway(1, benefits.config_copy(self.work / "config-benefits")) as gateway:
+            benefits.measure(self, gateway)
+
     def measure_load(self) -> None:
         """The county from nothing, in a data folder of its own that is removed."""
         for _ in range(self.rounds):
@@ -316,6 +320,8 @@ def measure(bench: Bench, given: argparse.Namespace) -> None:
         bench.measure_two_processes()
     if "memory" in only:
         bench.measure_memory(given.memory)
+    if "benefits" in only:
+        bench.measure_benefits()
     if only & {"effect", "beside"}:
         bench.measure_effects(only, given.beside_rate)
     if only & {"payments", "ecard", "memory-payments"}:

@@ -83,9 +83,14 @@ class BesideRun:
         )
 
 
+def config_folder() -> Path:
+    """Where the configuration in force is."""
+    return Path(os.environ.get("CONFIG_DIR") or CHECKOUT / "config")
+
+
 def config_copy(folder: Path) -> Path:
     """The configuration in force, with callers that may leave their signature out."""
-    source = Path(os.environ.get("CONFIG_DIR") or CHECKOUT / "config")
+    source = config_folder()
     folder.mkdir(exist_ok=True)
     for file in source.glob("*.toml"):
         shutil.copy(file, folder)

@@ -16,6 +16,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from loadtests import benefits
 from loadtests.effects import KINDS, BesideRun
 from loadtests.loading import Loading
 from loadtests.measure import Row
@@ -199,6 +200,11 @@ def show(found: Found) -> None:
             f"  {name}: {above['server_us']:+.0f} µs on the server, {above['database_us']:+.0f} in the database above "
             "an unsigned one"
         )
+    if (rules_us := benefits.rules_us(rows)) is not None:
+        wanted = f"(wanted: at most {benefits.WANTED_US:.0f})"
+        console.print(
+            f"  {benefits.RULES} benefits: {rules_us:+.1f} µs on the server above a verify without any {wanted}"
+        )
     _show_beside(console, found.beside)
     if found.loadings:
         _show_loadings(console, found.loadings)
@@ -267,6 +273,7 @@ def write(found: Found) -> Path:
     document = found.facts | {
         "ratios": ratios(found.rows),
         "signature_us": signature_us(found.rows),
+        "benefits_us": benefits.rules_us(found.rows),
         "rows": {key: {"name": row.name} | row.document() for key, row in found.rows.items()},
         "memory": found.memory,
         "engine": found.engine,

@@ -13,14 +13,14 @@ const USAGE = `yikatong.mjs CALLER_FILE token
 yikatong.mjs CALLER_FILE verify CARD_NUMBER CARD_IDENTIFIER SCENE
 yikatong.mjs CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]
-yikatong.mjs CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY]
+yikatong.mjs CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY [SCENE]]
 yikatong.mjs CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE points CARD_NUMBER CARD_IDENTIFIER
 yikatong.mjs CALLER_FILE redeem CARD_NUMBER CARD_IDENTIFIER ITEM POINTS OUTLET [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE commit REFERENCE [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE cancel REFERENCE [IDEMPOTENCY_KEY]`;
 const COUNTS = {
-  token: [0], verify: [3], points: [2], lose: [2, 3], release: [1, 2], pay: [4, 5], reverse: [1, 2], redeem: [5, 6],
+  token: [0], verify: [3], points: [2], lose: [2, 3], release: [1, 2], pay: [4, 5, 6], reverse: [1, 2], redeem: [5, 6],
   commit: [1, 2], cancel: [1, 2],
 };
 const KEY_IS = { lose: 2, release: 1, pay: 4, reverse: 1, redeem: 5, commit: 1, cancel: 1 };
@@ -76,9 +76,9 @@ export class Client {
   }
 
   /** 202 is `pending`: ask GET /v1/operations/{reference} until it is not, or reverse it. */
-  pay(presentation, amountFen, orderId, key) {
-    const body = { presentation, scene: "market.till", terminal_id: "T-0001" };
-    return this.effect("/v1/payments", { ...body, amount_fen: amountFen, merchant_order_id: orderId }, key);
+  pay(presentation, amountFen, orderId, key, scene = "market.till", applyBenefits = false) {
+    const body = { presentation, scene, terminal_id: "T-0001", amount_fen: amountFen, merchant_order_id: orderId };
+    return this.effect("/v1/payments", applyBenefits ? { ...body, apply_benefits: true } : body, key);
   }
 
   reverse(reference, key) {
@@ -193,7 +193,7 @@ async function main(file, command, ...given) {
     verify: () => client.verify(card, given[2], "T-0001"),
     lose: () => client.reportLoss(card, key),
     release: () => client.release(given[0], key),
-    pay: () => client.pay(card, Number(given[2]), given[3], key),
+    pay: () => client.pay(card, Number(given[2]), given[3], key, given[5], given.length === 6),
     reverse: () => client.reverse(given[0], key),
     points: () => client.points(card),
     redeem: () => client.redeem(card, given[2], Number(given[3]), given[4], key),

@@ -29,7 +29,7 @@ USAGE = """yikatong.py CALLER_FILE token
 yikatong.py CALLER_FILE verify CARD_NUMBER CARD_IDENTIFIER SCENE
 yikatong.py CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
 yikatong.py CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]
-yikatong.py CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY]
+yikatong.py CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY [SCENE]]
 yikatong.py CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]
 yikatong.py CALLER_FILE points CARD_NUMBER CARD_IDENTIFIER
 yikatong.py CALLER_FILE redeem CARD_NUMBER CARD_IDENTIFIER ITEM POINTS OUTLET [IDEMPOTENCY_KEY]
@@ -87,10 +87,19 @@ class Client:
     def release(self, reference: str, key: str) -> Answer:
         return self.effect(f"/v1/cards/loss-reports/{reference}/release", {}, key)
 
-    def pay(self, presentation: dict[str, Any], amount_fen: int, order_id: str, key: str) -> Answer:
+    def pay(
+        self,
+        presentation: dict[str, Any],
+        amount_fen: int,
+        order_id: str,
+        key: str,
+        scene: str = "market.till",
+        apply_benefits: bool = False,
+    ) -> Answer:
         """202 is `pending`: ask GET /v1/operations/{reference} until it is not, or reverse it."""
-        body = {"presentation": presentation, "scene": "market.till", "terminal_id": "T-0001"}
-        return self.effect("/v1/payments", body | {"amount_fen": amount_fen, "merchant_order_id": order_id}, key)
+        body: dict[str, Any] = {"presentation": presentation, "scene": scene, "terminal_id": "T-0001"}
+        body |= {"amount_fen": amount_fen, "merchant_order_id": order_id}
+        return self.effect("/v1/payments", body | ({"apply_benefits": True} if apply_benefits else {}), key)
 
     def reverse(self, reference: str, key: str) -> Answer:
         return self.effect(f"/v1/payments/{reference}/reversals", {}, key)
@@ -215,7 +224,8 @@ def main(file: str, command: str, *arguments: str) -> int:
     if command == "token":
         print(client.token())
         return 0
-    key = arguments[-1] if len(arguments) == KEY_IS.get(command) else str(uuid.uuid4())
+    key_is = KEY_IS.get(command, 0)
+    key = arguments[key_is - 1] if 0 < key_is <= len(arguments) else str(uuid.uuid4())
     if command in KEY_IS:
         print(f"Idempotency-Key: {key}", file=sys.stderr)  # before it is used: with it you may ask again
     first, *rest = arguments
@@ -236,18 +246,17 @@ def _with_card(client: Client, command: str, card: dict[str, Any], given: list[s
     if command == "points":
         return client.points(card)
     if command == "pay":
-        return client.pay(card, int(given[1]), given[2], key)
+        scene = given[4] if len(given) == 5 else "market.till"
+        return client.pay(card, int(given[1]), given[2], key, scene, apply_benefits=len(given) == 5)
     if command == "redeem":
         return client.redeem(card, given[1], int(given[2]), given[3], key)
     return client.report_loss(card, key)
 
 
 if __name__ == "__main__":
-    counts = (
-        {"token": (0,)}
-        | {name: (count,) for name, count in READS.items()}
-        | {name: (count - 1, count) for name, count in KEY_IS.items()}
-    )
+    counts = {name: {count - 1, count} for name, count in KEY_IS.items()} | {"token": {0}}
+    counts |= {name: {count} for name, count in READS.items()}
+    counts["pay"].add(6)
     if len(sys.argv) - 3 not in counts.get(sys.argv[2] if len(sys.argv) > 2 else "", ()):
         sys.exit(USAGE)
     try:

@@ -23,12 +23,15 @@ from gateway.api.middleware import JSON, given_request_id, new_request_id
 from gateway.api.problems import SERVER, problem_response
 from gateway.crypto.sealing import UnknownDataKey
 from gateway.crypto.tokens import Access
+from gateway.directory import KnownScene
 from gateway.domain.callers import Scope
-from gateway.domain.errors import Problem
+from gateway.domain.errors import Problem, unavailable
 from gateway.domain.presentations import EcardCode
 from gateway.flows import verify_card
+from gateway.flows.verify_card import VerifyAnswer
 from gateway.log import describe
 from gateway.metrics import REQUESTS, SHED, request_seconds
+from gateway.store.benefits import Refusals, Want
 from gateway.store.verify import Judged, Presented
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ class _Begun(NamedTuple):
     connection: Writable
     presented: Presented
     judged: Judged | None
-    field: str
+    scene: KnownScene
     request_id: str
     began: float
 
@@ -115,7 +118,7 @@ class HotLane:
             if len(body) > self._body_max:
                 return False
             asked, scene = verify.decode(body, gateway.directory.scenes)
-            if type(asked.presentation) is EcardCode:  # it may have to wait for the platform
+            if type(asked.presentation) is EcardCode or asked.explain:  # it may have to wait for the platform
                 return False
             presented = verify.present(gateway, access.caller_id, known.caller, asked, scene)
 
@@ -125,19 +128,40 @@ class HotLane:
                 try:
                     if judged is None:
                         raise problem or Problem("internal")
-                    verdict = gateway.verify_card.answer(presented, judged)
+                    verdict, want = gateway.verify_card.answer(presented, judged, scene.benefits)
+                    if want is not None:
+                        self._claim(_Begun(connection, presented, judged, scene, request_id, began), verdict, want)
+                        return
                     answer = _ok(verify_card.encode(verdict), request_id)
                     verify_card.count(verdict, scene.field, access.caller_id)
                     self._answers.append((connection, answer))
                     REQUESTS.add(_OK)
                     self._seconds.observe(time.perf_counter() - began)
                 except Exception as error:  # noqa: BLE001 - the edge: told apart there, and never a traceback
-                    self._end(_Begun(connection, presented, judged, scene.field, request_id, began), error)
+                    self._end(_Begun(connection, presented, judged, scene, request_id, began), error)
 
             gateway.batcher.submit(presented, sink)
         except Exception:  # noqa: BLE001 - the ordinary way meets it again, and answers and logs it there
             return False
         return True
+
+    def _claim(self, begun: "_Begun", verdict: VerifyAnswer, want: Want) -> None:
+        """The answer leaves when its capped benefits are claimed, with those of others. Raises Problem 503."""
+
+        def sink(refused: Refusals | None, problem: Problem | None) -> None:
+            try:
+                if refused is None or begun.scene.benefits is None:
+                    raise problem or unavailable("another use of the benefit is being written")
+                self._finish(begun, verify_card.given(verdict, begun.scene.benefits, want, refused))
+            except Exception as error:  # noqa: BLE001 - the edge, as above
+                self._end(begun, error)
+
+        self._gateway.claims.submit(want, sink)
+
+    def _finish(self, begun: "_Begun", verdict: VerifyAnswer) -> None:
+        answer = _ok(verify_card.encode(verdict), begun.request_id)
+        verify_card.count(verdict, begun.scene.field, begun.presented.caller)
+        self._answer(begun, answer, "200")
 
     def _end(self, begun: "_Begun", error: Exception, may_wait: bool = True) -> None:
         """What is no verdict, with its batch. A card sealed under a key that another process has made since waits until
@@ -167,13 +191,13 @@ class HotLane:
         for begun in waiting:
             assert begun.judged is not None, "only an answer waits for a key"
             try:
-                verdict = self._gateway.verify_card.answer(begun.presented, begun.judged)
-                answer = _ok(verify_card.encode(verdict), begun.request_id)
+                verdict, want = self._gateway.verify_card.answer(begun.presented, begun.judged, begun.scene.benefits)
+                if want is not None:
+                    self._claim(begun, verdict, want)
+                else:
+                    self._finish(begun, verdict)
             except Exception as error:  # noqa: BLE001 - told apart there
                 self._end(begun, error, may_wait=False)
-            else:
-                verify_card.count(verdict, begun.field, begun.presented.caller)
-                self._answer(begun, answer, "200")
         self.write_answers()
 
     def _read_head(self, message: RawRequestMessage) -> Head | None:

@@ -23,6 +23,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=
     scene: Annotated[str, msgspec.Meta(max_length=64, extra_json_schema={"pattern": SCENE_PATTERN})]
     terminal_id: TerminalId
     occurred_at: Time | None = None
+    explain: Annotated[bool, msgspec.Meta(description="Whether to say why other benefits are not given")] = False
 
 
 _CardNumber = Annotated[str, msgspec.Meta(pattern=f"^{CARD_NUMBER_PATTERN}{END}", max_length=9)]
@@ -61,6 +62,9 @@ class PaymentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc
     merchant_order_id: Annotated[
         str, msgspec.Meta(min_length=1, max_length=64, pattern=f"^[!-~]+{END}", description="Visible ASCII")
     ]
+    apply_benefits: Annotated[
+        bool, msgspec.Meta(description="Whether to charge less by the holder's best benefit of the scene")
+    ] = False
 
 
 class ReversalRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):

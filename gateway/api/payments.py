@@ -32,6 +32,8 @@ async def pay(call: Call) -> web.Response:
     scene = gateway.directory.scenes.get(asked.scene)
     if scene is None:
         raise Problem("validation_failed", errors=[FieldError("$.scene", "is not a scene of this gateway")])
+    if not scene.money:
+        raise Problem("validation_failed", errors=[FieldError("$.scene", "is one where no money moves")])
     if asked.amount_fen > gateway.settings.gateway.payments.amount_max_fen:
         raise Problem("validation_failed", errors=[FieldError("$.amount_fen", "is more than may be paid at once")])
     presented = gateway.verify_card.present(
@@ -40,7 +42,8 @@ async def pay(call: Call) -> web.Response:
     )  # fmt: skip
     if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
         presented = await gateway.ask_ecard.complete(presented, asked.presentation)
-    order = PayOrder(presented, asked.amount_fen, asked.merchant_order_id)
+    rules = scene.benefits if asked.apply_benefits else None
+    order = PayOrder(presented, asked.amount_fen, asked.merchant_order_id, asked.apply_benefits, rules)
     try:
         return await do_once(call, gateway.payments.pay, order)
     finally:

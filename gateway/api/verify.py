@@ -11,9 +11,10 @@ from gateway.api.payloads import VerifyRequest, decoder
 from gateway.crypto.sealing import UnknownDataKey
 from gateway.directory import KnownScene
 from gateway.domain.callers import Caller
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import FieldError, Problem, unavailable
 from gateway.domain.presentations import EcardCode
-from gateway.flows.verify_card import Once, count, encode
+from gateway.flows.verify_card import Once, count, encode, given
+from gateway.store.benefits import Refusals
 from gateway.store.verify import Presented
 
 if TYPE_CHECKING:
@@ -47,16 +48,25 @@ async def verify_card(call: Call) -> web.Response:
     if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
         presented = await gateway.ask_ecard.complete(presented, asked.presentation)
     if call.idempotency_key is not None:
-        once = Once(presented)
+        once = Once(presented, scene.benefits, asked.explain)
         response = await do_once(call, gateway.verify_once, once)
         if once.answer is not None:
             count(once.answer, scene.field, call.caller_id)
         return response
     judged = await gateway.batcher.ask(presented)
     try:
-        answer = gateway.verify_card.answer(presented, judged)
+        answer, want = gateway.verify_card.answer(presented, judged, scene.benefits)
     except UnknownDataKey:
         await gateway.data_keys.load()
-        answer = gateway.verify_card.answer(presented, judged)
+        answer, want = gateway.verify_card.answer(presented, judged, scene.benefits)
+    refused: Refusals = {}
+    if want is not None and scene.benefits is not None:
+        claimed = await gateway.claims.ask(want)
+        if claimed is None:
+            raise unavailable("another use of the benefit is being written")
+        refused = claimed
+        answer = given(answer, scene.benefits, want, refused)
+    if asked.explain:
+        answer = gateway.verify_card.explain(answer, presented, judged, scene.benefits, refused)
     count(answer, scene.field, call.caller_id)
     return web.Response(body=encode(answer), headers=JSON_HEADERS)

@@ -36,7 +36,8 @@ OPEN = frozenset({_S.INTENT, _S.UNKNOWN, _S.REVERSING})
 """What a caller is told is `pending`. All other states are final; only an approved payment may still be reversed."""
 
 BEGINNINGS: dict[PaymentKind, frozenset[PaymentState]] = {
-    _K.PAYMENT: frozenset({_S.INTENT, _S.DECLINED}),  # declined: by us, the bank was not asked
+    # declined and approved: by us, the bank was not asked; approved, as a benefit left nothing to pay
+    _K.PAYMENT: frozenset({_S.INTENT, _S.DECLINED, _S.APPROVED}),
     _K.REFUND: frozenset({_S.INTENT}),
     _K.REVERSAL: frozenset({_S.INTENT, _S.REVERSED}),  # reversed: it was so already
 }

@@ -15,7 +15,7 @@ SCENE_PATTERN = r"^[a-z][a-z0-9_]{0,30}\.[a-z][a-z0-9_]{0,30}$"
 
 
 class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One block of scenes.toml: who may verify a card there, and with which media."""
+    """One block of scenes.toml: who may verify a card there, with which media, and whether to pay with it."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
     field: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
@@ -24,6 +24,8 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     media: tuple[Medium, ...] = (Medium.SECOND_GEN, Medium.THIRD_GEN, Medium.ECARD)
     points: PointsRule | None = None
     """What a use earns; None: nothing."""
+    money: bool = False
+    """Whether money moves there: only then can a card be paid with."""
 
     def media_bits(self, kind: CallerKind) -> int:
         """What it takes from a kind of caller: e-cards as bit 1, card generations as bits 2 and 3; 0 for none."""

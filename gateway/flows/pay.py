@@ -1,22 +1,27 @@
 """Pay with a card, undo a payment, give a part of it back: the first half, in the transaction that claims the key.
 
 The card is judged by the statement of a verify, so its usage event is there; the intent, with our reference, is
-committed before a byte leaves for the bank. The second half is settle_payment.py.
+committed before a byte leaves for the bank. The second half is settle_payment.py. A payment of which a benefit leaves
+nothing has no second half: no bank is asked.
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+from gateway.crypto.sealing import UnknownDataKey
+from gateway.domain.benefits import SceneBenefits
 from gateway.domain.errors import Problem, overloaded, unavailable
 from gateway.domain.payments import OPEN, PaymentKind, PaymentState
 from gateway.domain.verdicts import VERDICT_OF, Reason
 from gateway.flows.effects import Answer, Asked, Begun, Done
+from gateway.flows.grant_benefits import Bill, Granted, grant
 from gateway.flows.settle_payment import SettlePayment
+from gateway.flows.verify_card import VerifyCard
 from gateway.flows.write_outcomes import answer_of
-from gateway.metrics import VERDICTS
-from gateway.store import payments
+from gateway.metrics import BENEFITS, VERDICTS
+from gateway.store import benefits, payments
 from gateway.store.operations import Operation
 from gateway.store.payments import Account, Move, Payment
 from gateway.store.verify import Judged, Presented, verify_batch
@@ -34,14 +39,27 @@ Results = list[Done | Begun | Problem]
 class PayOrder:
     """What a merchant wants to be paid for; `judged` is there once the card was judged."""
 
-    def __init__(self, presented: Presented, amount_fen: int, merchant_order_id: str) -> None:
+    def __init__(
+        self,
+        presented: Presented,
+        amount_fen: int,
+        merchant_order_id: str,
+        apply_benefits: bool,
+        rules: SceneBenefits | None,
+    ) -> None:
+        """`rules`: of the scene, if they are to be applied and there are any."""
         self.presented = presented
         self.amount_fen = amount_fen
         self.merchant_order_id = merchant_order_id
+        self.apply_benefits = apply_benefits
+        self.rules = rules
         self.judged: Judged | None = None
+        self.granted = Granted()
 
     def count(self, field: str, caller_id: str) -> None:
-        """The verdict, for the metrics."""
+        """The verdict and the benefit, for the metrics."""
+        if self.granted.benefit is not None:
+            BENEFITS.add((self.granted.benefit, "granted"))
         if self.judged is not None:
             reason, _, medium, *_ = self.judged
             VERDICTS.add((VERDICT_OF[reason], reason, medium or "none", field, caller_id))
@@ -59,8 +77,17 @@ class Pay:
 
     name = PaymentKind.PAYMENT.value
 
-    def __init__(self, settle: SettlePayment, status_max_age: dt.timedelta, verify_timeout_s: float) -> None:
+    def __init__(
+        self,
+        settle: SettlePayment,
+        verify_card: VerifyCard,
+        load_data_keys: Callable[[], Awaitable[None]],
+        status_max_age: dt.timedelta,
+        verify_timeout_s: float,
+    ) -> None:
         self._settle = settle
+        self._verify_card = verify_card
+        self._load_data_keys = load_data_keys
         self._status_max_age = status_max_age
         self._verify_timeout_s = verify_timeout_s
 
@@ -75,16 +102,18 @@ class Pay:
         presented = [asked.what.presented for asked in taken]
         judged = await verify_batch(connection, presented, self._status_max_age, self._verify_timeout_s)
         accounts = await payments.accounts(connection, [row[1] for row in judged if row[0] == Reason.OK])
+        closed = {account.bank for account in accounts.values() if self._refusal(account.bank)}
+        granted = await self._grant(connection, taken, judged, accounts, closed)
         traces = iter(await payments.traces(connection, len(taken)))
         ended: dict[UUID, Done | Begun | Problem] = {}
         rows: list[Payment] = []
         for asked, row in zip(taken, judged, strict=True):
             order: PayOrder = asked.what
-            order.judged = row
+            order.judged, order.granted = row, granted.get(asked.reference, Granted())
             account = accounts.get(row[1]) if row[0] == Reason.OK else None
-            payment = _payment(asked, order, row, account, next(traces))
-            if account is not None and (refusal := self._refusal(account.bank)):
-                ended[asked.reference] = refusal
+            payment = _payment(asked, order, account, next(traces))
+            if payment.bank in closed:
+                ended[asked.reference] = self._refusal(payment.bank) or _no_place()
                 await payments.free_order(connection, payment)
                 continue
             rows.append(payment)
@@ -98,6 +127,30 @@ class Pay:
         if not self._settle.is_routed(bank):
             return unavailable("the card's bank is not connected")
         return None if self._settle.has_place(bank) else _no_place()
+
+    async def _grant(
+        self,
+        connection: "AnyConnection",
+        batch: Sequence[Asked],
+        judged: Sequence[Judged],
+        accounts: Mapping[UUID, Account],
+        closed: Collection[str],
+    ) -> Mapping[UUID, Granted]:
+        """The benefits of those that ask for one, by reference."""
+        bills = []
+        for asked, row in zip(batch, judged, strict=True):
+            order: PayOrder = asked.what
+            if order.rules is None or row[0] != Reason.OK:
+                continue
+            try:
+                facts = self._verify_card.facts(order.presented, row)
+            except UnknownDataKey:
+                await self._load_data_keys()
+                facts = self._verify_card.facts(order.presented, row)
+            account = accounts.get(row[1])
+            only_free = account is None or account.bank in closed
+            bills.append(Bill(asked.reference, row[1], order.rules, facts, order.amount_fen, only_free))
+        return await grant(connection, bills) if bills else {}
 
     async def finish(self, what: Payment) -> Answer:
         return await self._settle.first(what)
@@ -115,6 +168,7 @@ class ReversePayment:
         parents, given_back, reversing = await _lock(connection, batch)
         done: Results = []
         rows: list[Payment] = []
+        undone: list[UUID] = []
         for asked in batch:
             parent = parents.get(asked.what.payment)
             if parent is None or parent.caller != asked.caller_id:
@@ -130,12 +184,19 @@ class ReversePayment:
                     wish = Move(parent, (_S.UNKNOWN,), _S.REVERSING, None, self._settle.lease)
                     assert await payments.move(connection, wish), "it is locked"
                     parents[parent.reference] = parent._replace(state=_S.REVERSING)
+                if parent.state is _S.APPROVED and not parent.amount_fen:
+                    # no bank knows it: undone at once
+                    assert await payments.move(connection, Move(parent, (_S.APPROVED,), _S.REVERSED)), "it is locked"
+                    undone.append(parent.reference)
+                    parent = parents[parent.reference] = parent._replace(state=_S.REVERSED)
                 state = _S.REVERSED if parent.state is _S.REVERSED else _S.INTENT
                 payment = _child(asked, _K.REVERSAL, parent, parent.amount_fen, parent.trace, state)
                 rows.append(payment)
                 if state is _S.INTENT:
                     reversing.add(parent.reference)
                 done.append(_begun(asked, payment))
+        if undone:
+            await benefits.give_back(connection, undone)
         if rows:
             await payments.insert(connection, rows, self._settle.lease)
         return done
@@ -196,15 +257,23 @@ def _no_place() -> Problem:
     return overloaded("too many operations wait for the card's bank")
 
 
-def _payment(asked: Asked, order: PayOrder, judged: Judged, account: Account | None, trace: int) -> Payment:
-    """An intent, or a payment that is declined before the bank is asked."""
-    reason, card_id = judged[0], judged[1]
-    code = None if account else NO_ACCOUNT if reason == Reason.OK else reason
-    return Payment(
+def _payment(asked: Asked, order: PayOrder, account: Account | None, trace: int) -> Payment:
+    """An intent, or a payment that is approved or declined without the bank."""
+    assert order.judged is not None, "judged before"
+    reason, card_id = order.judged[0], order.judged[1]
+    discount_fen, benefit = order.granted
+    payment = Payment(
         asked.reference, payments.created_at(asked.reference), _K.PAYMENT, asked.caller_id, asked.key,
-        order.merchant_order_id, order.presented.terminal_id, None, card_id, account and account.bank,
-        account and account.account_sealed, order.amount_fen, trace, _S.DECLINED if code else _S.INTENT, code,
+        order.merchant_order_id, order.presented.terminal_id, None, card_id, None, None,
+        order.amount_fen - discount_fen, None, _S.APPROVED,
+        discount_fen=discount_fen if order.apply_benefits else None, benefit=benefit,
     )  # fmt: skip
+    if not payment.amount_fen:
+        return payment
+    if account is None:
+        code = NO_ACCOUNT if reason == Reason.OK else reason
+        return payment._replace(trace=trace, state=_S.DECLINED, decline_code=code)
+    return payment._replace(bank=account.bank, account_sealed=account.account_sealed, trace=trace, state=_S.INTENT)
 
 
 def _child(
@@ -213,7 +282,7 @@ def _child(
     return parent._replace(
         reference=asked.reference, created_at=payments.created_at(asked.reference), kind=kind,
         idempotency_key=asked.key, parent=parent.reference, amount_fen=amount_fen, trace=trace, state=state,
-        decline_code=None, tries=0,
+        decline_code=None, tries=0, discount_fen=None, benefit=None,
     )  # fmt: skip
 
 

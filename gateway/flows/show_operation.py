@@ -10,6 +10,7 @@ from gateway.domain.payments import PaymentState, public
 from gateway.domain.redemptions import RedemptionState
 from gateway.domain.times import CHINA
 from gateway.flows.redeem_points import ReservePoints
+from gateway.flows.write_outcomes import taken_off
 from gateway.store import operations, payments, redemptions
 from gateway.store.redemptions import Redemption
 
@@ -40,6 +41,8 @@ class OperationAnswer(msgspec.Struct, frozen=True):
     decline_code: str | msgspec.UnsetType = msgspec.UNSET
     points: int | msgspec.UnsetType = msgspec.UNSET
     item: str | msgspec.UnsetType = msgspec.UNSET
+    discount_fen: int | msgspec.UnsetType = msgspec.UNSET
+    benefits: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> OperationAnswer | None:
@@ -62,11 +65,13 @@ async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> 
         OperationStep(_at(step.at), step.state, step.note or msgspec.UNSET)
         for step in await payments.history(connection, reference)
     ]
+    discount_fen, benefits = taken_off(payment)
     given_back = (await payments.refunded(connection, [reference])).get(reference)
     return OperationAnswer(
         str(reference), operation.kind, public(PaymentState(payment.state)), steps, undoes=undoes,
         amount_fen=payment.amount_fen, refunded_fen=given_back or msgspec.UNSET,
         merchant_order_id=payment.merchant_order_id, decline_code=payment.decline_code or msgspec.UNSET,
+        discount_fen=discount_fen, benefits=benefits,
     )  # fmt: skip
 
 

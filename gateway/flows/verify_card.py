@@ -12,16 +12,19 @@ from asyncpg.pgproto.pgproto import UUID
 from gateway.crypto.pseudonym import Pseudonyms
 from gateway.crypto.randomness import RandomBytes
 from gateway.crypto.sealing import Sealer, UnknownDataKey
+from gateway.domain.benefits import NOTHING, Facts, Refusal, SceneBenefits
 from gateway.domain.cards import Medium
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.ids import uuid7
-from gateway.domain.masking import age_band, mask_name
+from gateway.domain.masking import age_band, age_on, mask_name
 from gateway.domain.presentations import Presentation
-from gateway.domain.times import CHINA
+from gateway.domain.times import CHINA, china_day
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
 from gateway.flows.effects import Answer, Asked, Done
 from gateway.flows.find_card import FindCard
-from gateway.metrics import VERDICTS
+from gateway.metrics import BENEFITS, VERDICTS
+from gateway.store import benefits
+from gateway.store.benefits import Refusals, Want
 from gateway.store.verify import Judged, Presented, verify_batch
 
 if TYPE_CHECKING:
@@ -40,6 +43,13 @@ class Holder(msgspec.Struct, frozen=True, gc=False):
     age_band: str
 
 
+class BenefitRefusal(msgspec.Struct, frozen=True, gc=False):
+    """A benefit of the scene that is not given, and why."""
+
+    benefit: str
+    reason: Refusal
+
+
 class VerifyAnswer(msgspec.Struct, frozen=True, gc=False):
     """The verdict. What does not apply is absent."""
 
@@ -50,8 +60,10 @@ class VerifyAnswer(msgspec.Struct, frozen=True, gc=False):
     medium: Medium | msgspec.UnsetType = msgspec.UNSET
     region: str | msgspec.UnsetType = msgspec.UNSET
     holder: Holder | msgspec.UnsetType = msgspec.UNSET
-    benefits: list[str] | msgspec.UnsetType = msgspec.UNSET
+    benefits: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     status_as_of: dt.datetime | msgspec.UnsetType = msgspec.UNSET
+    benefits_refused: list[BenefitRefusal] | msgspec.UnsetType = msgspec.UNSET
+    """Only where the request said `explain`."""
 
 
 class SealedHolder(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -64,7 +76,6 @@ class SealedHolder(msgspec.Struct, frozen=True, array_like=True, gc=False):
 encode = msgspec.json.Encoder().encode
 _decode_holder = msgspec.json.Decoder(SealedHolder).decode
 _REASONS = {reason.value: reason for reason in Reason}
-_NOBODY = (msgspec.UNSET, msgspec.UNSET)
 _MEDIA = {medium.value: medium for medium in Medium}
 
 
@@ -110,40 +121,92 @@ class VerifyCard:
             media, key.preset, key.medium,
         )  # fmt: skip
 
-    def answer(self, presented: Presented, judged: Judged) -> VerifyAnswer:
-        """The verdict for the caller. Raises UnknownDataKey if the card was sealed with a key made after our start."""
+    def answer(
+        self, presented: Presented, judged: Judged, rules: SceneBenefits | None
+    ) -> tuple[VerifyAnswer, Want | None]:
+        """The verdict for the caller, and the capped benefits that are to be claimed before it may leave (given()).
+
+        `rules` are those of the scene. Raises UnknownDataKey if the card was sealed with a key made after our start.
+        """
         reason, card_id, medium, region, status_as_of, holder_sealed = judged
         verdict = VERDICT_OF[reason]
         caller_id, event_id = presented.caller, presented.event_id
         known_medium = _MEDIA[medium] if medium else msgspec.UNSET
         if card_id is None:
-            answer = VerifyAnswer(verdict, _REASONS[reason], event_id, medium=known_medium)
-        else:
-            card_ref = self._pseudonyms.card_ref(caller_id, card_id.bytes)
-            as_of = _in_china(status_as_of) if status_as_of is not None else msgspec.UNSET
-            holder, benefits = self._holder(card_id.bytes, holder_sealed) if holder_sealed else _NOBODY
+            return VerifyAnswer(verdict, _REASONS[reason], event_id, medium=known_medium), None
+        card_ref = self._pseudonyms.card_ref(caller_id, card_id.bytes)
+        as_of = _in_china(status_as_of) if status_as_of is not None else msgspec.UNSET
+        if not holder_sealed:
             answer = VerifyAnswer(
-                verdict, _REASONS[reason], event_id, card_ref, known_medium, region or msgspec.UNSET,
-                holder, benefits, as_of,
-            )  # fmt: skip
-        return answer
+                verdict, _REASONS[reason], event_id, card_ref, known_medium, region or msgspec.UNSET, status_as_of=as_of
+            )
+            return answer, None
+        plain = _decode_holder(self._sealer.open(HOLDER_COLUMN, card_id.bytes, holder_sealed))
+        holder = Holder(mask_name(plain.name), age_band(plain.birth_date, dt.datetime.now(CHINA).date()))
+        entitled, want = NOTHING, None
+        if rules is not None:
+            facts = _facts(presented, judged, plain)
+            entitled = rules.entitled(facts)
+            if entitled.capped:
+                want = Want(
+                    UUID(event_id), card_id, [rules.counters(benefit, facts.day) for benefit in entitled.capped]
+                )
+        answer = VerifyAnswer(
+            verdict, _REASONS[reason], event_id, card_ref, known_medium, region, holder, entitled.free_of_caps, as_of
+        )
+        return answer, want
 
-    def _holder(self, card_id: bytes, sealed: bytes) -> tuple[Holder, list[str]]:
-        plain = _decode_holder(self._sealer.open(HOLDER_COLUMN, card_id, sealed))
-        return Holder(mask_name(plain.name), age_band(plain.birth_date, dt.datetime.now(CHINA).date())), []
+    def facts(self, presented: Presented, judged: Judged) -> Facts:
+        """What benefits are decided by, of a card that is `ok`. Raises UnknownDataKey."""
+        _, card_id, _, _, _, holder_sealed = judged
+        return _facts(presented, judged, _decode_holder(self._sealer.open(HOLDER_COLUMN, card_id.bytes, holder_sealed)))
+
+    def explain(
+        self, answer: VerifyAnswer, presented: Presented, judged: Judged, rules: SceneBenefits | None, capped: Refusals
+    ) -> VerifyAnswer:
+        """With why each benefit of the scene is not given; only a valid card has any. Raises UnknownDataKey."""
+        if answer.verdict is not Verdict.VALID:
+            return answer
+        refused: list[BenefitRefusal] = []
+        if rules is not None:
+            why = rules.refused(self.facts(presented, judged))
+            for benefit, reason in why.items():
+                BENEFITS.add((benefit, reason))
+            why |= capped
+            refused = [BenefitRefusal(benefit, why[benefit]) for benefit in rules.in_order(why)]
+        return msgspec.structs.replace(answer, benefits_refused=refused)
+
+
+def _facts(presented: Presented, judged: Judged, plain: SealedHolder) -> Facts:
+    day = china_day(int(presented.occurred_us))
+    return Facts(age_on(plain.birth_date, day), judged[2], judged[3], day)
+
+
+def given(answer: VerifyAnswer, rules: SceneBenefits, want: Want, refused: Refusals) -> VerifyAnswer:
+    """With the capped benefits that were claimed."""
+    assert answer.benefits is not msgspec.UNSET, "who wants benefits has some, or none yet"
+    for benefit, reason in refused.items():
+        BENEFITS.add((benefit, reason))
+    claimed = [counters[0].benefit for counters in want.benefits if counters[0].benefit not in refused]
+    return msgspec.structs.replace(answer, benefits=rules.in_order((*answer.benefits, *claimed)))
 
 
 def count(answer: VerifyAnswer, field: str, caller_id: str) -> None:
     """For the metrics, once its event is committed."""
     medium = "none" if answer.medium is msgspec.UNSET else answer.medium
     VERDICTS.add((answer.verdict, answer.reason, medium, field, caller_id))
+    if answer.benefits is not msgspec.UNSET:
+        for benefit in answer.benefits:
+            BENEFITS.add((benefit, "granted"))
 
 
 class Once:
     """A verify with an Idempotency-Key; `answer` is there when it was carried out."""
 
-    def __init__(self, presented: Presented) -> None:
+    def __init__(self, presented: Presented, rules: SceneBenefits | None, explain: bool) -> None:
         self.presented = presented
+        self.rules = rules
+        self.explain = explain
         self.answer: VerifyAnswer | None = None
 
 
@@ -168,11 +231,22 @@ class VerifyOnce:
         items: list[Once] = [asked.what for asked in batch]
         presented = [item.presented for item in items]
         judged = await verify_batch(connection, presented, self._status_max_age, self._timeout_s)
+        rules = [item.rules for item in items]
         try:
-            answers = list(map(self._verify_card.answer, presented, judged))
+            begun = list(map(self._verify_card.answer, presented, judged, rules))
         except UnknownDataKey:
             await self._load_data_keys()
-            answers = list(map(self._verify_card.answer, presented, judged))
-        for item, answer in zip(items, answers, strict=True):
+            begun = list(map(self._verify_card.answer, presented, judged, rules))
+        wants = [want for _, want in begun if want is not None]
+        claimed = iter(await benefits.claim(connection, wants) if wants else ())
+        done = []
+        for item, row, (answer, want) in zip(items, judged, begun, strict=True):
+            refused: Refusals = {}
+            if want is not None and item.rules is not None:
+                refused = next(claimed)
+                answer = given(answer, item.rules, want, refused)
+            if item.explain:
+                answer = self._verify_card.explain(answer, item.presented, row, item.rules, refused)
             item.answer = answer
-        return [Done(Answer(200, encode(answer))) for answer in answers]
+            done.append(Done(Answer(200, encode(answer))))
+        return done

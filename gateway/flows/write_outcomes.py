@@ -19,7 +19,7 @@ from gateway.domain.errors import Problem, unavailable
 from gateway.domain.payments import OPEN, PaymentKind, PaymentState, public
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.kept_answers import Answer, KeptAnswers
-from gateway.store import idempotency, payments
+from gateway.store import benefits, idempotency, payments
 from gateway.store.batch import Batcher
 from gateway.store.payments import Move, Payment
 from gateway.store.pool import GONE
@@ -47,6 +47,9 @@ class PaymentAnswer(msgspec.Struct, frozen=True, gc=False):
     amount_fen: int
     merchant_order_id: str
     decline_code: str | msgspec.UnsetType = msgspec.UNSET
+    discount_fen: int | msgspec.UnsetType = msgspec.UNSET
+    """What `benefits` took off what was asked for; `amount_fen` is charged. Absent where they were not applied."""
+    benefits: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     payment: str | msgspec.UnsetType = msgspec.UNSET
     """Of a reversal or refund: the payment's reference."""
 
@@ -55,9 +58,17 @@ def answer_of(payment: Payment) -> Answer:
     """The same bytes for the same state, whoever makes them."""
     body = PaymentAnswer(
         str(payment.reference), public(payment.state), payment.amount_fen, payment.merchant_order_id,
-        payment.decline_code or msgspec.UNSET, str(payment.parent) if payment.parent else msgspec.UNSET,
+        payment.decline_code or msgspec.UNSET, *taken_off(payment),
+        str(payment.parent) if payment.parent else msgspec.UNSET,
     )  # fmt: skip
     return Answer(202 if payment.state in OPEN else 200, _encode(body))
+
+
+def taken_off(payment: Payment) -> tuple[int | msgspec.UnsetType, tuple[str, ...] | msgspec.UnsetType]:
+    """(discount_fen, benefits) of an answer, absent where nobody asked for them."""
+    if payment.discount_fen is None:
+        return msgspec.UNSET, msgspec.UNSET
+    return payment.discount_fen, (payment.benefit,) if payment.benefit else ()
 
 
 class Step(NamedTuple):
@@ -135,7 +146,9 @@ class WriteOutcomes:
     async def _transact(self, connection: "Connection", batch: Sequence[Step], data_key_id: int) -> list[Written]:
         steps = {step.move.payment.reference: step for step in reversed(batch)}  # of two for one operation the first
         moved = await payments.move_all(connection, [step.move for step in steps.values()])
-        await self._follow(connection, [step for reference, step in steps.items() if reference in moved], data_key_id)
+        went = [step for reference, step in steps.items() if reference in moved]
+        if cheaper := await self._follow(connection, went, data_key_id):
+            await benefits.give_back(connection, cheaper)
         written = []
         for step in batch:
             reference = step.move.payment.reference
@@ -147,13 +160,17 @@ class WriteOutcomes:
                 written.append(Written(stands, False))
         return written
 
-    async def _follow(self, connection: "Connection", steps: Sequence[Step], data_key_id: int) -> None:
-        """What moves bring with them."""
+    async def _follow(self, connection: "Connection", steps: Sequence[Step], data_key_id: int) -> list[UUID]:
+        """What moves bring with them. Returns the payments that came to nothing and had a benefit: it is given back
+        for all at once, because counts are locked in one order."""
+        cheaper: list[UUID] = []
         answers: dict[idempotency.KeyOf, bytes] = {}
         unused: list[idempotency.KeyOf] = []
         for step in steps:
             payment = step.move.done()
             key = (payment.caller, payment.idempotency_key)
+            if payment.benefit is not None and payment.state in (_S.NOT_SENT, _S.DECLINED, _S.REVERSED):
+                cheaper.append(payment.reference)
             if payment.state is _S.NOT_SENT:
                 unused.append(key)
                 if payment.kind is PaymentKind.PAYMENT:
@@ -165,9 +182,12 @@ class WriteOutcomes:
         if unused:
             await idempotency.give_back(connection, unused)
         if reversals := [step for step in steps if step.move.is_reversal]:
-            await self._reverse_parents(connection, reversals, data_key_id)
+            cheaper += await self._reverse_parents(connection, reversals, data_key_id)
+        return cheaper
 
-    async def _reverse_parents(self, connection: "Connection", reversals: Sequence[Step], data_key_id: int) -> None:
+    async def _reverse_parents(
+        self, connection: "Connection", reversals: Sequence[Step], data_key_id: int
+    ) -> list[UUID]:
         """A payment is reversed with its reversal."""
         steps: dict[UUID, Step] = {}
         for reversal in reversals:
@@ -178,4 +198,4 @@ class WriteOutcomes:
             move = Move(parent, (_S.APPROVED, _S.REVERSING), _S.REVERSED, None, reversal.look_again_in)
             steps[reference] = Step(move, True)
         moved = await payments.move_all(connection, [step.move for step in steps.values()])
-        await self._follow(connection, [step for parent, step in steps.items() if parent in moved], data_key_id)
+        return await self._follow(connection, [step for parent, step in steps.items() if parent in moved], data_key_id)

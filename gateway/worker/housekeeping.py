@@ -22,7 +22,7 @@ from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
-from gateway.store import assertions, ecards, idempotency, usage_events
+from gateway.store import assertions, benefits, ecards, idempotency, usage_events
 from gateway.store.migrate import ensure_partitions
 from gateway.store.pool import FOR_EFFECTS, GONE, Pool, connect
 from gateway.worker.published_keys import PublishedKeys
@@ -115,7 +115,7 @@ async def _partitions(dsn: Secret[str]) -> None:
 
 
 async def _sweep(pool: Pool) -> None:
-    for sweep in (assertions.sweep, idempotency.sweep, ecards.sweep):
+    for sweep in (assertions.sweep, idempotency.sweep, ecards.sweep, benefits.sweep):
         for _ in range(_SWEEP_TURNS_MAX):
             async with pool.acquire(_TURN_MAX_S) as connection:
                 if await sweep(connection, SWEEP_BATCH) < SWEEP_BATCH:

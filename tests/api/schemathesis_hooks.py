@@ -50,6 +50,7 @@ EFFECTS = {REPORT, RELEASE, KEYS, PAY, REVERSE, REFUND, REDEEM, COMMIT, CANCEL}
 RETURN = "POST /v1/usage-events"
 """Its path has another operation for another caller."""
 SCENES = ("parking.exit", "library.loan", "transit.bus")
+MONEY_SCENES = ("parking.exit", "market.till", "transit.bus")
 
 CARD: dict[str, Any] = {
     "type": "chip_card", "card_number": LOSABLE.number, "card_identifier": LOSABLE.identifier,
@@ -198,7 +199,7 @@ def fill_in(path: str, body: dict[str, Any]) -> None:
         jwk: dict[str, Any] = {"kty": "OKP", "crv": "Ed25519", "kid": secrets.token_hex(8), "x": x.decode()}
         body.update({"use": "signing", "jwk": jwk, "retire": None})
     elif path == PAY:
-        make_sense(body)
+        make_sense(body, MONEY_SCENES)
         whole(body)["merchant_order_id"] = secrets.token_hex(8)
     elif path == REDEEM:
         body.update(WISH)
@@ -224,9 +225,9 @@ def whole(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def make_sense(body: dict[str, Any]) -> None:
+def make_sense(body: dict[str, Any], scenes: tuple[str, ...] = SCENES) -> None:
     """A scene that is configured, a time of today, a card number with an identifier."""
-    body["scene"] = SCENES[len(body["terminal_id"]) % len(SCENES)]
+    body["scene"] = scenes[len(body["terminal_id"]) % len(scenes)]
     if body.get("occurred_at") is not None:
         body["occurred_at"] = dt.datetime.now(dt.UTC).isoformat()
     presentation = body["presentation"]

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import __version__
 from gateway.api.routes import ROUTES
+from gateway.domain.benefits import Refusal
 from gateway.domain.cards import Medium
 from gateway.domain.errors import PROBLEMS
 from gateway.domain.payments import PaymentKind, PaymentState
@@ -190,7 +191,8 @@ ALLOWED: dict[str, set[str]] = {
     "verdict": set(Verdict), "reason": set(Reason), "medium": {*Medium, "none"},
     "route": {route.path for route in ROUTES} | {"none"},
     "status": {str(status) for status, _ in PROBLEMS.values()} | {"200"},
-    "code": set(PROBLEMS), "result": {"taken", "refused", "read", "failed", "done", "replayed", *PROBLEMS},
+    "code": set(PROBLEMS),
+    "result": {*Refusal, "granted", "taken", "refused", "read", "failed", "done", "replayed", *PROBLEMS},
     "kind": KINDS, "state": {*PaymentState, *RedemptionState}, "version": {__version__},
     "why": {"no_token", "bad_token", "expired_token", "unknown_caller", "scope", "unknown_client", "bad_assertion",
             "replayed_assertion", "bad_signature", "retired_key"},
@@ -219,6 +221,7 @@ async def test_nothing_that_is_sent_becomes_a_label(operated: Running) -> None:
     allowed = ALLOWED | {
         "caller": set(settings.callers),
         "field": {scene.field for scene in settings.scenes.values()},
+        "benefit": set(settings.benefits),
     }
     samples = await operated.metrics()
     found = {(name, value) for _, labels in samples for name, value in labels if name != "le"}

@@ -109,6 +109,9 @@ async def test_a_payment_is_asked_for_once(gateway: Running, card: TestCard, lan
     answer = json.loads(first.out)
     assert (first.code, answer["status"], answer["decline_code"]) == (0, "declined", "no_account"), first.err
     assert again.out == first.out and again.err.splitlines()[-1] == "200 (replayed)"
+    body = ("pay", card.number, card.identifier, "1250", f"order-{uuid.uuid4()}", f"key-{uuid.uuid4()}")
+    cheaper = json.loads((await command(language, till, *body, "dining.till")).out)
+    assert (cheaper["decline_code"], cheaper["discount_fen"], cheaper["benefits"]) == ("no_account", 0, [])
     refused = await command(language, till, "reverse", answer["reference"])
     assert refused.code == 1 and json.loads(refused.out)["code"] == "payment_state"
 

@@ -25,10 +25,10 @@ def get(path: str, **headers: str) -> bytes:
     return _head("GET", path, headers) + b"\r\n"
 
 
-def verify(authorization: str, terminal_id: str, number: int = 0, **headers: str) -> bytes:
+def verify(authorization: str, terminal_id: str, number: int = 0, scene: str = "parking.exit", **headers: str) -> bytes:
     """A verify of one of the test cards; `X_Request_Id=…` gives a header."""
     card = CARDS[number % len(CARDS)]
-    body = json.dumps(verify_body(card.number, card.identifier, terminal_id=terminal_id)).encode()
+    body = json.dumps(verify_body(card.number, card.identifier, scene, terminal_id=terminal_id)).encode()
     given = {"Authorization": authorization, "Content-Type": "application/json", "Content-Length": str(len(body))}
     return _head("POST", VERIFY, given | headers) + b"\r\n" + body
 

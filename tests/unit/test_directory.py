@@ -1,5 +1,6 @@
 """The callers and scenes in force: a change is taken whole or not at all."""
 
+import datetime as dt
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from gateway.directory import QUOTA_SLOTS, Directory, quota_slot
+from gateway.domain.benefits import Entitled, Facts
 from gateway.sandbox.callers import write_callers
 from gateway.settings import Settings, SettingsError, load
 from tests.running import ROOT
@@ -77,6 +79,28 @@ def test_a_change_is_taken_up_once(house: House) -> None:
     assert counted("taken") == taken + 1
 
 
+def test_a_new_scene_and_its_benefit_are_taken_up_together(house: House) -> None:
+    """Adding them is a change of data; a scene of before gets its new benefit too."""
+    directory = Directory(house.settings())
+    holder = Facts(30, "third_gen", "330424", dt.date(2026, 11, 23))
+    with (house.config / "scenes.toml").open("a") as scenes:
+        scenes.write('[scenes."pool.entry"]\nname = "游泳馆"\nfield = "pool"\ncallers = ["merchant"]\nmoney = true\n')
+    with (house.config / "benefits.toml").open("a") as benefits:
+        benefits.write(
+            '[benefits."pool.cheap"]\nname = "游泳优惠"\nscenes = ["pool.entry", "market.till"]\n'
+            "discount = { percent = 20 }\ncaps = { day = 1 }\n"
+        )
+    assert directory.scenes["market.till"].benefits is None
+    assert directory.reload_if_changed()
+    for scene in ("pool.entry", "market.till"):
+        found = directory.scenes[scene]
+        assert found.money and found.benefits is not None
+        assert found.benefits.entitled(holder) == Entitled((), ("pool.cheap",))
+    taken = directory.scenes
+    house.edit("benefits.toml", "percent = 20", "percent = 200")
+    assert not directory.reload_if_changed() and directory.scenes is taken, "the last good state stays"
+
+
 def test_rotated_keys_are_taken_up(house: House) -> None:
     """First the old and the new one together, then the new one alone."""
     directory = Directory(house.settings())
@@ -93,6 +117,7 @@ BROKEN: dict[str, Callable[[House], object]] = {
     "not TOML": lambda h: (h.config / "callers.toml").write_text("= ["),
     "not UTF-8": lambda h: (h.config / "callers.toml").write_bytes(b'a = "\xff"'),
     "gone": lambda h: (h.config / "scenes.toml").unlink(),
+    "benefits gone": lambda h: (h.config / "benefits.toml").unlink(),
     "callers that are a number": lambda h: (h.config / "callers.toml").write_text("callers = 3\n"),
     "an unknown scope": lambda h: h.edit("callers.toml", '"usage:write"', '"usage:wipe"'),
     "a link to itself": lambda h: h.link_to_itself("callers.toml"),
@@ -132,7 +157,9 @@ def test_a_broken_configuration_does_not_start_and_is_named(house: House, how: s
     BROKEN[how](house)
     with pytest.raises(SettingsError) as caught:
         Directory(house.settings())
-    assert all(mistake.startswith(("callers.toml: ", "scenes.toml: ")) for mistake in caught.value.mistakes)
+    assert all(
+        mistake.startswith(("callers.toml: ", "scenes.toml: ", "benefits.toml: ")) for mistake in caught.value.mistakes
+    )
     assert '"d"' not in str(caught.value) and "AAAA" not in str(caught.value)
 
 

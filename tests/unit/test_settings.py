@@ -125,6 +125,31 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
                                     'scenes.hotel.checkin.field'),
     "an unknown medium": ("scenes.toml", append('[scenes."a.b"]\nname="x"\nfield="y"\ncallers=[]\nmedia=["fax"]\n'),
                           "scenes.a.b.media"),
+    "money that is a word": ("scenes.toml", replace("money = true", 'money = "yes"'), "scenes.parking.exit.money"),
+    "a benefit of no scene": ("benefits.toml", replace('["parking.exit"]', '["parking.lot"]'),
+                              "benefits.parking.first_hour_free.scenes"),
+    "a benefit without scenes": ("benefits.toml", replace('["parking.exit"]', "[]"),
+                                 "benefits.parking.first_hour_free.scenes"),
+    "a benefit without a dot": ("benefits.toml", append('[benefits.free]\nname="x"\nscenes=["parking.exit"]\n'),
+                                "benefits.free"),
+    "a discount of two kinds": ("benefits.toml", replace("{ fen = 500 }", "{ fen = 500, free = true }"),
+                                "benefits.parking.first_hour_free.discount"),
+    "a discount of 101 percent": ("benefits.toml", replace("percent = 10", "percent = 101"),
+                                  "benefits.hotel.member_rate.discount.percent"),
+    "half a fen": ("benefits.toml", replace("fen = 500", "fen = 0.5"), "benefits.parking.first_hour_free.discount.fen"),
+    "an unknown condition": ("benefits.toml", replace("age_from = 60", "age_form = 60"),
+                             "benefits.dining.elder_meal.age_form"),
+    "an age band that ends before it begins": ("benefits.toml", replace("age_to = 69", "age_to = 59"),
+                                               "benefits.transit.elder_half.age_to"),
+    "a region of five digits": ("benefits.toml", replace('"330424"', '"33042"'), "benefits.dining.elder_meal.regions"),
+    "caps of nothing": ("benefits.toml", replace("{ day = 2, month = 40 }", '{ per = "card" }'),
+                        "benefits.dining.elder_meal.caps"),
+    "a cap of nobody's": ("benefits.toml", replace("day = 2,", 'day = 2, per = "household",'),
+                          "benefits.dining.elder_meal.caps.per"),
+    "no day": ("benefits.toml", replace("2026-01-01", '"2026-02-30"'), "benefits.scenic.resident_free.valid_from"),
+    "an end before the beginning": ("benefits.toml", replace("valid_from = 2026-01-01",
+                                    "valid_from = 2026-01-01\nvalid_to = 2025-12-31"),
+                                    "benefits.scenic.resident_free.valid_to"),
     "a scene without a dot": ("scenes.toml", append('[scenes.pool]\nname="x"\nfield="y"\ncallers=[]\n'), "scenes.pool"),
 }  # fmt: skip
 
@@ -147,7 +172,7 @@ def test_all_mistakes_are_named_at_once(config: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", ["gateway.toml", "callers.toml", "scenes.toml"])
+@pytest.mark.parametrize("file", ["gateway.toml", "callers.toml", "scenes.toml", "benefits.toml"])
 @pytest.mark.parametrize("how", ["missing", "not TOML", "not UTF-8", "a folder", "not ours to read"])
 def test_a_file_that_cannot_be_read_is_named(config: Path, file: str, how: str) -> None:
     path = config / file
