@@ -169,6 +169,7 @@ def sample_cards(
     count: Annotated[int, typer.Option(min=1, max=1_000_000)] = 10,
     bank: Annotated[str | None, typer.Option(help="only cards with an account there")] = None,
     ecard: Annotated[bool, typer.Option("--ecard", help="only cards that have an e-card")] = False,
+    points: Annotated[bool, typer.Option("--points", help="only cards of people who have points")] = False,
 ) -> None:
     """Print normal cards from all over the sandbox county, one JSON line each."""
     settings = settings_or_exit()
@@ -178,7 +179,7 @@ def sample_cards(
     if bank is not None and bank not in BANKS:
         give_up(f"--bank: one of {', '.join(BANKS)}")
     try:
-        sys.stdout.writelines(line + "\n" for line in sample(settings, count, bank, ecard))
+        sys.stdout.writelines(line + "\n" for line in sample(settings, count, bank, ecard, points))
     except FileNotFoundError as error:
         give_up(f"{error.filename}: there is no county yet: run `make run` first")
 

@@ -28,10 +28,11 @@ from loadtests.loading import Loading, load_anew
 from loadtests.measure import Beside, DriverError, Load, Row, Run, Server, drive
 from loadtests.payments import Payments
 from loadtests.processes import CHECKOUT, StartError, started
+from loadtests.redemptions import Redemptions, with_a_cheap_item
 
 PARTS = (
     "bare", "verify", "open", "ordinary", "verify2", "memory", "benefits", "effect", "beside", "load",
-    "payments", "ecard", "memory-payments", "engine", "iso-500",
+    "payments", "ecard", "memory-payments", "engine", "iso-500", "redeem",
 )  # fmt: skip
 SAMPLE = 50_000
 OPEN_SHARE = 0.7
@@ -203,6 +204,10 @@ class Bench:
         with self.gateway(1, benefits.config_copy(self.work / "config-benefits")) as gateway:
             benefits.measure(self, gateway)
 
+    def measure_redemptions(self) -> None:
+        with self.gateway(1, with_a_cheap_item(config_copy(self.work / "config"))) as gateway:
+            Redemptions(self, gateway, self._environment()).measure()
+
     def measure_load(self) -> None:
         """The county from nothing, in a data folder of its own that is removed."""
         for _ in range(self.rounds):
@@ -328,6 +333,8 @@ def measure(bench: Bench, given: argparse.Namespace) -> None:
         bench.measure_partners(only, given.payments)
     if only & {"engine", "iso-500"}:
         bench.measure_engine(only, given.calls)
+    if "redeem" in only:
+        bench.measure_redemptions()
     if "load" in only:
         bench.measure_load()
 

@@ -21,7 +21,7 @@ from gateway.sandbox.callers import write_callers
 from gateway.sandbox.county import BANKS, County, read_county
 from gateway.sandbox.files import write_cards_csv
 from gateway.sandbox.load import load_county, loaded, refresh_sources
-from gateway.sandbox.points import open_points
+from gateway.sandbox.points import PEOPLE_MAX, open_points
 from gateway.settings import Settings
 
 _REFRESH_S = 600
@@ -94,8 +94,11 @@ async def _keep_fresh(dsn: Secret[str]) -> None:
             continue
 
 
-def sample(settings: Settings, count: int, bank: str | None = None, ecard: bool = False) -> Iterator[str]:
-    """JSON lines of random normal cards of the county in DATA_DIR; of one of its BANKS, or with an e-card, if wished.
+def sample(
+    settings: Settings, count: int, bank: str | None = None, ecard: bool = False, points: bool = False
+) -> Iterator[str]:
+    """JSON lines of random normal cards of the county in DATA_DIR; if wished of one of its BANKS, with an e-card, or of
+    people who have points.
 
     Raises FileNotFoundError if none was loaded.
     """
@@ -105,7 +108,7 @@ def sample(settings: Settings, count: int, bank: str | None = None, ecard: bool 
     assert bank is None or bank in BANKS
     found = 0
     while found < count:
-        i = chosen.randrange(county.cards)
+        i = chosen.randrange(min(county.cards, PEOPLE_MAX) if points else county.cards)
         if bank is not None and county.account(i).bank != bank:
             continue
         citizen = county.citizen(i)
