@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from gateway.domain.cards import CardStatus
-from gateway.domain.points import REDEEMED, merchant_account
+from gateway.domain.points import ISSUED, REDEEMED, merchant_account
 from tests.ledger import add_holder, rules_broken_at
 from tests.registry import TestCard, new_card
 from tests.running import Client, Running, labelled
@@ -152,6 +152,26 @@ async def test_of_many_at_once_only_as_many_as_the_points_suffice_for(gateway: R
         *(end(kiosk, reference, how) for reference in references for how in ("commit", "cancel"))
     )
     assert sorted(status for status, _ in ends) == [200] * 3 + [409] * 3
+
+
+async def commit_while_locked(gateway: Running, kiosk: Client, account_id: Any) -> int:
+    """The status of a commit while somebody else holds a shared account, as a long ingest does."""
+    reference = (await redeem(kiosk, await add_holder(gateway, 80)))[1]["reference"]
+    other = await asyncpg.connect(gateway.environment["DATABASE_URL"])
+    try:
+        async with other.transaction():
+            await other.fetchval("SELECT balance FROM points_account WHERE account_id = $1 FOR UPDATE", account_id)
+            return (await end(kiosk, reference, "commit"))[0]
+    finally:
+        await other.close()
+
+
+async def test_a_long_ingest_does_not_hold_up_redemptions(gateway: Running, kiosk: Client) -> None:
+    assert await commit_while_locked(gateway, kiosk, ISSUED) == 200
+
+
+async def test_control_one_account_for_both_would(gateway: Running, kiosk: Client) -> None:
+    assert await commit_while_locked(gateway, kiosk, REDEEMED) == 503
 
 
 INVALID: dict[str, tuple[dict[str, Any], str]] = {

@@ -150,6 +150,18 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
     "an end before the beginning": ("benefits.toml", replace("valid_from = 2026-01-01",
                                     "valid_from = 2026-01-01\nvalid_to = 2025-12-31"),
                                     "benefits.scenic.resident_free.valid_to"),
+    "a scene's points without a limit": (
+        "scenes.toml", replace("{ per_yuan = 1, daily_max = 50 }", "{ per_yuan = 1 }"),
+        "scenes.parking.exit.points.daily_max",
+    ),
+    "an item that is money": ("points.toml", replace('"goods"', '"cash"'), "items.rice-5kg.kind"),
+    "an item for nothing": ("points.toml", replace("points = 300", "points = 0"), "items.rice-5kg.points"),
+    "an item in capitals": ("points.toml", replace('[items."rice-5kg"]', '[items."Rice"]'), "items.Rice"),
+    "an item that is not there": ("points.toml", replace('["rice-5kg"', '["rice-9kg"'), "outlets.wuyuan-01.items"),
+    "an outlet of nobody": ("points.toml", replace('"demo-kiosk"', '"demo-desk"'), "outlets.wuyuan-01.caller"),
+    "an outlet of one who may not": ("points.toml", replace('"demo-kiosk"', '"demo-bank"'), "outlets.wuyuan-01.caller"),
+    "points at no scene": ("points.toml", replace('"points.redeem"', '"points.spend"'), "scene"),
+    "points that are good for ever": ("points.toml", replace("valid_months = 24", ""), "valid_months"),
     "a scene without a dot": ("scenes.toml", append('[scenes.pool]\nname="x"\nfield="y"\ncallers=[]\n'), "scenes.pool"),
 }  # fmt: skip
 
@@ -172,7 +184,7 @@ def test_all_mistakes_are_named_at_once(config: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", ["gateway.toml", "callers.toml", "scenes.toml", "benefits.toml"])
+@pytest.mark.parametrize("file", ["gateway.toml", "callers.toml", "scenes.toml", "benefits.toml", "points.toml"])
 @pytest.mark.parametrize("how", ["missing", "not TOML", "not UTF-8", "a folder", "not ours to read"])
 def test_a_file_that_cannot_be_read_is_named(config: Path, file: str, how: str) -> None:
     path = config / file
