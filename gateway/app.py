@@ -15,6 +15,7 @@ from aiohttp import web
 from gateway import metrics
 from gateway.api.auth import Authenticator
 from gateway.api.hot_lane import HotLane
+from gateway.api.loss_reports import losses_told_by
 from gateway.api.middleware import endpoint
 from gateway.api.payments import Payments
 from gateway.api.points import Redemptions
@@ -41,10 +42,10 @@ from gateway.flows.effects import Effects
 from gateway.flows.find_card import FindCard
 from gateway.flows.pay import Pay, RefundPayment, ReversePayment
 from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, ReservePoints
-from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.return_usage import ReturnUsage
 from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
+from gateway.flows.tell_bank import TellBank
 from gateway.flows.usage_lines import LineReader
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.flows.write_outcomes import WriteOutcomes
@@ -116,17 +117,15 @@ class Gateway:
         self.verify_once = VerifyOnce(
             self.verify_card, self.data_keys.load, self._status_max_age, config.verify.deadline_ms / 1000
         )
-        self.report_loss = ReportLoss()
-        self.release_loss = ReleaseLoss()
         self.rotate_caller_key = RotateCallerKey()
         self.partners = Partners(settings, lambda op, outcome: self.settle_payment.take_late(op.reference, outcome))
         self.ask_ecard = self._connect_ecards()
+        banks = banks or banks_of(self.partners)
+        self.losses = losses_told_by(TellBank(self.pool, self.data_keys, banks, config.losses))
         self.outcomes = WriteOutcomes(
             partial(connect, dsn, config.database, "yikatong outcomes", FOR_EFFECTS), self.data_keys
         )
-        self.settle_payment = SettlePayment(
-            self.pool, self.data_keys, self.outcomes, banks or banks_of(self.partners), config.payments
-        )
+        self.settle_payment = SettlePayment(self.pool, self.data_keys, self.outcomes, banks, config.payments)
         self.payments = self._payments(self.settle_payment)
         self.redemptions = Redemptions(
             ReservePoints(self._status_max_age, config.verify.deadline_ms / 1000),

@@ -82,6 +82,21 @@ class Payments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The partner (partners.toml) by which the bank of a card is reached."""
 
 
+class Losses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The bank's half of a loss report and of its release."""
+
+    deadline_ms: Annotated[int, msgspec.Meta(ge=100, le=10_000)]
+    """Of one call of a bank, answer included; past it the bank's side is `pending`."""
+    retry_base_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)]
+    retry_cap_s: Annotated[int, msgspec.Meta(ge=1, le=3600)]
+    stuck_after_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
+    """Without a yes or no of the bank for so long: operators are told."""
+    resolve_max: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    """Notices that the resolver takes up at once."""
+    routes: Mapping[str, str]
+    """The partner (partners.toml) that takes the notices for the bank of a card; it need not be that of payments."""
+
+
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lifetime_s: Annotated[int, msgspec.Meta(ge=10, le=3600)]
     key_overlap_s: Annotated[int, msgspec.Meta(ge=10, le=86_400)]
@@ -140,6 +155,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     effects: Effects
     payments: Payments
     usage_return: UsageReturn
+    losses: Losses
     tokens: Tokens
     sealing: Sealing
     sm2: Sm2

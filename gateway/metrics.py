@@ -123,6 +123,17 @@ PAYMENTS_STUCK = Gauge(
     "Those of them that are older than payments.stuck_after_s",
     multiprocess_mode="mostrecent",
 )
+LOSS_NOTICES = Counter(
+    "yikatong_loss_notices_total", "Moves of loss notices to banks to a state", ("kind", "bank", "state")
+)
+LOSS_NOTICES_OPEN = Gauge(
+    "yikatong_loss_notices_open", "Loss notices without a yes or no of the bank", multiprocess_mode="mostrecent"
+)
+LOSS_NOTICES_STUCK = Gauge(
+    "yikatong_loss_notices_stuck",
+    "Those of them that are older than losses.stuck_after_s",
+    multiprocess_mode="mostrecent",
+)
 RECONCILIATION = Gauge(
     "yikatong_reconciliation", "Lines of the last reconciled day", ("bank", "finding"), multiprocess_mode="mostrecent"
 )

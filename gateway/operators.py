@@ -12,16 +12,16 @@ import msgspec
 from gateway.crypto.key_files import open_folder
 from gateway.domain.ids import uuid7
 from gateway.domain.masking import Secret
-from gateway.domain.payments import public
 from gateway.domain.times import CHINA
 from gateway.flows.correct_points import correct
 from gateway.flows.reconcile_bank import ReconcileBank, read_file
 from gateway.flows.replay_evidence import replay
 from gateway.flows.rotate_own_keys import status, wrapped_by
 from gateway.flows.settle_payment import banks_of
+from gateway.flows.show_operation import BankOutcome, show
 from gateway.partners.call import Partners
 from gateway.settings import Settings
-from gateway.store import ledger_check, payments
+from gateway.store import ledger_check, loss_notices, payments
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.pool import Pool, connect
 
@@ -41,16 +41,17 @@ async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tupl
     connection = await connect(database_of(settings), settings.gateway.database, "yikatong operator")
     try:
         recorded, replayed = await replay(connection, keys, reference)
-        became = await payments.find(connection, reference) if recorded is not None else None
+        shown = await show(connection, recorded.operation.caller, reference) if recorded is not None else None
     finally:
         await connection.close()
-    if recorded is None:
+    if recorded is None or shown is None:
         return ["there is no such operation"], False
     operation = recorded.operation
     lines = [
         f"operation  {operation.kind} {operation.reference}: {operation.result}"
         + (f" ({operation.reason})" if operation.reason else ""),
-        *([f"became     {public(became.state)}"] if became is not None else []),
+        *([f"became     {shown.status}"] if shown.status != operation.result else []),
+        *_bank_line(shown.bank),
         f"caller     {operation.caller}",
         f"recorded   {recorded.recorded_at.astimezone(CHINA).isoformat(timespec='milliseconds')}",
     ]
@@ -74,20 +75,20 @@ async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tupl
 
 async def stuck_operations(settings: Settings) -> list[str]:
     """A line for each operation at a bank that is undecided for too long. Raises OSError, asyncpg.PostgresError."""
-    connection = await connect(database_of(settings), settings.gateway.database, "yikatong operator")
+    config = settings.gateway
+    connection = await connect(database_of(settings), config.database, "yikatong operator")
     try:
-        older_than = dt.timedelta(seconds=settings.gateway.payments.stuck_after_s)
-        rows = await payments.stuck(connection, older_than, STUCK_SHOWN_MAX)
+        older_than = dt.timedelta(seconds=config.payments.stuck_after_s)
+        paid = await payments.stuck(connection, older_than, STUCK_SHOWN_MAX)
+        older_than = dt.timedelta(seconds=config.losses.stuck_after_s)
+        told = await loss_notices.stuck(connection, older_than, STUCK_SHOWN_MAX)
     finally:
         await connection.close()
-    if not rows:
+    if not paid and not told:
         return ["nothing is stuck"]
-    lines = [f"{'reference':<37}{'kind':<10}{'state':<11}{'fen':>10}  {'bank':<18}{'caller':<20}{'tries':>5}  since"]
-    lines += [
-        f"{row.reference!s:<37}{row.kind:<10}{row.state:<11}{row.amount_fen:>10}  {row.bank:<18}{row.caller:<20}"
-        f"{row.tries:>5}  {_shown(row.created_at)}"
-        for row in rows
-    ]
+    lines = [f"{'reference':<37}{'kind':<13}{'state':<11}{'fen':>10}  {'bank':<18}{'caller':<20}{'tries':>5}  since"]
+    lines += [_stuck_line(row, str(row.amount_fen)) for row in paid]
+    lines += [_stuck_line(row, "-") for row in told]
     return lines
 
 
@@ -152,6 +153,20 @@ async def keys_table(settings: Settings, now: dt.datetime) -> list[str]:
         text = f"{line.use:<11}{line.kid:<14}{line.state:<10}{since:<27}{until:<27}{line.note}"
         lines.append(text.rstrip())
     return lines
+
+
+def _stuck_line(row: payments.Stuck | loss_notices.Stuck, fen: str) -> str:
+    return (
+        f"{row.reference!s:<37}{row.kind:<13}{row.state:<11}{fen:>10}  {row.bank:<18}{row.caller:<20}"
+        f"{row.tries:>5}  {_shown(row.created_at)}"
+    )
+
+
+def _bank_line(bank: BankOutcome | msgspec.UnsetType) -> list[str]:
+    """What became of the bank's half of a loss report."""
+    if isinstance(bank, msgspec.UnsetType):
+        return []
+    return [f"bank       {bank.status}" + (f" ({bank.reason})" if bank.reason else "")]
 
 
 def _shown(time: dt.datetime | None) -> str:

@@ -90,9 +90,10 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "DATA_DIR": ("data_dir",),
     "KEYS_DIR": ("keys_dir",),
     "ECARD_PARTNER": ("verify", "ecard_partner"),
+    "LOSS_ROUTES": ("losses", "routes"),
     "LOG_LEVEL": ("log_level",),
 }
-"""Environment variables that go before the file; `CONFIG_DIR` names the folder itself."""
+"""Environment variables that go before the file, a table as JSON; `CONFIG_DIR` names the folder itself."""
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
@@ -122,8 +123,11 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     if points is not None:
         mistakes.extend(f"points.toml: {mistake}" for mistake in mistakes_of_points(points, callers, scenes))
     if gateway is not None:
-        _check_ecard_partner(gateway.verify.ecard_partner, partners, mistakes)
+        if name := gateway.verify.ecard_partner:
+            _check_partner("verify.ecard_partner", name, "verify_ecard_code", partners, mistakes)
         _check_routes(gateway.payments.routes, partners, mistakes)
+        for bank, name in gateway.losses.routes.items():
+            _check_partner(f"losses.routes.{bank}", name, "notify_loss", partners, mistakes)
     if mistakes or gateway is None or points is None:
         raise SettingsError(mistakes)
     return Settings(
@@ -151,14 +155,15 @@ def host_of(url: str) -> str:
     return host if port in (None, 443) else f"{host}:{port}"
 
 
-def _check_ecard_partner(name: str, partners: Mapping[str, Partner | None], mistakes: list[str]) -> None:
-    if not name:
-        return
+def _check_partner(
+    path: str, name: str, operation: str, partners: Mapping[str, Partner | None], mistakes: list[str]
+) -> None:
+    """That a partner which gateway.toml names is there, and is asked for what it is named for."""
     partner = partners.get(name)
     if name not in partners:
-        mistakes.append("gateway.toml: verify.ecard_partner: no such partner in partners.toml")
-    elif partner is not None and "verify_ecard_code" not in partner.operations:
-        mistakes.append(f"gateway.toml: verify.ecard_partner: partners.{name}.operations lacks verify_ecard_code")
+        mistakes.append(f"gateway.toml: {path}: no such partner in partners.toml")
+    elif partner is not None and operation not in partner.operations:
+        mistakes.append(f"gateway.toml: {path}: partners.{name}.operations lacks {operation}")
 
 
 def _check_routes(routes: Mapping[str, str], partners: Mapping[str, Partner | None], mistakes: list[str]) -> None:
@@ -252,9 +257,11 @@ def _convert_field(raw: Any, kind: Any, file: str, path: str, mistakes: list[str
     if origin is Mapping and _is_struct(arguments[1]) and isinstance(raw, dict):
         return {key: convert(block, arguments[1], file, f"{path}.{key}", mistakes) for key, block in raw.items()}
     try:
+        if origin is Mapping and isinstance(raw, str):  # of the environment
+            raw = msgspec.json.decode(raw)
         # strict=False lets the environment give numbers as text
         return msgspec.convert(raw, kind, strict=not isinstance(raw, str), dec_hook=_secret)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         mistakes.append(f"{file}: {path}: {error}")
 
 

@@ -1,6 +1,7 @@
 """POST /v1/cards/loss-reports and …/{reference}/release."""
 
 import datetime as dt
+from typing import NamedTuple
 from uuid import UUID
 
 from aiohttp import web
@@ -12,17 +13,30 @@ from gateway.api.references import reference_of
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.ids import is_id_number
 from gateway.domain.times import CHINA
-from gateway.flows.report_loss import Release, Report
+from gateway.flows.report_loss import Release, ReleaseLoss, Report, ReportLoss
+from gateway.flows.tell_bank import TellBank
 from gateway.store.losses import Wanted
 
 _decode_report = effect_decoder(LossReport)
 _decode_release = effect_decoder(LossRelease)
 
 
+class Losses(NamedTuple):
+    """The kinds of effect."""
+
+    report: ReportLoss
+    release: ReleaseLoss
+
+
+def losses_told_by(tell: TellBank) -> Losses:
+    """Both by one: the composition root wires it."""
+    return Losses(ReportLoss(tell), ReleaseLoss(tell))
+
+
 async def report_loss(call: Call) -> web.Response:
     asked: LossReport = _decode_report(call.body)
     wanted, preset = _wanted(call, asked)
-    return await do_once(call, call.gateway.report_loss, Report(wanted, asked.kind, preset))
+    return await do_once(call, call.gateway.losses.report, Report(wanted, asked.kind, preset))
 
 
 async def release_loss(call: Call) -> web.Response:
@@ -31,7 +45,7 @@ async def release_loss(call: Call) -> web.Response:
     card, preset = None, ""
     if (asked.presentation, asked.card_number, asked.id_number) != (None, None, None):
         card, preset = _wanted(call, asked)
-    return await do_once(call, call.gateway.release_loss, Release(reference, card, preset))
+    return await do_once(call, call.gateway.losses.release, Release(reference, card, preset))
 
 
 def _wanted(call: Call, asked: LossReport | LossRelease) -> tuple[Wanted, str]:

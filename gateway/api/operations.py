@@ -8,13 +8,13 @@ from gateway.api.middleware import Call
 from gateway.api.references import reference_of
 from gateway.domain.callers import Scope
 from gateway.domain.errors import Problem
+from gateway.domain.loss_notices import NoticeKind
 from gateway.domain.payments import PaymentKind
 from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, ReservePoints
-from gateway.flows.report_loss import ReleaseLoss, ReportLoss
 from gateway.flows.show_operation import show
 
 _SCOPES = {kind.value: Scope.PAYMENTS_WRITE for kind in PaymentKind}
-_SCOPES |= {kind.name: Scope.CARDS_LOSS for kind in (ReportLoss, ReleaseLoss)}
+_SCOPES |= {kind.value: Scope.CARDS_LOSS for kind in NoticeKind}
 _SCOPES |= {kind.name: Scope.POINTS_WRITE for kind in (ReservePoints, CommitRedemption, CancelRedemption)}
 _encode = msgspec.json.Encoder().encode
 

@@ -35,9 +35,9 @@ from gateway.api.points import PointsAnswer
 from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.domain.usage import UsageLine
 from gateway.flows.redeem_points import RedemptionAnswer
-from gateway.flows.report_loss import LossAnswer
 from gateway.flows.rotate_caller_key import CallerKeys
 from gateway.flows.show_operation import OperationAnswer
+from gateway.flows.tell_bank import LossAnswer
 from gateway.flows.verify_card import VerifyAnswer
 from gateway.flows.write_outcomes import PaymentAnswer
 

@@ -1,7 +1,8 @@
 """Report a card lost, and release it: the social security side (domain.md §1.4, §1.5).
 
 The bank's account is frozen by the bank alone: two requests, two results, and partial success is a normal outcome. From
-the commit of a report on, every verify reads the card as lost: they share one row.
+the commit of a report on, every verify reads the card as lost: they share one row. What the bank is to be told is in
+the same commit; telling it is tell_bank.py.
 """
 
 import datetime as dt
@@ -13,41 +14,31 @@ import msgspec
 
 from gateway.domain.cards import LOST, REPORT, STATUS_REASON, TRANSITIONS, CardAction, CardStatus, LossKind
 from gateway.domain.errors import Problem, unavailable
+from gateway.domain.loss_notices import NoticeKind
 from gateway.domain.verdicts import Reason
-from gateway.flows.effects import Answer, Asked, Done
-from gateway.store import losses
+from gateway.flows.effects import Answer, Asked, Begun, Done
+from gateway.flows.tell_bank import (
+    ACCEPTED,
+    NOT_CONNECTED,
+    REFUSED,
+    RELEASED,
+    BankSide,
+    LossAnswer,
+    SocialSecuritySide,
+    TellBank,
+    answer_of,
+)
+from gateway.store import loss_notices, losses
+from gateway.store.loss_notices import Holder, Notice
 from gateway.store.losses import Card, Wanted
 from gateway.store.operations import Operation
+from gateway.store.payments import created_at
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
-ACCEPTED, REFUSED, RELEASED = "accepted", "refused", "released"
-NOT_CONNECTED = "not_connected"
-
 _encode = msgspec.json.Encoder().encode
-
-
-class SocialSecuritySide(msgspec.Struct, frozen=True, gc=False):
-    """`accepted` (the card is lost now), `released` (it is not any more) or `refused` with a reason."""
-
-    status: str
-    reason: str | msgspec.UnsetType = msgspec.UNSET
-    card_status: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class BankSide(msgspec.Struct, frozen=True, gc=False):
-    """`not_connected`: the bank was not told; the holder has to report to the bank."""
-
-    status: str
-
-
-class LossAnswer(msgspec.Struct, frozen=True, gc=False):
-    """Two requests, two results."""
-
-    reference: str
-    social_security: SocialSecuritySide
-    bank: BankSide
+_AT_ONCE = dt.timedelta(0)
 
 
 class Report(NamedTuple):
@@ -66,16 +57,31 @@ class Release(NamedTuple):
     preset: str = ""
 
 
+class _Changed(NamedTuple):
+    """What the social security side did: the bank may be told."""
+
+    asked: Asked
+    card_id: UUID
+    before: CardStatus
+    after: CardStatus
+
+
+Results = list[Done | Begun | Problem]
+
+
 class ReportLoss:
     """Kind of effect; `what` is a Report."""
 
-    name = "loss_report"
+    name = NoticeKind.LOSS.value
 
-    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done | Problem]:
+    def __init__(self, tell: TellBank) -> None:
+        self._tell = tell
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Results:
         reports: list[Report] = [asked.what for asked in batch]
         cards = await losses.lock_wanted(connection, [report.wanted for report in reports])
         changes = _Changes()
-        done: list[Done | Problem] = []
+        done: list[_Changed | Done | Problem] = []
         for item, (asked, report) in enumerate(zip(batch, reports, strict=True)):
             card, now = cards.get(item, (None, None))
             if report.preset == Reason.PLATFORM_UNAVAILABLE:
@@ -89,17 +95,23 @@ class ReportLoss:
                 if after is None:
                     done.append(_refused(self.name, asked, STATUS_REASON[before].value, card))
                 else:
-                    done.append(_changed(self.name, asked, ACCEPTED, card, before, after))
+                    done.append(_Changed(asked, card.card_id, before, after))
         await changes.write(connection)
-        return done
+        return await _end(connection, self._tell, NoticeKind.LOSS, done)
+
+    async def finish(self, what: Notice) -> Answer:
+        return await self._tell.first(what)
 
 
 class ReleaseLoss:
     """Kind of effect; `what` is a Release."""
 
-    name = "loss_release"
+    name = NoticeKind.RELEASE.value
 
-    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> list[Done | Problem]:
+    def __init__(self, tell: TellBank) -> None:
+        self._tell = tell
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Results:
         releases: list[Release] = [asked.what for asked in batch]
         callers = [asked.caller_id for asked in batch]
         cards = await losses.lock_reported(
@@ -109,7 +121,7 @@ class ReleaseLoss:
         if any(release.card is not None for release in releases):
             given = await losses.find_wanted(connection, [release.card or Wanted() for release in releases])
         changes = _Changes()
-        done: list[Done | Problem] = []
+        done: list[_Changed | Done | Problem] = []
         for item, (asked, release) in enumerate(zip(batch, releases, strict=True)):
             if item not in cards:
                 done.append(Problem("not_found"))
@@ -133,9 +145,12 @@ class ReleaseLoss:
                 if after is None:
                     done.append(_refused(self.name, asked, STATUS_REASON[before].value, card))
                 else:
-                    done.append(_changed(self.name, asked, RELEASED, card, before, after))
+                    done.append(_Changed(asked, card.card_id, before, after))
         await changes.write(connection)
-        return done
+        return await _end(connection, self._tell, NoticeKind.RELEASE, done)
+
+    async def finish(self, what: Notice) -> Answer:
+        return await self._tell.first(what)
 
 
 class _Changes:
@@ -164,23 +179,69 @@ class _Changes:
             await losses.change(connection, list(self._cards.values()))
 
 
-def _changed(kind: str, asked: Asked, result: str, card: Card, before: CardStatus, after: CardStatus) -> Done:
-    side = SocialSecuritySide(result, card_status=after.name.lower())
-    operation = Operation(
-        asked.reference, kind, asked.caller_id, card.card_id, _parent(asked), result, None, int(before), int(after)
-    )
-    return Done(_answer(asked, side), operation)
+async def _end(
+    connection: "AnyConnection", tell: TellBank, kind: NoticeKind, done: Sequence[_Changed | Done | Problem]
+) -> Results:
+    """Record what the banks are to be told, in the order of the changes.
+
+    One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order.
+    """
+    holders: dict[UUID, Holder] = {}
+    busy: set[UUID] = set()
+    changed = {each.card_id for each in done if isinstance(each, _Changed)}
+    if changed and tell.has_routes:
+        holders = await loss_notices.holders(connection, changed)
+        busy = await loss_notices.cards_with_open_ones(connection, holders.keys())
+    ended: Results = []
+    notices: list[Notice] = []
+    due_in: list[dt.timedelta] = []
+    for each in done:
+        if not isinstance(each, _Changed):
+            ended.append(each)
+            continue
+        operation, holder = _operation(kind, each), holders.get(each.card_id)
+        if holder is None or not tell.can_tell(holder.bank):
+            side = SocialSecuritySide(operation.result, card_status=each.after.name.lower())
+            ended.append(Done(_not_connected(each.asked, side), operation))
+            continue
+        notice = _notice(kind, each, holder)
+        notices.append(notice)
+        due_in.append(_AT_ONCE if each.card_id in busy else tell.lease)
+        ended.append(Done(answer_of(notice), operation) if each.card_id in busy else Begun(operation, notice))
+        busy.add(each.card_id)
+    if notices:
+        await loss_notices.insert(connection, notices, due_in)
+    return ended
+
+
+def _operation(kind: NoticeKind, changed: _Changed) -> Operation:
+    """The social security side is done, and never changed; the notice says what the bank's came to."""
+    asked, result = changed.asked, ACCEPTED if kind is NoticeKind.LOSS else RELEASED
+    return Operation(
+        asked.reference, kind.value, asked.caller_id, changed.card_id, _parent(asked), result, None,
+        int(changed.before), int(changed.after),
+    )  # fmt: skip
+
+
+def _notice(kind: NoticeKind, changed: _Changed, holder: Holder) -> Notice:
+    """As the card is lost now, or was: a temporary report does not weaken a formal loss at the bank either."""
+    asked, lost = changed.asked, changed.after if kind is NoticeKind.LOSS else changed.before
+    return Notice(
+        asked.reference, created_at(asked.reference), kind,
+        LossKind.FORMAL if lost is CardStatus.LOST_FORMAL else LossKind.TEMPORARY,
+        asked.caller_id, asked.key, changed.card_id, changed.after, *holder,
+    )  # fmt: skip
 
 
 def _refused(kind: str, asked: Asked, reason: str, card: Card | None = None) -> Done:
     card_id = card and card.card_id
     operation = Operation(asked.reference, kind, asked.caller_id, card_id, _parent(asked), REFUSED, reason)
-    return Done(_answer(asked, SocialSecuritySide(REFUSED, reason)), operation)
+    return Done(_not_connected(asked, SocialSecuritySide(REFUSED, reason)), operation)
 
 
 def _parent(asked: Asked) -> UUID | None:
     return asked.what.reference if isinstance(asked.what, Release) else None
 
 
-def _answer(asked: Asked, side: SocialSecuritySide) -> Answer:
+def _not_connected(asked: Asked, side: SocialSecuritySide) -> Answer:
     return Answer(200, _encode(LossAnswer(str(asked.reference), side, BankSide(NOT_CONNECTED))))

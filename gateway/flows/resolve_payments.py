@@ -1,21 +1,13 @@
 """The resolver: takes up what nobody else is at, and asks or reverses until it is known."""
 
-import asyncio
 import datetime as dt
 
-import structlog
-
 from gateway.configuration import Payments
-from gateway.domain.errors import Problem
-from gateway.flows.settle_payment import NOT_NOW, SettlePayment
-from gateway.log import describe
+from gateway.flows.resolve import TURNS_MAX, try_each
+from gateway.flows.settle_payment import SettlePayment
 from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
 from gateway.store import payments
 from gateway.store.pool import Pool
-
-log = structlog.get_logger()
-
-_TURNS_MAX = 100
 
 
 class ResolvePayments:
@@ -28,7 +20,7 @@ class ResolvePayments:
 
     async def turn(self) -> None:
         """Everything that is due, in bounded batches. Raises Problem 503."""
-        for _ in range(_TURNS_MAX):
+        for _ in range(TURNS_MAX):
             if await self.batch() < self._settings.resolve_max:
                 break
 
@@ -41,20 +33,8 @@ class ResolvePayments:
         PAYMENTS_STUCK.set(stuck)
 
     async def batch(self) -> int:
-        """How many were taken up. Each is tried by itself: one that fails stays due, is stuck in time, holds up none.
-
-        Not even one that meets a mistake of ours: it would come again, and end the loop for all others again.
-        """
+        """How many were taken up."""
         async with self._pool.acquire() as connection:
             due = await payments.due(connection, self._settings.resolve_max, self._settle.lease)
-        results = await asyncio.gather(*(self._settle.again(payment) for payment in due), return_exceptions=True)
-        for payment, result in zip(due, results, strict=True):
-            if isinstance(result, NOT_NOW):
-                error = result.code if isinstance(result, Problem) else type(result).__name__
-                log.warning("a payment was not resolved", reference=str(payment.reference), error=error)
-            elif isinstance(result, Exception):
-                exception = describe(type(result), result.__traceback__)
-                log.error("a payment was not resolved", reference=str(payment.reference), exception=exception)
-            elif result is not None:
-                raise result
+        await try_each(due, self._settle.again, "payment")
         return len(due)

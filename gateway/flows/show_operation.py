@@ -6,12 +6,14 @@ from uuid import UUID
 
 import msgspec
 
+from gateway.domain.loss_notices import NoticeKind
 from gateway.domain.payments import PaymentState, public
 from gateway.domain.redemptions import RedemptionState
 from gateway.domain.times import CHINA
 from gateway.flows.redeem_points import ReservePoints
+from gateway.flows.tell_bank import NOT_CONNECTED, bank_side
 from gateway.flows.write_outcomes import taken_off
-from gateway.store import operations, payments, redemptions
+from gateway.store import loss_notices, operations, payments, redemptions
 from gateway.store.redemptions import Redemption
 
 if TYPE_CHECKING:
@@ -24,6 +26,14 @@ class OperationStep(msgspec.Struct, frozen=True):
     at: dt.datetime
     status: str
     note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class BankOutcome(msgspec.Struct, frozen=True):
+    """The bank's half of a loss report, as in its answer, with its history: `intent` and `unknown` are `pending`."""
+
+    status: str
+    history: list[OperationStep]
+    reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class OperationAnswer(msgspec.Struct, frozen=True):
@@ -43,6 +53,8 @@ class OperationAnswer(msgspec.Struct, frozen=True):
     item: str | msgspec.UnsetType = msgspec.UNSET
     discount_fen: int | msgspec.UnsetType = msgspec.UNSET
     benefits: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    bank: BankOutcome | msgspec.UnsetType = msgspec.UNSET
+    """Of a loss report or release; `status` and `history` are of the social security side."""
 
 
 async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> OperationAnswer | None:
@@ -59,8 +71,9 @@ async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> 
     if payment is None:
         step = OperationStep(_at(recorded.recorded_at), operation.result)
         return OperationAnswer(
-            str(reference), operation.kind, operation.result, [step], operation.reason or msgspec.UNSET, undoes
-        )
+            str(reference), operation.kind, operation.result, [step], operation.reason or msgspec.UNSET, undoes,
+            bank=await _bank(connection, reference) if operation.kind in set(NoticeKind) else msgspec.UNSET,
+        )  # fmt: skip
     steps = [
         OperationStep(_at(step.at), step.state, step.note or msgspec.UNSET)
         for step in await payments.history(connection, reference)
@@ -85,6 +98,15 @@ def _redeemed(redemption: Redemption) -> OperationAnswer:
         [OperationStep(_at(at), state) for at, state in steps], redemption.reason or msgspec.UNSET,
         points=redemption.points, item=redemption.item,
     )  # fmt: skip
+
+
+async def _bank(connection: "AnyConnection", reference: UUID) -> BankOutcome:
+    notice = await loss_notices.find(connection, reference)
+    if notice is None:
+        return BankOutcome(NOT_CONNECTED, [])
+    steps = [OperationStep(_at(step.at), step.state) for step in await loss_notices.history(connection, reference)]
+    side = bank_side(notice)
+    return BankOutcome(side.status, steps, side.reason)
 
 
 def _at(time: dt.datetime) -> dt.datetime:

@@ -27,6 +27,7 @@ from gateway.domain.cards import CardStatus
 from gateway.domain.errors import CannotStart
 from gateway.domain.times import CHINA
 from gateway.flows.settle_payment import ACCOUNT_COLUMN
+from gateway.flows.tell_bank import ID_NUMBER_COLUMN
 from gateway.flows.verify_card import HOLDER_COLUMN, SealedHolder
 from gateway.processes import end_with_parent
 from gateway.sandbox.county import COUNTY_REGION, County
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 CARD_NUMBER_COLUMN = b"card.number_sealed"
 CARD_IDENTIFIER_COLUMN = b"card.identifier_sealed"
-ID_NUMBER_COLUMN = b"person.id_number_sealed"
 
 _COUNTY_SOURCE, _DELTA_SOURCE = 1, 2
 _SOURCES = {_COUNTY_SOURCE: "海盐县持卡库 (sandbox)", _DELTA_SOURCE: "长三角持卡库 (sandbox)"}

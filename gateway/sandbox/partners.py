@@ -28,6 +28,9 @@ _AGAIN_S = 0.5
 _OPENING_FEN = 1_000_000
 """What a card's account at the ISO 8583 bank begins with."""
 
+_LOSS_ROUTES = {"bank-jiaxing": "bank-jiaxing"}
+"""ISO 8583 has no loss notice: the other bank is told by its customers."""
+
 _BLOCKS = """\
 # Written by the sandbox: its simulated partners.
 [partners.bank-haiyan]
@@ -117,7 +120,11 @@ async def start(settings: Settings, keep: Callable[[Coroutine[Any, Any, None]], 
         for name, one in ports.items()
     }
     write_private(settings.data_dir / "sandbox" / "partners.json", json.dumps(addresses, indent=1) + "\n")
-    os.environ |= {"PARTNERS_FILE": str(file), "ECARD_PARTNER": "ecard-platform"}
+    os.environ |= {
+        "PARTNERS_FILE": str(file),
+        "ECARD_PARTNER": "ecard-platform",
+        "LOSS_ROUTES": json.dumps(_LOSS_ROUTES),
+    }
 
 
 def _hosts(data_dir: Path, folder: Path) -> list[Host]:

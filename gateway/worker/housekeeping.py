@@ -1,5 +1,6 @@
 """The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys, what became
-of payments, the banks' check files, points and reservations whose time is over. Each turn is bounded."""
+of payments, what banks are to be told, their check files, points and reservations whose time is over. Each turn is
+bounded."""
 
 import asyncio
 import datetime as dt
@@ -17,8 +18,10 @@ from gateway.domain.masking import Secret
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.expire_points import ExpirePoints
 from gateway.flows.reconcile_bank import ReconcileBank
+from gateway.flows.resolve_notices import ResolveNotices
 from gateway.flows.resolve_payments import ResolvePayments
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
+from gateway.flows.tell_bank import TellBank
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
@@ -52,6 +55,8 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     )
     settle = SettlePayment(pool, data_keys, outcomes, banks, settings.gateway.payments)
     resolve = ResolvePayments(pool, settle, settings.gateway.payments)
+    tell = TellBank(pool, data_keys, banks, settings.gateway.losses)
+    notices = ResolveNotices(pool, tell, settings.gateway.losses)
     reconcile = ReconcileBank(pool, banks, settings.gateway.payments, settings.data_dir)
     expire = ExpirePoints(pool)
     published = PublishedKeys(settings, pool)
@@ -65,6 +70,8 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         (5, "feed lag", lambda: _feed_lag(pool)),
         (_RESOLVE_S, "resolver", resolve.turn),
         (5, "open payments", resolve.measure),
+        (_RESOLVE_S, "loss notices", notices.turn),
+        (5, "open loss notices", notices.measure),
         (_MEASURE_S, "partners' metrics", lambda: _measure(partners)),
         (_RECONCILE_S, "reconciliation", lambda: reconcile.turn(dt.datetime.now(dt.UTC))),
         (_RESERVATIONS_S, "reservations", expire.reservations),
@@ -75,7 +82,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         asyncio.create_task(partners.watch(), name="partners"),
         asyncio.create_task(outcomes.serve(), name="outcomes"),
     ]
-    loops += [asyncio.create_task(_every(seconds, name, turn), name=name) for seconds, name, turn in turns]
+    loops += [asyncio.create_task(every(seconds, name, turn), name=name) for seconds, name, turn in turns]
     ready()
     await keep(loops, stop)
     metrics.flush()
@@ -95,13 +102,17 @@ async def keep(loops: Sequence[asyncio.Task[None]], stop: asyncio.Event) -> None
             log.critical("a loop has failed", loop=loop.get_name(), exc_info=error)
 
 
-async def _every(seconds: float, name: str, turn: Callable[[], Awaitable[None]]) -> None:
+async def every(seconds: float, name: str, turn: Callable[[], Awaitable[None]]) -> None:
     """Take a turn, then rest; a turn that the database fails is taken again next time."""
+    task = asyncio.current_task()
+    assert task is not None
     while True:
         try:
             await turn()
         except (Problem, asyncpg.PostgresError, *GONE) as error:
             log.warning("turn failed", loop=name, error=type(error).__name__)
+        if task.cancelling():  # what ends in the same moment may win over it (asyncio.wait_for of Python 3.11)
+            raise asyncio.CancelledError
         await asyncio.sleep(seconds)
 
 

@@ -19,13 +19,13 @@ from gateway.flows.settle_payment import Banks
 from gateway.metrics import PAYMENTS_OPEN, PAYMENTS_STUCK
 from tests.api.test_evidence import show
 from tests.bank import banks
-from tests.running import ROOT
+from tests.running import ROOT, Running
 from tests.tills import Till
 from tests.tills import till as till
 
 
-async def command(till: Till, *arguments: str) -> tuple[int, str]:
-    environment = os.environ | {"DATA_DIR": str(till.gateway.data_dir)} | till.gateway.environment
+async def command(gateway: Running, *arguments: str) -> tuple[int, str]:
+    environment = os.environ | {"DATA_DIR": str(gateway.data_dir)} | gateway.environment
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", *arguments, cwd=ROOT, env=environment,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
@@ -44,7 +44,7 @@ def reports(folder: Path) -> list[str]:
 
 
 async def test_what_is_stuck_is_shown_until_it_is_resolved(till: Till) -> None:
-    assert await command(till, "operations", "--stuck") == (0, "nothing is stuck\n")
+    assert await command(till.gateway, "operations", "--stuck") == (0, "nothing is stuck\n")
     config = Path(till.gateway.environment["CONFIG_DIR"]) / "gateway.toml"
     config.write_text(config.read_text().replace("stuck_after_s = 900", "stuck_after_s = 1"))
     till.bank.faults["purchase"].append("drop_after")
@@ -55,7 +55,7 @@ async def test_what_is_stuck_is_shown_until_it_is_resolved(till: Till) -> None:
             pass
     finally:
         await connection.close()
-    code, said = await command(till, "operations", "--stuck")
+    code, said = await command(till.gateway, "operations", "--stuck")
     assert code == 0 and answer["reference"] in said and "unknown" in said and "bank-jiaxing" in said
     resolve = till.resolver.resolve
     resolve._settings = msgspec.structs.replace(resolve._settings, stuck_after_s=1)
@@ -64,7 +64,7 @@ async def test_what_is_stuck_is_shown_until_it_is_resolved(till: Till) -> None:
     await till.resolver.until_nothing_is_left()
     await resolve.measure()
     assert PAYMENTS_STUCK._value.get() == PAYMENTS_OPEN._value.get() == 0
-    assert (await command(till, "operations", "--stuck"))[1] == "nothing is stuck\n"
+    assert (await command(till.gateway, "operations", "--stuck"))[1] == "nothing is stuck\n"
 
 
 async def test_the_proof_of_a_payment_is_replayed(till: Till) -> None:
@@ -96,7 +96,7 @@ async def test_reconcile_on_the_command_line_takes_a_file(till: Till, tmp_path: 
     day = dt.datetime.now(CHINA).date().isoformat()
     file = tmp_path / "check.csv"
     file.write_text(f"reference,amount_fen,state\n{reference},700,approved\n")
-    code, said = await command(till, "reconcile", "bank-jiaxing", day, "--file", str(file))
+    code, said = await command(till.gateway, "reconcile", "bank-jiaxing", day, "--file", str(file))
     assert code == 0, said
     assert rows(till.gateway.data_dir / "reconciliation" / f"bank-jiaxing-{day}.csv")[reference] == "matched"
     for wrong in (
@@ -105,11 +105,11 @@ async def test_reconcile_on_the_command_line_takes_a_file(till: Till, tmp_path: 
         '{"lines": 1}',
     ):
         file.write_text(wrong)
-        code, said = await command(till, "reconcile", "bank-jiaxing", day, "--file", str(file))
+        code, said = await command(till.gateway, "reconcile", "bank-jiaxing", day, "--file", str(file))
         assert code == 1 and len(said.splitlines()) == 1 and "Traceback" not in said, said
-    code, said = await command(till, "reconcile", "bank-moon", day)
+    code, said = await command(till.gateway, "reconcile", "bank-moon", day)
     assert code == 1 and "payments.routes" in said
-    code, said = await command(till, "reconcile", "bank-jiaxing", day)
+    code, said = await command(till.gateway, "reconcile", "bank-jiaxing", day)
     assert code == 1 and "no check file" in said, "no partner engine here yet"
 
 

@@ -24,11 +24,12 @@ class Canary(NamedTuple):
     card_number: str
     card_identifier: str
     name: str
+    account: str
     birth_date: dt.date
 
     @property
     def values(self) -> tuple[str, ...]:
-        return self[:4]
+        return self[:5]
 
     @property
     def card(self) -> TestCard:
@@ -45,7 +46,10 @@ def canary(number: int) -> Canary:
     digest = hashlib.sha256(str(number).encode()).digest()
     name = "金丝雀" + "".join(chr(0x4E00 + int.from_bytes(digest[i : i + 2], "big") % 0x5000) for i in (0, 2, 4, 6))
     identifier = f"330499D156{digest.hex().upper()[:22]}"
-    return Canary(first17 + id_number_check(first17), f"QX{7_000_000 + number * 7919:07}", identifier, name, birth)
+    account = f"999998{number * 7919 + 1_000_000_000:012}7"
+    return Canary(
+        first17 + id_number_check(first17), f"QX{7_000_000 + number * 7919:07}", identifier, name, account, birth
+    )
 
 
 def flock(first: int, count: int) -> list[Canary]:

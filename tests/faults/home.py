@@ -110,15 +110,20 @@ class Home:
 
 def configured(home: Home, folder: Path, **values: int) -> Home:
     """With other numbers in its gateway.toml, by `table.key`."""
+    configuration(folder, **values)
+    home.running.environment["CONFIG_DIR"] = str(folder)
+    return home
+
+
+def configuration(folder: Path, **values: int | str) -> None:
+    """A copy of the house's, with other numbers (or tables) in gateway.toml, by `table.key`."""
     shutil.copytree(ROOT / "config", folder)
     text = (folder / "gateway.toml").read_text()
     for name, value in values.items():
         table, key = name.split(".")
-        text, found = re.subn(rf"(?ms)^(\[{table}\].*?^{key} = )[0-9_]+", rf"\g<1>{value}", text, count=1)
+        text, found = re.subn(rf"(?ms)^(\[{table}\].*?^{key} = )([0-9_]+|{{}})", rf"\g<1>{value}", text, count=1)
         assert found == 1, f"no {name} in gateway.toml"
     (folder / "gateway.toml").write_text(text)
-    home.running.environment["CONFIG_DIR"] = str(folder)
-    return home
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,7 @@
 """Planted people, through every operation and every failure: none of their values is found afterwards, anywhere.
 
-Searched: the logs of all processes and of PostgreSQL, the metrics, the answers, and PostgreSQL's own files.
+Searched: the logs of all processes (which say what they can) and of PostgreSQL, the metrics, the answers, and
+PostgreSQL's own files. A bank is told of losses.
 
 Two kinds of planted values. Those of cards that are in the registry may be nowhere at all. Notes are a person's values
 in fields that are kept as they come (terminal, jti, Idempotency-Key) and for which the contract foresees no personal
@@ -20,12 +21,15 @@ import psutil
 import pytest
 
 from gateway.api.routes import ROUTES
+from tests.bank import give_account
 from tests.faults.canaries import Canary, Found, canary, flock, forms, search
 from tests.faults.home import Figure, Home, locked
 from tests.faults.operations import OPERATIONS, REPORT, SPOILT, VERIFY, Sent, proper
 from tests.faults.waiting import send, tree, until
+from tests.losses import KEYS, connect_bank
+from tests.partners.open_bank import open_bank
 from tests.registry import add_cards
-from tests.running import MANY, Client, Raw, read_answer
+from tests.running import MANY, Client, Raw, free_port, read_answer
 
 CARDS = flock(0, 300 if MANY else 120)
 """All of them in every spoilt form of every operation: the whole flock takes minutes, so only in `make faults`."""
@@ -52,7 +56,10 @@ class Flight:
         self._references: dict[Canary, str] = {}
 
     async def begin(self, cards: Iterable[Canary]) -> None:
-        await add_cards(self.home.dsn, self.home._keys, tuple(one.card for one in cards))
+        planted = list(cards)
+        ids = await add_cards(self.home.dsn, self.home._keys, tuple(one.card for one in planted))
+        for card_id, one in zip(ids, planted, strict=True):
+            await give_account(self.home.dsn, self.home._keys, card_id, account=one.account)
         for name in {operation.caller for operation in OPERATIONS.values()}:
             client = self._clients[name] = Client(self.home.running, name)
             self._authorizations[name] = (await client.authorization())["Authorization"]
@@ -67,11 +74,14 @@ class Flight:
         note = note or next(self._notes)
         return proper(which, self._clients[name], self._authorizations[name], card, note, reference)
 
-    async def report_lost(self, cards: Iterable[Canary]) -> None:
-        """So that there is something to release."""
+    async def report_lost(self, cards: Iterable[Canary]) -> set[str]:
+        """So that there is something to release. Returns what the bank said."""
+        said = set()
         for card in cards:
             answer = await self._clients[OPERATIONS[REPORT].caller].report_loss(card.card)
             self._references[card] = answer["reference"]
+            said.add(answer["bank"]["status"])
+        return said
 
     async def send(self, raw: bytes, kept: bool = True, hang_up: bool = False) -> int:
         """The status of the answer, 0 for none. What is answered is kept for the search."""
@@ -124,13 +134,17 @@ class Flight:
 
 @contextlib.asynccontextmanager
 async def flight(home: Home, folder: Path, bug: str | None = None, cards: int = len(CARDS)) -> AsyncIterator[Flight]:
-    await home.start(bug)
-    made = Flight(home, folder)
-    await made.begin(CARDS[:cards])
-    try:
-        yield made
-    finally:
-        await made.end()
+    port = free_port()
+    connect_bank(folder / "config", home.data_dir, port)
+    home.running.environment |= {"CONFIG_DIR": str(folder / "config"), "LOG_LEVEL": "debug"}
+    async with open_bank(home.data_dir / KEYS, port=port):
+        await home.start(bug)
+        made = Flight(home, folder)
+        await made.begin(CARDS[:cards])
+        try:
+            yield made
+        finally:
+            await made.end()
 
 
 @contextlib.asynccontextmanager
@@ -265,7 +279,8 @@ async def test_nothing_leaks(home: Home, tmp_path: Path, figure: Figure) -> None
         assert 503 not in await made.send_proper(CARDS[:1])
         good = [made.send(made.proper(VERIFY, one, "P-0001").raw()) for one in CARDS]
         assert set(await asyncio.gather(*good)) == {200}, "every planted card is found by its values"
-        await made.report_lost(CARDS[: len(FAILURES) * EACH_FAILURE])
+        told = await made.report_lost(CARDS[: len(FAILURES) * EACH_FAILURE])
+        assert "accepted" in told <= {"accepted", "pending"}, "id numbers and accounts have been told"
         spoilt = await spoil_everything(made)
         failed: dict[str, int] = {}
         for number, (name, failure) in enumerate(FAILURES.items()):
@@ -289,6 +304,9 @@ async def test_nothing_leaks(home: Home, tmp_path: Path, figure: Figure) -> None
         control = await made.search(values, made.files)
         await owner.close()
         assert (await made.search(["child ended", "PostgreSQL had ended"], *made.logs)).hits, "the logs were searched"
+        assert (await made.search(["lossnotice"], *made.logs)).hits, (
+            "and what was told to the bank is in them, redacted"
+        )
     figure(
         values=len(values) + len(NOTES), operations=len(OPERATIONS), spoilt_forms=len(SPOILT),
         failures=len(FAILURES) + 1, spoilt_requests=spoilt, failed=str(failed), statuses=str(made.statuses),

@@ -111,16 +111,17 @@ class Caller:
 
 @asynccontextmanager
 async def open_bank(
-    folder: Path, ledger: type[Ledger] = Ledger, bank: type[OpenBank] = OpenBank
+    folder: Path, ledger: type[Ledger] = Ledger, bank: type[OpenBank] = OpenBank, port: int = 0
 ) -> AsyncIterator[Caller]:
-    """A bank in this process, on sockets of its own; `ledger` and `bank` may have planted bugs."""
+    """A bank in this process, on sockets of its own; `ledger` and `bank` may have planted bugs, `port` be given."""
     book, faults = Book(folder / "book.ndjson"), Faults()
     host = bank(open_keys(folder / "keys"), ledger(book, OPENING_FEN), faults)
-    runners = [web.AppRunner(app, access_log=None) for app in (host.application(), control_application(faults, book))]
+    apps = (host.application(), control_application(faults, book))
+    runners = [web.AppRunner(app, access_log=None, shutdown_timeout=0.5) for app in apps]
     addresses = []
-    for runner in runners:
+    for runner, wanted in zip(runners, (port, 0), strict=True):
         await runner.setup()
-        await web.TCPSite(runner, HOST, 0).start()
+        await web.TCPSite(runner, HOST, wanted).start()
         addresses.append(f"http://{HOST}:{runner.addresses[0][1]}")
     try:
         async with aiohttp.ClientSession() as session:

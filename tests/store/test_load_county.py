@@ -19,12 +19,12 @@ from gateway.crypto.key_store import KeyUse
 from gateway.crypto.sealing import Sealer
 from gateway.domain.cards import CardStatus
 from gateway.flows.settle_payment import ACCOUNT_COLUMN
+from gateway.flows.tell_bank import ID_NUMBER_COLUMN
 from gateway.flows.verify_card import HOLDER_COLUMN, SealedHolder
 from gateway.sandbox.county import COUNTY_REGION, County
 from gateway.sandbox.load import (
     CARD_IDENTIFIER_COLUMN,
     CARD_NUMBER_COLUMN,
-    ID_NUMBER_COLUMN,
     NotASandboxError,
     OpenKeys,
     load_county,

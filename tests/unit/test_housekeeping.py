@@ -2,9 +2,11 @@
 
 import asyncio
 
+import pytest
 from structlog.testing import capture_logs
 
-from gateway.worker.housekeeping import keep
+from gateway.domain.errors import unavailable
+from gateway.worker.housekeeping import every, keep
 
 
 async def for_ever() -> None:
@@ -29,3 +31,26 @@ async def test_told_to_stop_it_ends_without_one() -> None:
     with capture_logs() as lines:
         await kept
     assert lines == [] and loop.cancelled()
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["fails", "ends well"])
+async def test_a_turn_that_ends_in_the_moment_of_the_stop_is_the_last(fails: bool) -> None:
+    """As a wait does whose answer, or failure, comes together with the cancellation."""
+    begun, turns = asyncio.Event(), 0
+
+    async def turn() -> None:
+        nonlocal turns
+        turns += 1
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if fails:
+                raise unavailable("the database is not available") from None
+
+    stop, loop = asyncio.Event(), asyncio.create_task(every(0, "it", turn))
+    await begun.wait()
+    stop.set()
+    async with asyncio.timeout(5):
+        await keep([loop], stop)
+    assert loop.cancelled() and turns == 1

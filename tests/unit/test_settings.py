@@ -205,7 +205,7 @@ PLATFORM = """
 [partners.cards-of-all]
 name = "平台(合成)"
 adapter = "ecard_platform"
-operations = ["verify_ecard_code"]
+operations = ["verify_ecard_code", "notify_loss"]
 http = { base_url = "http://127.0.0.1:9" }
 """
 OVERRIDES = {
@@ -213,6 +213,7 @@ OVERRIDES = {
     "OPS_HOST": ("10.0.0.1", "10.0.0.1"), "OPS_PORT": ("9091", 9091), "DATABASE_URL": ("postgresql:///x",) * 2,
     "DATA_DIR": ("elsewhere", "elsewhere"), "KEYS_DIR": ("secret", "secret"), "LOG_LEVEL": ("debug", "debug"),
     "ECARD_PARTNER": ("cards-of-all", "cards-of-all"),
+    "LOSS_ROUTES": ('{"a-bank": "cards-of-all"}', {"a-bank": "cards-of-all"}),
 }  # fmt: skip
 
 
@@ -231,7 +232,8 @@ def test_the_environment_goes_before_the_file(config: Path, name: str) -> None:
     [
         ("PORT", "http", "http.port"), ("PORT", "", "http.port"), ("PORT", "0", "http.port"),
         ("PORT", "80.5", "http.port"), ("WORKERS", "65", "http.workers"), ("OPS_PORT", "x", "ops.port"),
-        ("LOG_LEVEL", "loud", "log_level"),
+        ("LOG_LEVEL", "loud", "log_level"), ("LOSS_ROUTES", "a-bank=x", "losses.routes"),
+        ("LOSS_ROUTES", '["x"]', "losses.routes"), ("LOSS_ROUTES", '{"a-bank": 1}', "losses.routes"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_environment_is_named_too(config: Path, name: str, text: str, path: str) -> None:
@@ -290,3 +292,13 @@ def test_the_platform_of_ecards_is_a_partner_that_can_be_asked(config: Path) -> 
     assert load({"CONFIG_DIR": str(config)}).gateway.verify.ecard_partner == "platform"
     edit(config / "partners.toml", lambda text: text.replace("[partners.platform]", "[partners.platform]\nwrong = 1"))
     assert mistakes_of(config) == ["partners.toml: partners.platform.wrong: unknown key"], "and no more than that"
+
+
+def test_who_takes_loss_notices_is_a_partner_that_can(config: Path) -> None:
+    path = "gateway.toml: losses.routes.bank-x: "
+    edit(config / "gateway.toml", lambda text: text.replace("routes = {}", 'routes = { bank-x = "platform" }'))
+    assert mistakes_of(config) == [path + "no such partner in partners.toml"]
+    (config / "partners.toml").write_text(BLOCK)
+    assert mistakes_of(config) == [path + "partners.platform.operations lacks notify_loss"]
+    edit(config / "partners.toml", lambda text: text.replace("scan_login", "notify_loss"))
+    assert load({"CONFIG_DIR": str(config)}).gateway.losses.routes == {"bank-x": "platform"}
