@@ -39,12 +39,18 @@ def sandbox(
         int, typer.Option(envvar="CARDS", min=2_000, max=10_000_000, help="Cards of the county.")
     ] = 415_000,
     seed: Annotated[int, typer.Option(envvar="SEED", min=0, max=2**63 - 1, help="The county's seed.")] = 330424,
+    traffic: Annotated[
+        str, typer.Option(envvar="TRAFFIC", help="off, or how many times faster than ours the county's day passes.")
+    ] = "1",
 ) -> None:
     """Run everything on loopback with a synthetic county. `make run` is this."""
     settings = settings_or_exit()
     from gateway.sandbox.prepare import prepare
+    from gateway.sandbox.traffic import read_speed
 
-    _supervise(settings, prepare(cards, seed))
+    with refusals():
+        speed = read_speed(traffic)
+    _supervise(settings, prepare(cards, seed, speed))
 
 
 @cli.command()

@@ -55,7 +55,7 @@ def load_anew(folder: Path, cards: int, free_port: Callable[[], int]) -> Loading
 def _start(folder: Path, cards: int, log: Path, free_port: Callable[[], int]) -> float:
     environment = {
         "DATA_DIR": str(folder), "CARDS": str(cards), "DATABASE_URL": "", "PORT": str(free_port()),
-        "OPS_PORT": str(free_port()), "WORKERS": "1", "HOST": "127.0.0.1", "ISSUER": "",
+        "OPS_PORT": str(free_port()), "WORKERS": "1", "HOST": "127.0.0.1", "ISSUER": "", "TRAFFIC": "off",
         "COLUMNS": "200",  # room for the whole progress bar
     }  # fmt: skip
     began = time.monotonic()

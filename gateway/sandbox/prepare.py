@@ -16,7 +16,7 @@ from gateway.domain.cards import CardStatus
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
 from gateway.domain.times import CHINA
-from gateway.sandbox import partners
+from gateway.sandbox import partners, traffic
 from gateway.sandbox.callers import write_callers
 from gateway.sandbox.county import BANKS, County, read_county
 from gateway.sandbox.files import write_cards_csv
@@ -34,8 +34,8 @@ class OtherCounty(CannotStart):
 _background: set[asyncio.Task[None]] = set()
 
 
-def prepare(cards: int, seed: int) -> Callable[[Settings, Secret[str]], Awaitable[None]]:
-    """The supervisor's preparation for a county of so many cards."""
+def prepare(cards: int, seed: int, speed: float | None) -> Callable[[Settings, Secret[str]], Awaitable[None]]:
+    """The supervisor's preparation for a county of so many cards, with traffic at a speed (None: without)."""
 
     async def run(settings: Settings, dsn: Secret[str]) -> None:
         create_missing(settings.keys_dir)
@@ -61,6 +61,8 @@ def prepare(cards: int, seed: int) -> Callable[[Settings, Secret[str]], Awaitabl
         _keep(_keep_fresh(dsn))
         if not settings.partners:  # a configuration with partners of its own has no use for simulated ones
             await partners.start(settings, _keep)
+        if speed is not None:
+            await traffic.start(settings.data_dir, speed, _keep)
 
     return run
 
