@@ -98,14 +98,20 @@ class HotLane:
             or not payload.is_eof()
         ):
             return False
+        head = connection.head
+        if head is None or head.raw != message.raw_headers:
+            try:
+                head = connection.head = self._read_head(message)
+            except Problem:  # the ordinary way meets it again
+                return False
+        # not read: the ordinary way may have to
+        return head is not None and self.take_body(connection, head, b"".join(payload._buffer))
+
+    def take_body(self, connection: Writable, head: Head, body: bytes) -> bool:
+        """Whether a request of this head and body is on its way; if not, nothing was done."""
         began = time.perf_counter()
         gateway = self._gateway
         try:
-            head = connection.head
-            if head is None or head.raw != message.raw_headers:
-                head = connection.head = self._read_head(message)
-                if head is None:
-                    return False
             access = head.access
             known = gateway.authenticate.caller_of(access)
             if (
@@ -114,7 +120,6 @@ class HotLane:
                 or Scope.CARDS_VERIFY not in known.scopes
             ):
                 return False
-            body = b"".join(payload._buffer)  # not read: the ordinary way may have to
             if len(body) > self._body_max:
                 return False
             asked, scene = verify.decode(body, gateway.directory.scenes)

@@ -35,15 +35,25 @@ _LINGER_S = 2.0
 
 
 class Connection(RequestHandler):
-    """A client connection. A request that the hot lane takes does not pass through aiohttp's request cycle."""
+    """A client connection. A request that the hot lane takes does not pass through aiohttp's request cycle.
 
-    __slots__ = ("_hot_lane", "_on_hot_lane", "ending", "head")
+    A terminal repeats its header block byte by byte. Between two requests the parser reads the same out of the same
+    bytes, so a request that begins with the last block and is as long is not parsed again.
+    """
+
+    __slots__ = ("_between", "_block", "_hot_lane", "_on_hot_lane", "_whole_bytes", "ending", "head")
 
     def __init__(self, hot_lane: HotLane, manager: web.Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._hot_lane = hot_lane
         self._on_hot_lane = False
         self.head: Head | None = None
+        self._between = True
+        """Known for certain: the parser stands between two requests."""
+        self._block = b""
+        """The header block of the last request, as it arrived, if the hot lane took it: `head` is what it says."""
+        self._whole_bytes = 0
+        """That request's length."""
         self.ending = False
         """The next answer with nothing behind it says `Connection: close`."""
 
@@ -54,17 +64,56 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         waiter = self._waiter
         if waiter is None or waiter.done() or self._force_close or self._close:
-            super().data_received(data)
+            self._parse(data)
             self._fail_body()
+            return
+        if self._block and self._is_another(data) and self._take_another(data):
             return
         # the request cycle is waiting: parse without waking it, and wake it unless the hot lane takes the request
         self._waiter = None
         try:
-            super().data_received(data)
+            self._parse(data)
         finally:
             self._waiter = waiter
-        if self._messages and not self._on_hot_lane and not self._begin_on_hot_lane():
+        if self._messages and not self._on_hot_lane and not self._begin_on_hot_lane(data):
             waiter.set_result(None)
+
+    def _parse(self, data: bytes) -> None:
+        """Follows where the parser stands: between two requests again if it was, and this was one, to its last byte."""
+        was_between, count = self._between, self._request_count
+        self._between, self._block = False, b""
+        super().data_received(data)
+        if was_between:
+            # aiohttp feeds nothing to go on with what it has held back: then there is nothing
+            self._between = not data or (self._request_count == count + 1 and self._was_whole(data))
+
+    def _was_whole(self, data: bytes) -> bool:
+        """Whether the request that has come last is all of these bytes."""
+        message, payload = self._messages[-1]
+        return (
+            not isinstance(message, _ErrInfo)
+            and not message.should_close
+            and not message.upgrade
+            and payload.is_eof()
+            and data.find(b"\r\n\r\n") + 4 + payload.total_bytes == len(data)
+        )
+
+    def _is_another(self, data: bytes) -> bool:
+        """Whether these bytes are one more request with the last one's header block."""
+        return (
+            self._between
+            and len(data) == self._whole_bytes
+            and data.startswith(self._block)
+            and not (self._messages or self._on_hot_lane or self.writing_paused)
+        )
+
+    def _take_another(self, data: bytes) -> bool:
+        assert self.head is not None, "it is kept with its block"
+        if not self._hot_lane.take_body(self, self.head, data[len(self._block) :]):
+            return False
+        self._request_count += 1
+        self._go_on_hot_lane()
+        return True
 
     def _fail_body(self) -> None:
         """What is malformed inside the body that a handler waits for is that request's, not another one after it."""
@@ -76,7 +125,7 @@ class Connection(RequestHandler):
             self.ending = True
             request._payload.set_exception(Problem("malformed_request"))
 
-    def _begin_on_hot_lane(self) -> bool:
+    def _begin_on_hot_lane(self, data: bytes) -> bool:
         message, payload = self._messages[0]
         if self.writing_paused or len(self._messages) > 1:  # the ordinary way waits for a client that does not read
             return False
@@ -85,10 +134,15 @@ class Connection(RequestHandler):
         self._messages.popleft()
         assert self._parser is not None
         self._parser.message_consumed()
+        if self._between:
+            self._block, self._whole_bytes = data[: len(data) - payload.total_bytes], len(data)
+        self._go_on_hot_lane()
+        return True
+
+    def _go_on_hot_lane(self) -> None:
         self._on_hot_lane = self._request_in_progress = True
         # an answer always comes before the keep-alive time is over
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        return True
 
     def finish_hot(self, answer: bytes) -> None:
         """Write the answer of the request on the hot lane; what was pipelined behind it goes the ordinary way."""
