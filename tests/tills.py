@@ -69,6 +69,11 @@ class Till(NamedTuple):
 
 def order(card: TestCard, amount_fen: int = 1250, order_id: str = "") -> dict[str, Any]:
     presentation = {"type": "chip_card", "card_number": card.number, "card_identifier": card.identifier}
+    return order_of(presentation, amount_fen, order_id)
+
+
+def order_of(presentation: dict[str, Any], amount_fen: int, order_id: str = "") -> dict[str, Any]:
+    """By a card of any medium."""
     return {
         "presentation": presentation, "scene": "market.till", "terminal_id": "T-1", "amount_fen": amount_fen,
         "merchant_order_id": order_id or f"order-{os.getpid()}-{next(_orders)}",
