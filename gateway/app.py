@@ -46,7 +46,7 @@ from gateway.flows.return_usage import ReturnUsage
 from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
 from gateway.flows.tell_bank import TellBank
-from gateway.flows.usage_lines import LineReader
+from gateway.flows.usage_lines import line_reader
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
@@ -54,7 +54,7 @@ from gateway.settings import Settings
 from gateway.store import benefits, caller_keys, ecards
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.benefits import Refusals, Want
-from gateway.store.pool import FOR_EFFECTS, Pool, connect
+from gateway.store.pool import FOR_EFFECTS, FOR_RETURNS, Pool, connect
 from gateway.store.verify import Judged, Presented, verify_batch
 
 if TYPE_CHECKING:
@@ -144,15 +144,9 @@ class Gateway:
 
     def _bulk_usage(self, keys: KeyStore) -> BulkUsage:
         config = self.settings.gateway
-        # index and pseudonyms of its own: it works in another thread
-        reader = LineReader(
-            BlindIndex(keys.working_keys(KeyUse.INDEX)[-1]),
-            Pseudonyms(keys.working_keys(KeyUse.PSEUDONYM)),
-            config.usage_return.days_back,
-        )
         return BulkUsage(
-            partial(connect, self._dsn, config.database, "yikatong usage", FOR_EFFECTS),
-            reader,
+            partial(connect, self._dsn, config.database, "yikatong usage", FOR_RETURNS),
+            line_reader(keys, config.usage_return.days_back),
             ReturnUsage(EarnPoints(lambda: self.directory.earn_rules)),
             config.usage_return,
         )

@@ -132,8 +132,16 @@ class CallersKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key that was taken out there is out here within this and 5 s (reliability.md §2.1.6: 60 s)."""
 
 
+class UsageFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The daily files of one caller."""
+
+    encoding: Literal["utf-8", "gbk"]
+    folder: str = ""
+    """Where the worker looks for them; a relative path starts at the data folder. Empty: they come by command alone."""
+
+
 class UsageReturn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Usage data that callers return: POST /v1/usage-events."""
+    """Usage data that callers return: POST /v1/usage-events, and daily files."""
 
     days_back: Annotated[int, msgspec.Meta(ge=1, le=3650)]
     """How old a use may be when it comes."""
@@ -143,6 +151,14 @@ class UsageReturn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     half of them at most."""
     bulk_deadline_ms: Annotated[int, msgspec.Meta(ge=100, le=60_000)]
     """For writing a bulk, the wait for its turn included; past it: 503, and nothing of it is written."""
+    chunk_lines: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+    """Lines of a file in one transaction."""
+    file_max_bytes: Positive
+    """Of a file's plain text."""
+    period_s: Annotated[int, msgspec.Meta(ge=1, le=3600)]
+    """How often the worker looks into the folders."""
+    files: Mapping[str, UsageFiles] = {}
+    """By the caller that signs them."""
 
 
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -109,6 +109,7 @@ EFFECT_QUEUE = Gauge("yikatong_effect_queue", "Effects waiting for a transaction
 USAGE_LINES = CounterTally(
     Counter("yikatong_usage_lines_total", "Returned lines, by what became of them", ("way", "result", "caller"))
 )
+USAGE_FILES = Counter("yikatong_usage_files_total", "Daily files, by what became of them", ("caller", "result"))
 ECARD_ANSWERS = Counter(
     "yikatong_ecard_answers_total", "Codes of e-cards, by what the platform said (seen: it was not asked)", ("result",)
 )

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.configuration import Gateway
+from gateway.configuration import Gateway, UsageFiles
 from gateway.domain.benefits import BENEFIT_PATTERN, Benefit
 from gateway.domain.benefits import mistakes_of as mistakes_of_benefits
-from gateway.domain.callers import CALLER_ID_PATTERN, Caller, mistakes_of
+from gateway.domain.callers import CALLER_ID_PATTERN, Caller, Scope, mistakes_of
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
 from gateway.domain.partners import PARTNER_PATTERN, Partner
@@ -111,6 +111,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         mistakes.extend(f"callers.toml: callers.{caller_id}.{mistake}" for mistake in mistakes_of(caller))
     if gateway is not None:
         _check_hosts(callers, gateway.callers_keys.jwks_hosts, mistakes)
+        _check_senders(gateway.usage_return.files, callers, mistakes)
     scenes = _table(config_dir / "scenes.toml", "scenes", Scene, SCENE_PATTERN, mistakes)
     benefits = _table(config_dir / "benefits.toml", "benefits", Benefit, BENEFIT_PATTERN, mistakes)
     if scenes:  # else that is the one mistake
@@ -176,6 +177,16 @@ def _check_routes(routes: Mapping[str, str], partners: Mapping[str, Partner | No
                 for operation in ("purchase", "reverse")
                 if operation not in partner.operations
             )
+
+
+def _check_senders(files: Mapping[str, UsageFiles], callers: Mapping[str, Caller | None], mistakes: list[str]) -> None:
+    for caller_id in files:
+        caller = callers.get(caller_id)
+        path = f"gateway.toml: usage_return.files.{caller_id}"
+        if caller_id not in callers:
+            mistakes.append(f"{path}: no such caller in callers.toml")
+        elif caller is not None and (Scope.USAGE_WRITE not in caller.scopes or caller.signing_algorithm is None):
+            mistakes.append(f"{path}: needs a caller that has usage:write and signs")
 
 
 def _check_hosts(callers: Mapping[str, Caller], hosts: tuple[str, ...], mistakes: list[str]) -> None:

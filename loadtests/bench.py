@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from loadtests import benefits, report
+from loadtests.bulk import BulkRun, Bulks
 from loadtests.client import Caller, CallError, Session, call
 from loadtests.effects import BesideRun, Effects, config_copy
 from loadtests.engine import engine_cost, link_in_flight
@@ -32,7 +33,7 @@ from loadtests.redemptions import Redemptions, with_a_cheap_item
 
 PARTS = (
     "bare", "verify", "open", "ordinary", "verify2", "memory", "benefits", "effect", "beside", "load",
-    "payments", "ecard", "memory-payments", "engine", "iso-500", "redeem",
+    "payments", "ecard", "memory-payments", "engine", "iso-500", "redeem", "bulk",
 )  # fmt: skip
 SAMPLE = 50_000
 OPEN_SHARE = 0.7
@@ -59,6 +60,7 @@ class Bench:
         self.engine: dict[str, Any] = {}
         self.beside: list[BesideRun] = []
         self.loadings: list[Loading] = []
+        self.bulks: list[BulkRun] = []
 
     @staticmethod
     def say(text: str) -> None:
@@ -242,6 +244,13 @@ class Bench:
             if "ecard" in only:
                 rows.measure_ecard()
 
+    def measure_bulks(self) -> None:
+        with self.gateway(1) as gateway:
+            bulks = Bulks(self, gateway)
+            for _ in range(self.rounds):
+                self.bulks.append(bulks.measure())
+                _log.print(f"  {self.bulks[-1]}")
+
     def measure_engine(self, only: set[str], calls: int) -> None:
         """The partner engine by itself, in a process of its own."""
         if "engine" in only:
@@ -302,7 +311,7 @@ def main() -> None:
         measure(bench, given)
     except (StartError, DriverError, CallError, subprocess.CalledProcessError) as error:
         broke_off = f"bench broke off: {error}"
-    found = report.Found(bench.rows, bench.memory, bench.beside, bench.loadings, bench.engine, facts)
+    found = report.Found(bench.rows, bench.memory, bench.beside, bench.loadings, bench.bulks, bench.engine, facts)
     report.show(found)
     file = report.write(found)
     print(f"written: {os.path.relpath(file, Path.cwd())}")
@@ -336,6 +345,8 @@ def measure(bench: Bench, given: argparse.Namespace) -> None:
         bench.measure_engine(only, given.calls)
     if "redeem" in only:
         bench.measure_redemptions()
+    if "bulk" in only:
+        bench.measure_bulks()
     if "load" in only:
         bench.measure_load()
 

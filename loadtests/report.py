@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests import benefits
+from loadtests.bulk import BulkRun
 from loadtests.effects import KINDS, BesideRun
 from loadtests.loading import Loading
 from loadtests.measure import Row
@@ -40,6 +41,8 @@ WANTED = {
 }
 """At most."""
 LOAD_WANTED_S = 60
+BULK_WANTED = 0.5
+"""Of the lines that a raw COPY of the same rows takes, at least."""
 ENGINE_WANTED_US = 150
 """Of CPU a call, above the bare transport."""
 
@@ -52,6 +55,7 @@ class Found:
     memory: list[dict[str, Any]]
     beside: list[BesideRun]
     loadings: list[Loading]
+    bulks: list[BulkRun]
     engine: dict[str, Any]
     facts: dict[str, Any]
 
@@ -206,6 +210,8 @@ def show(found: Found) -> None:
             f"  {benefits.RULES} benefits: {rules_us:+.1f} µs on the server above a verify without any {wanted}"
         )
     _show_beside(console, found.beside)
+    if found.bulks:
+        _show_bulks(console, found.bulks)
     if found.loadings:
         _show_loadings(console, found.loadings)
     for memory in found.memory:
@@ -258,6 +264,16 @@ def _show_engine(console: Console, engine: dict[str, Any]) -> None:
         )
 
 
+def _show_bulks(console: Console, bulks: list[BulkRun]) -> None:
+    ratios = [one.ratio for one in bulks]
+    console.print(
+        f"  bulk: {median(one.lines_per_second for one in bulks):,.0f} lines/s, server "
+        f"{median(one.server_us for one in bulks):.1f} µs, database {median(one.database_us for one in bulks):.1f} µs "
+        f"a line; COPY of the same rows {median(one.copy_per_second for one in bulks):,.0f} lines/s; ratio "
+        f"{median(ratios):.2f} [{min(ratios):.2f}..{max(ratios):.2f}] (wanted: at least {BULK_WANTED})"
+    )
+
+
 def _show_loadings(console: Console, loadings: list[Loading]) -> None:
     ready = [one.ready_s for one in loadings]
     console.print(
@@ -277,6 +293,7 @@ def write(found: Found) -> Path:
         "rows": {key: {"name": row.name} | row.document() for key, row in found.rows.items()},
         "memory": found.memory,
         "engine": found.engine,
+        "bulks": [asdict(one) | {"ratio": one.ratio} for one in found.bulks],
         "sm2_beside": [asdict(run) for run in found.beside],
         "loadings": [asdict(one) | {"load_s": one.load_s} for one in found.loadings],
     }

@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.crypto.digests import sm3
+from gateway.sandbox.usage_file import signed_head
 from tests.registry import CARDS, TestCard
 from tests.running import Client
 
@@ -53,3 +55,18 @@ async def returned(client: Client, *lines: dict[str, Any] | bytes) -> tuple[int,
     assert status == 200, answer
     assert answer["received"] == answer["created"] + answer["duplicate"] + len(answer["rejected"])
     return answer["created"], answer["duplicate"], [(each["index"], each["code"]) for each in answer["rejected"]]
+
+
+def day_file(
+    signing: dict[str, str], lines: Sequence[dict[str, Any] | bytes], encoding: str = "utf-8", **changes: Any
+) -> bytes:
+    """A daily file of demo-bank as it should be; `changes` of its header are signed."""
+    raw = [each if isinstance(each, bytes) else json.dumps(each, ensure_ascii=False).encode(encoding) for each in lines]
+    data = b"".join(each + b"\n" for each in raw)
+    amounts = [each.get("amount_fen", 0) for each in lines if isinstance(each, dict)]
+    header = {
+        "format": "yikatong-usage-1", "caller": "demo-bank", "batch_no": secrets.token_hex(8), "count": len(lines),
+        "sum_fen": sum(amount for amount in amounts if isinstance(amount, int)), "digest": "sm3:" + sm3(data).hex(),
+        "key_id": signing["kid"],
+    } | changes  # fmt: skip
+    return signed_head(header, signing) + data

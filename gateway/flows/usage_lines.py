@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.crypto.blind_index import BlindIndex
+from gateway.crypto.key_store import KeyStore, KeyUse
 from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
 from gateway.domain.cards import tell_apart
 from gateway.domain.errors import FieldError
@@ -27,8 +28,6 @@ class Given(NamedTuple):
 
     number: int
     line: UsageLine
-    occurred_us: int
-    """Microseconds since 1970."""
     chip_index: str
     card_id: str
 
@@ -47,8 +46,11 @@ class LineReader:
         self._back_us = days_back * 86_400_000_000
         self._days_back = days_back
 
-    def read(self, caller_id: str, lines: Iterable[tuple[int, bytes]], scenes: Container[str]) -> ReadLines:
-        """`lines` with their places. Raises nothing for what is in them."""
+    def read(self, caller_id: str, lines: Iterable[tuple[int, bytes]], scenes: Container[str] | None) -> ReadLines:
+        """`lines` with their places. Raises nothing for what is in them.
+
+        `scenes` None: they are read a second time, and what may change since (scenes, the clock) was judged before.
+        """
         now_us = time.time_ns() // 1000
         read = ReadLines([], [])
         for number, raw in breathing(lines):
@@ -60,7 +62,9 @@ class LineReader:
                 read.rejected.append(found)
         return read
 
-    def _read(self, caller_id: str, number: int, raw: bytes, scenes: Container[str], now_us: int) -> Given | Reject:
+    def _read(
+        self, caller_id: str, number: int, raw: bytes, scenes: Container[str] | None, now_us: int
+    ) -> Given | Reject:
         if len(raw) > LINE_MAX_BYTES:
             return Reject(number, None, RejectCode.MALFORMED, [FieldError("$", "is too long")])
         try:
@@ -71,23 +75,27 @@ class LineReader:
             return Reject(number, None, RejectCode.MALFORMED)
         if mistakes := mistakes_of(line):
             return Reject(number, line.id, RejectCode.INVALID, mistakes)
-        if line.scene not in scenes:
-            field = FieldError("$.scene", "is not a scene of this gateway")
-            return Reject(number, line.id, RejectCode.UNKNOWN_SCENE, [field])
-        occurred_us = _unix_us(line.occurred_at)
-        if not -self._back_us <= occurred_us - now_us <= AHEAD_US:
-            field = FieldError("$.occurred_at", f"must be at most {self._days_back} days ago and 5 minutes ahead")
-            return Reject(number, line.id, RejectCode.TIME, [field])
+        if scenes is not None:
+            if line.scene not in scenes:
+                field = FieldError("$.scene", "is not a scene of this gateway")
+                return Reject(number, line.id, RejectCode.UNKNOWN_SCENE, [field])
+            if not -self._back_us <= _unix_us(line.occurred_at) - now_us <= AHEAD_US:
+                field = FieldError("$.occurred_at", f"must be at most {self._days_back} days ago and 5 minutes ahead")
+                return Reject(number, line.id, RejectCode.TIME, [field])
+        return self._found(caller_id, number, line)
+
+    def _found(self, caller_id: str, number: int, line: UsageLine) -> Given | Reject:
+        """With what its card is looked up by."""
         if line.card_ref is not None:
             if not _CARD_REF.match(line.card_ref):
                 return Reject(number, line.id, RejectCode.UNRECOGNISED)
-            return Given(number, line, occurred_us, "", self._pseudonyms.card_id(caller_id, line.card_ref).hex())
+            return Given(number, line, "", self._pseudonyms.card_id(caller_id, line.card_ref).hex())
         assert line.card_number is not None and line.card_identifier is not None, "mistakes_of has looked"
         pair = tell_apart(line.card_number, line.card_identifier)
         if pair is None:
             needs = "needs a card number (9 characters) and a card identifier (32 hex digits)"
             return Reject(number, line.id, RejectCode.INVALID, [FieldError("$.card_number", needs)])
-        return Given(number, line, occurred_us, self._index.chip(*pair).hex(), "")
+        return Given(number, line, self._index.chip(*pair).hex(), "")
 
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -96,3 +104,9 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 def _unix_us(moment: dt.datetime) -> int:
     passed = moment - _EPOCH
     return (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+
+
+def line_reader(keys: KeyStore, days_back: int) -> LineReader:
+    """With an index and pseudonyms of its own, as it works in another thread than those of the requests."""
+    index = BlindIndex(keys.working_keys(KeyUse.INDEX)[-1])
+    return LineReader(index, Pseudonyms(keys.working_keys(KeyUse.PSEUDONYM)), days_back)

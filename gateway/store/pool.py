@@ -72,6 +72,10 @@ FOR_EFFECTS = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergej
 later, until its statistics are taken."""
 
 
+FOR_RETURNS = {"enable_seqscan": "off", "enable_mergejoin": "off"}
+"""Of connections for thousands of rows at once: rows in memory are joined by hashing, or it would be all with all."""
+
+
 async def connect(
     dsn: Secret[str], settings: Database, name: str, more: Mapping[str, str] | None = None
 ) -> "Connection":

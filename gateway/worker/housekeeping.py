@@ -5,7 +5,7 @@ bounded."""
 import asyncio
 import datetime as dt
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 
 import asyncpg
@@ -13,10 +13,13 @@ import structlog
 
 from gateway import metrics
 from gateway.crypto.key_watch import KeyWatch
+from gateway.directory import Directory
+from gateway.domain.caller_keys import CallerKey
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.expire_points import ExpirePoints
+from gateway.flows.ingest_usage_file import ingest_usage_files
 from gateway.flows.reconcile_bank import ReconcileBank
 from gateway.flows.resolve_notices import ResolveNotices
 from gateway.flows.resolve_payments import ResolvePayments
@@ -25,10 +28,11 @@ from gateway.flows.tell_bank import TellBank
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
-from gateway.store import assertions, benefits, ecards, idempotency, usage_events
+from gateway.store import assertions, benefits, caller_keys, ecards, idempotency, usage_events
 from gateway.store.migrate import ensure_partitions
-from gateway.store.pool import FOR_EFFECTS, GONE, Pool, connect
+from gateway.store.pool import FOR_EFFECTS, FOR_RETURNS, GONE, Pool, connect
 from gateway.worker.published_keys import PublishedKeys
+from gateway.worker.usage_files import WatchUsageFiles
 
 log = structlog.get_logger()
 
@@ -59,6 +63,14 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     notices = ResolveNotices(pool, tell, settings.gateway.losses)
     reconcile = ReconcileBank(pool, banks, settings.gateway.payments, settings.data_dir)
     expire = ExpirePoints(pool)
+    directory = Directory(settings, partial(_caller_keys, pool))
+    await directory.look()
+    watch_files = WatchUsageFiles(
+        ingest_usage_files(settings, directory),
+        partial(connect, dsn, settings.gateway.database, "yikatong usage files", FOR_RETURNS),
+        settings.gateway.usage_return,
+        settings.data_dir,
+    )
     published = PublishedKeys(settings, pool)
     await published.open()
     stop = asyncio.Event()
@@ -77,10 +89,12 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         (_RESERVATIONS_S, "reservations", expire.reservations),
         (_LOTS_S, "expiring points", expire.lots),
         (settings.gateway.callers_keys.period_s, "published keys", published.turn),
+        (settings.gateway.usage_return.period_s, "usage files", watch_files.turn),
     ]
     loops = [
         asyncio.create_task(partners.watch(), name="partners"),
         asyncio.create_task(outcomes.serve(), name="outcomes"),
+        asyncio.create_task(directory.watch(), name="directory"),
     ]
     loops += [asyncio.create_task(every(seconds, name, turn), name=name) for seconds, name, turn in turns]
     ready()
@@ -131,6 +145,11 @@ async def _sweep(pool: Pool) -> None:
             async with pool.acquire(_TURN_MAX_S) as connection:
                 if await sweep(connection, SWEEP_BATCH) < SWEEP_BATCH:
                     break
+
+
+async def _caller_keys(pool: Pool, file_kids: Collection[str]) -> list[CallerKey]:
+    async with pool.acquire() as connection:
+        return await caller_keys.relevant(connection, file_kids)
 
 
 async def _measure(partners: Partners) -> None:

@@ -53,6 +53,10 @@ def put(running: Running, name: str, text: str) -> None:
     file.with_suffix(".new").replace(file)
 
 
+PROCESSES = 3
+"""That read the configuration: two workers that serve, and the one with the background loops."""
+
+
 async def reloads(running: Running, result: str, count: int) -> None:
     """Wait until every worker has noticed a change; the promise is 60 s, it takes about 5."""
 
@@ -81,17 +85,17 @@ async def test_callers_and_scenes_change_without_a_restart_and_a_broken_change_c
         assert (await new.ask_token())[0] == 401
         for name, text in changed.items():
             put(operated, name, text)
-        await reloads(operated, "taken", 2)
+        await reloads(operated, "taken", PROCESSES)
         assert await answers_of(new, "pool.entry") == {200}, "the new caller and the new scene"
         assert await answers_of(kiosk, "library.loan") == {401}, "a disabled caller's token is dead at once"
         assert (await kiosk.ask_token())[0] == 401
 
         put(operated, "callers.toml", changed["callers.toml"].replace('kind = "merchant"', 'kind = "mafia"', 1))
-        await reloads(operated, "refused", 2)
+        await reloads(operated, "refused", PROCESSES)
         assert await answers_of(new, "pool.entry") == {200}
         assert await answers_of(kiosk, "library.loan") == {401}
     lines = [json.loads(line) for line in operated.log.splitlines()]
     refused = [line for line in lines if line["event"] == "configuration change refused"]
-    assert len(refused) == 2 and refused[0]["level"] == "error"
+    assert len(refused) == PROCESSES and refused[0]["level"] == "error"
     assert any("callers.toml: callers.demo-merchant.kind" in mistake for mistake in refused[0]["mistakes"])
     assert {child.pid for child in operated.children("serve-worker")} == workers

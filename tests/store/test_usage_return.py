@@ -35,7 +35,7 @@ class Book(NamedTuple):
         at = DAY + dt.timedelta(hours=hour)
         fields = {"scene": "market.till", "discount_fen": 1, "result": UsageResult.SUCCESS} | more
         line = UsageLine(id=line_id, terminal_id="T", occurred_at=at, amount_fen=amount, **fields)  # type: ignore[arg-type]
-        return Given(0, line, 0, "", self.cards[card].hex)
+        return Given(0, line, "", self.cards[card].hex)
 
     async def take(self, *given: Given, caller: str = "demo-bank") -> Taken:
         flow = ReturnUsage(EarnPoints(lambda: EarnRules({}, 24)))
