@@ -115,7 +115,7 @@ class FixedSm2(SharedKey):
             return self._real.sign(message)
         k = int.from_bytes(hashlib.sha256(b"k" + message).digest(), "big") >> 1  # below n
         r, s = gmalg.SM2(*self._parts, rnd_fn=lambda bits: k).sign(message)
-        return write_signature(self._form, r + s)
+        return write_signature(self._form, r.rjust(32, b"\0") + s.rjust(32, b"\0"))  # gmalg leaves zeros out
 
     def verify(self, message: bytes, signature: bytes) -> bool:
         return self._real.verify(message, signature)
