@@ -147,6 +147,10 @@ REDEMPTIONS = Counter("yikatong_redemptions_total", "Redemptions that came to a 
 POINTS_SHORTFALL = Counter(
     "yikatong_points_shortfall_total", "Points that should have been taken back, and were spent already"
 )
+ANOMALIES = Counter("yikatong_anomalies_total", "What usage monitoring has found, restated or not", ("rule",))
+ANOMALY_LAG_SECONDS = Gauge(
+    "yikatong_anomaly_lag_seconds", "How far usage monitoring is behind the feed", multiprocess_mode="mostrecent"
+)
 REFUSED_ENTRY = Counter(
     "yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",)
 )

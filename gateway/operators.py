@@ -21,11 +21,13 @@ from gateway.flows.settle_payment import banks_of
 from gateway.flows.show_operation import BankOutcome, show
 from gateway.partners.call import Partners
 from gateway.settings import Settings
-from gateway.store import ledger_check, loss_notices, payments
+from gateway.store import anomalies, ledger_check, loss_notices, payments
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.pool import Pool, connect
 
 STUCK_SHOWN_MAX = 1000
+ANOMALIES_SHOWN_MAX = 500
+EVENTS_SHOWN = 3
 _CHECK_TIMEOUT_MS = 600_000
 
 
@@ -138,6 +140,27 @@ async def correct_points(settings: Settings, transfer: UUID, amount: int, note: 
     finally:
         await connection.close()
     return f"transfer {made.transfer_id}: {made.points:+} points, corrects {made.corrects}"
+
+
+async def anomalies_table(settings: Settings, moment: dt.datetime) -> list[str]:
+    """What usage monitoring has found since, each by its last word. Raises OSError, asyncpg.PostgresError."""
+    connection = await connect(database_of(settings), settings.gateway.database, "yikatong operator")
+    try:
+        rows = await anomalies.since(connection, moment, ANOMALIES_SHOWN_MAX)
+    finally:
+        await connection.close()
+    if not rows:
+        return ["nothing odd was found"]
+    lines = []
+    for row in rows:
+        subject = " ".join(str(part) for part in (row.outlet, row.caller, row.terminal_id, row.card_id) if part)
+        figures = ", ".join(f"{name} {value:g}" for name, value in row.figures.items())
+        lines += [
+            f"{_shown(row.at)}  {row.rule:<16}{subject}" + ("" if row.stands else "  (does not stand: reversed)"),
+            f"    from {_shown(row.from_at)} to {_shown(row.until_at)}: {figures}",
+            f"    events {' '.join(str(event_id) for event_id in row.event_ids[-EVENTS_SHOWN:])}",
+        ]
+    return lines
 
 
 async def keys_table(settings: Settings, now: dt.datetime) -> list[str]:

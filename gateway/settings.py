@@ -7,7 +7,7 @@ callers.demo-bank.kind`).
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway.configuration import Gateway, UsageFiles
+from gateway.domain.anomaly_rules import AnomalySettings
+from gateway.domain.anomaly_rules import mistakes_of as mistakes_of_anomalies
 from gateway.domain.benefits import BENEFIT_PATTERN, Benefit
 from gateway.domain.benefits import mistakes_of as mistakes_of_benefits
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller, Scope, mistakes_of
@@ -39,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True):
     partners: Mapping[str, Partner]
     """Their keys, files and dialects are checked by partners/registry.read."""
     points: PointsSettings
+    anomalies: AnomalySettings
     config_dir: Path
     partners_file: Path
     """partners.toml of the configuration, or what PARTNERS_FILE names (the sandbox's own)."""
@@ -120,16 +123,18 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     partners = _table(partners_file, "partners", Partner, PARTNER_PATTERN, mistakes)
     for name, partner in partners.items():
         mistakes.extend(f"partners.toml: partners.{name}.{mistake}" for mistake in mistakes_of_partner(partner))
-    points = convert(_read(config_dir / "points.toml", mistakes), PointsSettings, "points.toml", "", mistakes)
-    if points is not None:
-        mistakes.extend(f"points.toml: {mistake}" for mistake in mistakes_of_points(points, callers, scenes))
+    known = (callers, scenes)
+    points = _whole(config_dir / "points.toml", PointsSettings, mistakes, lambda it: mistakes_of_points(it, *known))
+    anomalies = _whole(
+        config_dir / "anomalies.toml", AnomalySettings, mistakes, lambda it: mistakes_of_anomalies(it, *known)
+    )
     if gateway is not None:
         if name := gateway.verify.ecard_partner:
             _check_partner("verify.ecard_partner", name, "verify_ecard_code", partners, mistakes)
         _check_routes(gateway.payments.routes, partners, mistakes)
         for bank, name in gateway.losses.routes.items():
             _check_partner(f"losses.routes.{bank}", name, "notify_loss", partners, mistakes)
-    if mistakes or gateway is None or points is None:
+    if mistakes or gateway is None or points is None or anomalies is None:
         raise SettingsError(mistakes)
     return Settings(
         gateway=gateway,
@@ -138,6 +143,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         benefits=benefits,
         partners=partners,
         points=points,
+        anomalies=anomalies,
         config_dir=config_dir,
         partners_file=partners_file,
     )
@@ -216,6 +222,14 @@ def _read(file: Path, mistakes: list[str]) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         mistakes.append(f"{file.name}: not TOML: {error}")
     return {}
+
+
+def _whole(file: Path, kind: type[Any], mistakes: list[str], look: Callable[[Any], list[str]]) -> Any:
+    """A file as a struct, in which look() finds what is wrong between its blocks. None if it is wrong in itself."""
+    found = convert(_read(file, mistakes), kind, file.name, "", mistakes)
+    if found is not None:
+        mistakes.extend(f"{file.name}: {mistake}" for mistake in look(found))
+    return found
 
 
 def _table(file: Path, name: str, kind: type[Any], key_pattern: str, mistakes: list[str]) -> dict[str, Any]:

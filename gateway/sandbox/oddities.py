@@ -6,9 +6,9 @@ Some are as plain as they come, some are near to what may happen of itself.
 import datetime as dt
 import random
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import NamedTuple
 
+from gateway.domain.anomaly_rules import RuleName
 from gateway.domain.cards import CardStatus
 from gateway.sandbox.county import County
 from gateway.sandbox.townscape import OUTLETS, TOWNS, Outlet, km_between
@@ -18,23 +18,11 @@ _APART_KM = 9.0
 _TOWNS = list(TOWNS)
 
 
-class Oddity(StrEnum):
-    TWO_PLACES = "two_places"
-    """One card in two towns within minutes."""
-    SUDDEN_VOLUME = "sudden_volume"
-    """A shop that has many times its usual customers."""
-    REFUSALS = "refusals"
-    """A terminal that refuses one card after the other."""
-    MANY_CARDS = "many_cards"
-    """A till where somebody runs through a stack of cards."""
-    POINTS_FARMING = "points_farming"
-    """A purchase split into many, for the points."""
-
-
 class Planted(NamedTuple):
     """What should be found, and where."""
 
-    oddity: Oddity
+    rule: RuleName
+    """That should find it."""
     from_s: int
     until_s: int
     person: int | None
@@ -52,7 +40,7 @@ def plan_oddities(county: County, day: dt.date, begin_s: Iterable[int]) -> OddDa
     """One oddity at each of these seconds of the day, the kinds in turn."""
     chance = random.Random(f"{county.seed} {day} odd")  # noqa: S311 - to be repeatable
     odd = OddDay([], [])
-    kinds = list(Oddity)
+    kinds = list(RuleName)
     for number, at_s in enumerate(begin_s):
         plant = _PLANTS[kinds[(number + day.toordinal()) % len(kinds)]]
         uses, planted = plant(county, chance, at_s)
@@ -84,6 +72,7 @@ Plant = tuple[list[PlannedUse], Planted]
 
 
 def _two_places(county: County, chance: random.Random, at_s: int) -> Plant:
+    """One card in two towns within minutes."""
     (person,) = _people(county, chance, 1)
     first = chance.choice(_TOWNS)
     other = chance.choice([town for town in _TOWNS if km_between(first, town) > _APART_KM])
@@ -92,39 +81,43 @@ def _two_places(county: County, chance: random.Random, at_s: int) -> Plant:
     for town, moment in ((first, at_s), (other, later_s)):
         outlet = OUTLETS[town, chance.choice(("market.till", "dining.till"))][0]
         uses.append(_at(outlet, moment, person, outlet.terminal(chance.random())))
-    return uses, Planted(Oddity.TWO_PLACES, at_s, later_s, person, None, None)
+    return uses, Planted(RuleName.TWO_PLACES, at_s, later_s, person, None, None)
 
 
 def _sudden_volume(county: County, chance: random.Random, at_s: int) -> Plant:
+    """A shop that has many times its usual customers."""
     outlet, lasts_s = _outlet(chance, ("market.till", "dining.till")), chance.randint(1200, 2400)
     uses = [
         _at(outlet, at_s + chance.randrange(lasts_s), person, outlet.terminal(number / 60 % 1))
         for number, person in enumerate(_people(county, chance, chance.randint(40, 60) * outlet.terminals))
     ]
-    return uses, Planted(Oddity.SUDDEN_VOLUME, at_s, at_s + lasts_s, None, outlet.id, None)
+    return uses, Planted(RuleName.SUDDEN_VOLUME, at_s, at_s + lasts_s, None, outlet.id, None)
 
 
 def _refusals(county: County, chance: random.Random, at_s: int) -> Plant:
+    """A terminal that refuses one card after the other."""
     outlet, lasts_s = _outlet(chance, ("market.till", "medical.window", "kiosk.service")), 900
     terminal = outlet.terminal(chance.random())
     uses = [
         _at(outlet, at_s + chance.randrange(lasts_s), person, terminal, spoilt=True)
         for person in _people(county, chance, chance.randint(9, 25))
     ]
-    return uses, Planted(Oddity.REFUSALS, at_s, at_s + lasts_s, None, outlet.id, terminal)
+    return uses, Planted(RuleName.REFUSALS, at_s, at_s + lasts_s, None, outlet.id, terminal)
 
 
 def _many_cards(county: County, chance: random.Random, at_s: int) -> Plant:
+    """A till where somebody runs through a stack of cards."""
     outlet, lasts_s = _outlet(chance, ("market.till", "dining.till")), 480
     terminal = outlet.terminal(chance.random())
     uses = [
         _at(outlet, at_s + chance.randrange(lasts_s), person, terminal)
         for person in _people(county, chance, chance.randint(35, 60))
     ]
-    return uses, Planted(Oddity.MANY_CARDS, at_s, at_s + lasts_s, None, outlet.id, terminal)
+    return uses, Planted(RuleName.MANY_CARDS, at_s, at_s + lasts_s, None, outlet.id, terminal)
 
 
 def _points_farming(county: County, chance: random.Random, at_s: int) -> Plant:
+    """A purchase split into many, for the points."""
     (person,) = _people(county, chance, 1)
     outlet = _outlet(chance, ("market.till",))
     terminal = outlet.terminal(chance.random())
@@ -133,13 +126,13 @@ def _points_farming(county: County, chance: random.Random, at_s: int) -> Plant:
         PlannedUse(moment, person, BANK, outlet.scene, terminal, outlet.town, chance.randint(100, 300), odd=True)
         for moment in moments
     ]
-    return uses, Planted(Oddity.POINTS_FARMING, moments[0], moments[-1], person, outlet.id, terminal)
+    return uses, Planted(RuleName.POINTS_FARMING, moments[0], moments[-1], person, outlet.id, terminal)
 
 
 _PLANTS = {
-    Oddity.TWO_PLACES: _two_places,
-    Oddity.SUDDEN_VOLUME: _sudden_volume,
-    Oddity.REFUSALS: _refusals,
-    Oddity.MANY_CARDS: _many_cards,
-    Oddity.POINTS_FARMING: _points_farming,
+    RuleName.TWO_PLACES: _two_places,
+    RuleName.SUDDEN_VOLUME: _sudden_volume,
+    RuleName.REFUSALS: _refusals,
+    RuleName.MANY_CARDS: _many_cards,
+    RuleName.POINTS_FARMING: _points_farming,
 }

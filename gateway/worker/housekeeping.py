@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import signal
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 
 import asyncpg
@@ -25,6 +26,7 @@ from gateway.flows.resolve_notices import ResolveNotices
 from gateway.flows.resolve_payments import ResolvePayments
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
 from gateway.flows.tell_bank import TellBank
+from gateway.flows.watch_usage import WatchUsage
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
@@ -44,6 +46,7 @@ _RECONCILE_S = 600.0
 _MEASURE_S = 1.0
 _RESERVATIONS_S = 1.0
 _LOTS_S = 600.0
+_WATCH_S = 1.0
 
 
 async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:
@@ -71,6 +74,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         settings.gateway.usage_return,
         settings.data_dir,
     )
+    monitoring = WatchUsage(settings, pool)
     published = PublishedKeys(settings, pool)
     await published.open()
     stop = asyncio.Event()
@@ -90,6 +94,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         (_LOTS_S, "expiring points", expire.lots),
         (settings.gateway.callers_keys.period_s, "published keys", published.turn),
         (settings.gateway.usage_return.period_s, "usage files", watch_files.turn),
+        (_WATCH_S, "usage monitoring", monitoring.turn),
     ]
     loops = [
         asyncio.create_task(partners.watch(), name="partners"),
@@ -100,6 +105,8 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     ready()
     await keep(loops, stop)
     metrics.flush()
+    with suppress(Problem, asyncpg.PostgresError, *GONE):  # then the last events are looked at again
+        await monitoring.close()
     await published.close()
     await partners.close()
     await pool.close()

@@ -160,6 +160,25 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
     "an item that is not there": ("points.toml", replace('["rice-5kg"', '["rice-9kg"'), "outlets.wuyuan-01.items"),
     "an outlet of nobody": ("points.toml", replace('"demo-kiosk"', '"demo-desk"'), "outlets.wuyuan-01.caller"),
     "an outlet of one who may not": ("points.toml", replace('"demo-kiosk"', '"demo-bank"'), "outlets.wuyuan-01.caller"),
+    "a rule that is no flag": (
+        "anomalies.toml", replace("enabled = true", "enabled = 1"), "two_places.enabled"
+    ),
+    "a rule without its number": ("anomalies.toml", replace("refused_min = 8", ""), "refusals.refused_min"),
+    "a rule that nobody knows": ("anomalies.toml", append("\n[more]\n"), "more"),
+    "a number of cards below one": (
+        "anomalies.toml", replace('"market.till" = 30', '"market.till" = 0'), "many_cards.cards_min"
+    ),
+    "cards at no scene": ("anomalies.toml", replace('"market.till" =', '"market.tell" ='), "many_cards.cards_min"),
+    "points of no scene": ("anomalies.toml", replace('["market.till"', '["market.tell"'), "points_farming.scenes"),
+    "slots that do not fill a day": (
+        "anomalies.toml", replace("slot_minutes = 30", "slot_minutes = 31"), "sudden_volume.slot_minutes"
+    ),
+    "a town off the earth": ("anomalies.toml", replace("latitude = 30.53", "latitude = 91"), "towns.武原.latitude"),
+    "an outlet in no town": ("anomalies.toml", replace('town = "武原"', 'town = "武元"'), "outlets.WY-MK.town"),
+    "an outlet of no caller": ("anomalies.toml", replace('["demo-merchant", "demo-bank"]', '["demo-shop"]'),
+                               "outlets.WY-MK.callers"),
+    "terminals of two outlets": ("anomalies.toml", replace('"WY-DN-*"', '"WY-MK-*"'), "outlets.WY-DN.terminals"),
+    "terminals that are all": ("anomalies.toml", replace('"WY-MK-*"', '"*"'), "outlets.WY-MK.terminals"),
     "points at no scene": ("points.toml", replace('"points.redeem"', '"points.spend"'), "scene"),
     "points that are good for ever": ("points.toml", replace("valid_months = 24", ""), "valid_months"),
     "a scene without a dot": ("scenes.toml", append('[scenes.pool]\nname="x"\nfield="y"\ncallers=[]\n'), "scenes.pool"),
@@ -184,7 +203,9 @@ def test_all_mistakes_are_named_at_once(config: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", ["gateway.toml", "callers.toml", "scenes.toml", "benefits.toml", "points.toml"])
+@pytest.mark.parametrize(
+    "file", ["gateway.toml", "callers.toml", "scenes.toml", "benefits.toml", "points.toml", "anomalies.toml"]
+)
 @pytest.mark.parametrize("how", ["missing", "not TOML", "not UTF-8", "a folder", "not ours to read"])
 def test_a_file_that_cannot_be_read_is_named(config: Path, file: str, how: str) -> None:
     path = config / file

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.domain.anomaly_rules import RuleName
 from gateway.domain.cards import CardStatus
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import age_on
@@ -14,7 +15,7 @@ from gateway.domain.times import CHINA
 from gateway.sandbox import traffic
 from gateway.sandbox.county import CARDS, County
 from gateway.sandbox.files import write_cards_csv
-from gateway.sandbox.oddities import Oddity, plan_oddities
+from gateway.sandbox.oddities import plan_oddities
 from gateway.sandbox.townscape import journey_s
 from gateway.sandbox.traffic_plan import PlannedUse, first_person, people_of, plan_day
 from gateway.settings import load
@@ -86,9 +87,9 @@ def test_nobody_is_in_two_towns_at_once_but_who_is_planted(county: County, day: 
     assert in_two_places(day) == []
     odd = plan_oddities(county, DAY, range(7 * 3600, 17 * 3600, 1200))
     found = in_two_places(odd.uses)
-    planted = [each for each in odd.planted if each.oddity is Oddity.TWO_PLACES]
+    planted = [each for each in odd.planted if each.rule is RuleName.TWO_PLACES]
     assert {one.person for one, _ in found} == {each.person for each in planted} and len(found) == len(planted) >= 5
-    assert set(Oddity) == {each.oddity for each in odd.planted}
+    assert set(RuleName) == {each.rule for each in odd.planted}
 
 
 @pytest.mark.parametrize("cards", [2_000, CARDS])
