@@ -189,7 +189,7 @@ def _check_senders(files: Mapping[str, UsageFiles], callers: Mapping[str, Caller
     for caller_id in files:
         caller = callers.get(caller_id)
         path = f"gateway.toml: usage_return.files.{caller_id}"
-        if caller_id not in callers:
+        if callers and caller_id not in callers:  # none at all: the file cannot be read, which is said already
             mistakes.append(f"{path}: no such caller in callers.toml")
         elif caller is not None and (Scope.USAGE_WRITE not in caller.scopes or caller.signing_algorithm is None):
             mistakes.append(f"{path}: needs a caller that has usage:write and signs")
