@@ -120,11 +120,8 @@ async def start(settings: Settings, keep: Callable[[Coroutine[Any, Any, None]], 
         for name, one in ports.items()
     }
     write_private(settings.data_dir / "sandbox" / "partners.json", json.dumps(addresses, indent=1) + "\n")
-    os.environ |= {
-        "PARTNERS_FILE": str(file),
-        "ECARD_PARTNER": "ecard-platform",
-        "LOSS_ROUTES": json.dumps(_LOSS_ROUTES),
-    }
+    os.environ |= {"PARTNERS_FILE": str(file), "ECARD_PARTNER": "ecard-platform"}
+    os.environ.setdefault("LOSS_ROUTES", json.dumps(_LOSS_ROUTES))
 
 
 def _hosts(data_dir: Path, folder: Path) -> list[Host]:
