@@ -81,13 +81,13 @@ class Banks:
         }
 
     def blocks(
-        self, timeout_ms: int = 500, places: int = 64, absent_after_s: int = 3, haiyan: int = 0, jiaxing: int = 0
+        self, timeout_ms: int = 500, places: int = 64, open_s: int = 1, haiyan: int = 0, jiaxing: int = 0
     ) -> str:
         """partners.toml. `haiyan`, `jiaxing`: other ports than the banks' own, where something stands in between."""
         common = f"""timeout_ms = {timeout_ms}
 concurrency_max = {places}
 waiting_max = {places}
-breaker = {{ failures = 5, open_s = 1 }}"""
+breaker = {{ failures = 5, open_s = {open_s} }}"""
         return f"""
 [partners.{HAIYAN}]
 name = "海盐示范银行(合成)"
@@ -114,7 +114,7 @@ partner = {{ kind = "sm2", file = "{self.folder}/{JIAXING}/partner.key" }}
 [partners.{JIAXING}.dialect]
 app_id = "yikatong"
 bank_id = "330424"
-absent_after_s = {absent_after_s}
+absent_after_s = 3
 merchants = {{ demo-merchant = {{ account = "6217000000000009001", name = "示范商户(合成)" }} }}
 """
 
