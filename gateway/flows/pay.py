@@ -14,7 +14,7 @@ from gateway.crypto.sealing import UnknownDataKey
 from gateway.domain.benefits import SceneBenefits
 from gateway.domain.errors import Problem, overloaded, unavailable
 from gateway.domain.payments import OPEN, PaymentKind, PaymentState
-from gateway.domain.verdicts import VERDICT_OF, Reason
+from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
 from gateway.flows.effects import Answer, Asked, Begun, Done
 from gateway.flows.grant_benefits import Bill, Granted, grant
 from gateway.flows.settle_payment import SettlePayment
@@ -112,8 +112,8 @@ class Pay:
             order.judged, order.granted = row, granted.get(asked.reference, Granted())
             account = accounts.get(row[1]) if row[0] == Reason.OK else None
             payment = _payment(asked, order, account, next(traces))
-            if payment.bank in closed:
-                ended[asked.reference] = self._refusal(payment.bank) or _no_place()
+            if (refusal := self._not_now(row, payment.bank if payment.bank in closed else None)) is not None:
+                ended[asked.reference] = refusal
                 await payments.free_order(connection, payment)
                 continue
             rows.append(payment)
@@ -121,6 +121,12 @@ class Pay:
         if rows:
             await payments.insert(connection, rows, self._settle.lease)
         return [ended.get(asked.reference) or Problem("order_id_used") for asked in batch]
+
+    def _not_now(self, judged: Judged, closed_bank: str | None) -> Problem | None:
+        """Why this may be asked again as it is: key and order id stay free."""
+        if VERDICT_OF[judged[0]] is Verdict.UNKNOWN:
+            return unavailable("the state of the card is not known now")
+        return None if closed_bank is None else self._refusal(closed_bank) or _no_place()
 
     def _refusal(self, bank: str) -> Problem | None:
         """What is not the card's fault: a gap in our configuration, or a bank at which too much waits."""

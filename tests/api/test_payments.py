@@ -1,6 +1,7 @@
 """Payments, reversals, refunds and what became of them, against a bank that can be told what goes wrong (api.md)."""
 
 import asyncio
+import datetime as dt
 import json
 import secrets
 import time
@@ -81,6 +82,26 @@ async def test_an_unknown_card_is_declined(till: Till) -> None:
     _, answer = await till.pay(new_card())
     assert (answer["status"], answer["decline_code"]) == ("declined", "unrecognised")
     assert (await till.undo(answer["reference"], "reversals"))[1]["code"] == "payment_state"
+
+
+async def test_a_card_of_which_nothing_is_known_now_leaves_key_and_order_free(till: Till) -> None:
+    card = await till.card()
+    body, owner = order(card), await asyncpg.connect(till.dsn)
+    try:
+        sources = "UPDATE registry_source SET as_of = as_of + $1"
+        fresh = "UPDATE card SET status_as_of = status_as_of + $1"
+        for statement in (sources, fresh):
+            await owner.execute(statement, dt.timedelta(days=-30))
+        status, raw, headers = await till.merchant.effect(PATH, body, key="stale")
+        assert (status, json.loads(raw)["code"]) == (503, "unavailable") and headers["Retry-After"]
+        for statement in (sources, fresh):
+            await owner.execute(statement, dt.timedelta(days=30))
+        status, raw, _ = await till.merchant.effect(PATH, body, key="stale")
+        assert (status, json.loads(raw)["status"]) == (200, "approved")
+        events = await owner.fetch("SELECT reason FROM usage_event ORDER BY position")
+        assert [row["reason"] for row in events][-2:] == ["status_stale", "ok"]
+    finally:
+        await owner.close()
 
 
 @pytest.mark.parametrize("fault", ["drop_before", "drop_after", "garbage", "pending"])
