@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.commands import anomalies, keys, ledger, operations, usage
+from gateway.commands import anomalies, keys, ledger, operations, outbox, usage
 from gateway.commands.frame import give_up, refusals, run_loop, settings_or_exit
 from gateway.settings import Settings, SettingsError
 
@@ -18,6 +18,7 @@ cli = typer.Typer(
 )  # fmt: skip
 
 cli.add_typer(keys.cli, name="keys")
+cli.add_typer(outbox.cli, name="outbox")
 cli.add_typer(ledger.cli, name="ledger")
 cli.add_typer(usage.cli)
 cli.add_typer(anomalies.cli)

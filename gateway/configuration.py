@@ -161,6 +161,25 @@ class UsageReturn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By the caller that signs them."""
 
 
+class OutboxSubscriber(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Somebody to whom every usage event is brought."""
+
+    partner: str
+    """Of partners.toml; its operations have deliver_usage."""
+    card_refs_of: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    """The caller whose card_ref it knows; if it is no caller, a name of its own."""
+    batch_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+    """Events of one message."""
+    batches_at_once: Annotated[int, msgspec.Meta(ge=1, le=16)]
+
+
+class Outbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The outward feed."""
+
+    enabled: bool
+    subscribers: Mapping[str, OutboxSubscriber]
+
+
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """gateway.toml."""
 
@@ -172,6 +191,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     payments: Payments
     usage_return: UsageReturn
     losses: Losses
+    outbox: Outbox
     tokens: Tokens
     sealing: Sealing
     sm2: Sm2

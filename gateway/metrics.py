@@ -196,6 +196,29 @@ PARTNER_RELOADS = Counter("yikatong_partner_reloads_total", "Changes of partners
 FEED_LAG_SECONDS = Gauge(
     "yikatong_feed_lag_seconds", "Age of the oldest event that the feed cannot show yet", multiprocess_mode="mostrecent"
 )
+OUTBOX_EVENTS = CounterTally(
+    Counter("yikatong_outbox_events_total", "Usage events brought, by what was said of them", ("subscriber", "result"))
+)
+OUTBOX_FAILURES = Counter(
+    "yikatong_outbox_failures_total", "Batches that were not acknowledged: not_sent, no_answer", ("subscriber", "why")
+)
+OUTBOX_DEAD = Counter("yikatong_outbox_given_up_total", "Usage events given up after their last try", ("subscriber",))
+OUTBOX_LAG_SECONDS = Gauge(
+    "yikatong_outbox_lag_seconds", "Age of the oldest event that was not brought yet", ("subscriber",),
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+OUTBOX_LAG_EVENTS = Gauge(
+    "yikatong_outbox_lag_events", "Events that were not brought yet, counted to 100 000", ("subscriber",),
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+OUTBOX_HELD = Gauge(
+    "yikatong_outbox_held", "Events that wait aside after a refusal or no answer", ("subscriber",),
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+OUTBOX_DEAD_LETTERS = Gauge(
+    "yikatong_outbox_dead_letters", "Events that were given up and not sent again", ("subscriber",),
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
 BUILD = Gauge("yikatong_build_info", "The running version", ("version",), multiprocess_mode="max")
 _BATCHES = (BATCH_SIZE, BATCH_WAIT_SECONDS, BATCH_SECONDS, EFFECT_BATCH_SIZE, EFFECT_BATCH_SECONDS)
 
@@ -225,5 +248,6 @@ def flush() -> None:
     EFFECTS.flush()
     USAGE_LINES.flush()
     PARTNER_CALLS.flush()
+    OUTBOX_EVENTS.flush()
     for tally in (*_request_seconds.values(), *_partner_seconds.values(), *_BATCHES):
         tally.flush()

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.configuration import Gateway, UsageFiles
+from gateway.configuration import Gateway, Outbox, UsageFiles
 from gateway.domain.anomaly_rules import AnomalySettings
 from gateway.domain.anomaly_rules import mistakes_of as mistakes_of_anomalies
 from gateway.domain.benefits import BENEFIT_PATTERN, Benefit
@@ -94,6 +94,7 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "KEYS_DIR": ("keys_dir",),
     "ECARD_PARTNER": ("verify", "ecard_partner"),
     "LOSS_ROUTES": ("losses", "routes"),
+    "OUTBOX_ENABLED": ("outbox", "enabled"),
     "LOG_LEVEL": ("log_level",),
 }
 """Environment variables that go before the file, a table as JSON; `CONFIG_DIR` names the folder itself."""
@@ -134,6 +135,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         _check_routes(gateway.payments.routes, partners, mistakes)
         for bank, name in gateway.losses.routes.items():
             _check_partner(f"losses.routes.{bank}", name, "notify_loss", partners, mistakes)
+        _check_outbox(gateway.outbox, partners, mistakes)
     if mistakes or gateway is None or points is None or anomalies is None:
         raise SettingsError(mistakes)
     return Settings(
@@ -193,6 +195,15 @@ def _check_senders(files: Mapping[str, UsageFiles], callers: Mapping[str, Caller
             mistakes.append(f"{path}: no such caller in callers.toml")
         elif caller is not None and (Scope.USAGE_WRITE not in caller.scopes or caller.signing_algorithm is None):
             mistakes.append(f"{path}: needs a caller that has usage:write and signs")
+
+
+def _check_outbox(outbox: Outbox, partners: Mapping[str, Partner | None], mistakes: list[str]) -> None:
+    for name, subscriber in outbox.subscribers.items():
+        if not re.fullmatch(PARTNER_PATTERN, name):
+            mistakes.append(f"gateway.toml: outbox.subscribers.{name}: a key must match {PARTNER_PATTERN}")
+        if outbox.enabled:
+            path = f"outbox.subscribers.{name}.partner"
+            _check_partner(path, subscriber.partner, "deliver_usage", partners, mistakes)
 
 
 def _check_hosts(callers: Mapping[str, Caller], hosts: tuple[str, ...], mistakes: list[str]) -> None:

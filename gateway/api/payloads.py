@@ -1,6 +1,5 @@
 """What requests and answers look like: the types that decode them also make the published contract."""
 
-import datetime as dt
 import json
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from gateway.domain.errors import FieldError, Problem
 from gateway.domain.fields import NO_CONTROLS, TerminalId, Time, field_error
 from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation, Proof, TransitQr
 from gateway.domain.scenes import SCENE_PATTERN
-from gateway.domain.usage import RejectCode, UsageResult
+from gateway.domain.usage import RejectCode, UsageEvent
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -94,29 +93,6 @@ class RedemptionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 class RedemptionEnd(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Commit or cancel: the reference in the path says what."""
-
-
-class UsageEvent(msgspec.Struct, frozen=True):
-    """One use of a card. What does not apply is absent."""
-
-    event_id: str
-    kind: str
-    caller: str
-    scene: str
-    terminal_id: str
-    occurred_at: dt.datetime
-    recorded_at: dt.datetime
-    verdict: str | msgspec.UnsetType = msgspec.UNSET
-    reason: str | msgspec.UnsetType = msgspec.UNSET
-    card_ref: str | msgspec.UnsetType = msgspec.UNSET
-    medium: str | msgspec.UnsetType = msgspec.UNSET
-    region: str | msgspec.UnsetType = msgspec.UNSET
-    result: UsageResult | msgspec.UnsetType = msgspec.UNSET
-    amount_fen: int | msgspec.UnsetType = msgspec.UNSET
-    discount_fen: int | msgspec.UnsetType = msgspec.UNSET
-    reversal_of: str | msgspec.UnsetType = msgspec.UNSET
-    """The `caller_event_id` of an earlier event of the same caller, which this one takes back."""
-    caller_event_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class UsagePage(msgspec.Struct, frozen=True):

@@ -7,15 +7,12 @@ import msgspec
 from aiohttp import web
 
 from gateway.api.middleware import JSON, Call
-from gateway.api.payloads import UsageEvent, UsagePage
-from gateway.crypto.pseudonym import Pseudonyms
+from gateway.api.payloads import UsagePage
 from gateway.domain.cards import END
 from gateway.domain.errors import FieldError, Problem
-from gateway.domain.times import CHINA
-from gateway.domain.usage import UsageResult
-from gateway.domain.verdicts import VERDICT_OF, Reason
+from gateway.flows.show_usage import shown
 from gateway.store import usage_events
-from gateway.store.usage_events import Cursor, Row
+from gateway.store.usage_events import Cursor
 
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
@@ -30,7 +27,7 @@ async def feed(call: Call) -> web.Response:
     after, limit = _query(call.request)
     async with call.gateway.pool.acquire() as connection:
         rows = await usage_events.page(connection, after, limit)
-    items = [_event(row, call.gateway.pseudonyms, call.caller_id) for row in rows]
+    items = [shown(row, call.gateway.pseudonyms, call.caller_id) for row in rows]
     last = Cursor(rows[-1].position, rows[-1].event_id) if rows else after
     return web.Response(
         body=_encode(UsagePage(items, f"{last.position:016x}{last.event_id.hex}", len(rows) == limit)),
@@ -52,25 +49,3 @@ def _query(request: web.Request) -> tuple[Cursor, int]:
     if not _CURSOR.match(cursor):
         raise Problem("malformed_cursor", errors=[FieldError("after", "is not a cursor of this feed")])
     return Cursor(int(cursor[:16], 16), UUID(cursor[16:])), int(text)
-
-
-def _event(row: Row, pseudonyms: Pseudonyms, caller_id: str) -> UsageEvent:
-    return UsageEvent(
-        event_id=str(row.event_id),
-        kind=row.kind,
-        caller=row.caller,
-        scene=row.scene,
-        terminal_id=row.terminal_id,
-        occurred_at=row.occurred_at.astimezone(CHINA),
-        recorded_at=row.recorded_at.astimezone(CHINA),
-        verdict=VERDICT_OF[Reason(row.reason)] if row.reason else msgspec.UNSET,
-        reason=row.reason or msgspec.UNSET,
-        card_ref=pseudonyms.card_ref(caller_id, row.card_id.bytes) if row.card_id else msgspec.UNSET,
-        medium=row.medium or msgspec.UNSET,
-        region=row.region or msgspec.UNSET,
-        result=UsageResult(row.result) if row.result else msgspec.UNSET,
-        amount_fen=msgspec.UNSET if row.amount_fen is None else row.amount_fen,
-        discount_fen=msgspec.UNSET if row.discount_fen is None else row.discount_fen,
-        reversal_of=row.reversal_of or msgspec.UNSET,
-        caller_event_id=row.caller_event_id or msgspec.UNSET,
-    )

@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.domain.cards import LossKind
 from gateway.domain.masking import Secret
+from gateway.domain.outbox import FeedItem
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +136,18 @@ class ScanLoginState(Operation, frozen=True, kw_only=True):
     shown: str
 
 
+class DeliverUsage(Operation, frozen=True, kw_only=True):
+    """Bring usage events to a subscriber of the outward feed: a batch, in the feed's order.
+
+    Approved says of each event that it was accepted, was there already, or was refused: facts `duplicates` (a number)
+    and `refused` (pairs of event id and code). Sent again, the same events are duplicates.
+    """
+
+    sequence: int
+    """Of the batch: grows, and is never used twice for a subscriber."""
+    items: tuple[FeedItem, ...]
+
+
 class QueryStatus(Operation, frozen=True, kw_only=True):
     """What became of an earlier operation, asked by our reference."""
 
@@ -159,7 +172,8 @@ OPERATIONS: dict[str, type[Operation]] = {
     name_of(kind): kind
     for kind in (
         Purchase, Reverse, Refund, Balance, AccountCheck, Transfer, BatchTransfer, NotifyLoss, CheckFile,
-        SettleTotals, VerifyEcardCode, EcardSignLevel, ScanLogin, ScanLoginState, QueryStatus,
+        SettleTotals, VerifyEcardCode, EcardSignLevel, ScanLogin, ScanLoginState, DeliverUsage,
+        QueryStatus,
     )
 }  # fmt: skip
 """Every operation by its name."""

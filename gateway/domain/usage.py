@@ -3,6 +3,7 @@
 The record is that of domain.md §8 [G] in the words of api.md; a line of a bulk and a line of a daily file are the same.
 """
 
+import datetime as dt
 import re
 from collections.abc import Sequence
 from enum import StrEnum
@@ -136,3 +137,26 @@ def id_of(raw: bytes) -> str | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return name if _is_id(name) else None
+
+
+class UsageEvent(msgspec.Struct, frozen=True):
+    """One use of a card. What does not apply is absent."""
+
+    event_id: str
+    kind: str
+    caller: str
+    scene: str
+    terminal_id: str
+    occurred_at: dt.datetime
+    recorded_at: dt.datetime
+    verdict: str | msgspec.UnsetType = msgspec.UNSET
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+    card_ref: str | msgspec.UnsetType = msgspec.UNSET
+    medium: str | msgspec.UnsetType = msgspec.UNSET
+    region: str | msgspec.UnsetType = msgspec.UNSET
+    result: UsageResult | msgspec.UnsetType = msgspec.UNSET
+    amount_fen: int | msgspec.UnsetType = msgspec.UNSET
+    discount_fen: int | msgspec.UnsetType = msgspec.UNSET
+    reversal_of: str | msgspec.UnsetType = msgspec.UNSET
+    """The `caller_event_id` of an earlier event of the same caller, which this one takes back."""
+    caller_event_id: str | msgspec.UnsetType = msgspec.UNSET

@@ -1,4 +1,4 @@
-"""The sandbox's partners: three simulated hosts kept running beside the gateway, and the blocks that connect them.
+"""The sandbox's partners: simulated hosts kept running beside the gateway, and the blocks that connect them.
 
 Each has a book under `sandbox/partners/`, which outlives it, and the same ports as long as the gateway runs.
 """
@@ -17,7 +17,7 @@ import structlog
 
 from gateway.crypto.key_files import write_private
 from gateway.domain.errors import CannotStart
-from gateway.sandbox.peers import ecard_platform_host
+from gateway.sandbox.peers import ecard_platform_host, usage_feed_host
 from gateway.sandbox.peers.open_bank_host import open_keys
 from gateway.settings import Settings
 
@@ -81,6 +81,31 @@ access_key = "{access_key}"
 channel_no = "{channel_no}"
 access_no = "{access_no}"
 system_name = "{system_name}"
+
+[partners.bureau]
+name = "海盐县人社局(合成)"
+adapter = "usage_feed_http"
+operations = ["deliver_usage"]
+timeout_ms = 30_000
+http = {{ base_url = "http://127.0.0.1:{bureau}" }}
+[partners.bureau.keys]
+sign = {{ kind = "sm2", file = "sandbox/partners/bureau/sign.key" }}
+partner = {{ kind = "sm2", file = "sandbox/partners/bureau/partner.key" }}
+[partners.bureau.dialect]
+subscriber = "yikatong-330424"
+
+[partners.province]
+name = "浙江省用卡数据汇集(合成)"
+adapter = "usage_feed_http"
+operations = ["deliver_usage"]
+timeout_ms = 30_000
+http = {{ base_url = "http://127.0.0.1:{province}" }}
+[partners.province.keys]
+sign = {{ kind = "hmac-sm3", file = "sandbox/partners/province/sign.key" }}
+partner = {{ kind = "hmac-sm3", file = "sandbox/partners/province/partner.key" }}
+[partners.province.dialect]
+subscriber = "yikatong-330424"
+signature = "hmac"
 """
 
 
@@ -122,6 +147,7 @@ async def start(settings: Settings, keep: Callable[[Coroutine[Any, Any, None]], 
     write_private(settings.data_dir / "sandbox" / "partners.json", json.dumps(addresses, indent=1) + "\n")
     os.environ |= {"PARTNERS_FILE": str(file), "ECARD_PARTNER": "ecard-platform"}
     os.environ.setdefault("LOSS_ROUTES", json.dumps(_LOSS_ROUTES))
+    os.environ.setdefault("OUTBOX_ENABLED", "true")
 
 
 def _hosts(data_dir: Path, folder: Path) -> list[Host]:
@@ -131,11 +157,15 @@ def _hosts(data_dir: Path, folder: Path) -> list[Host]:
     if not (haiyan / "mac.key").exists():
         write_private(haiyan / "mac.key", secrets.token_hex(16) + "\n")
     open_keys(jiaxing)
+    for name, signature in (("bureau", "sm2"), ("province", "hmac")):
+        usage_feed_host.open_keys(folder / name, signature)
     return [
         Host("bank-haiyan", "bank_iso8583_host",
              ["--mac-key-file", str(haiyan / "mac.key"), "--opening-fen", str(_OPENING_FEN)]),
         Host("bank-jiaxing", "open_bank_host", ["--keys", str(jiaxing)]),
         Host("ecard-platform", "ecard_platform_host", ["--data-dir", str(data_dir)]),
+        Host("bureau", "usage_feed_host", ["--keys", str(folder / "bureau")]),
+        Host("province", "usage_feed_host", ["--keys", str(folder / "province"), "--signature", "hmac"]),
     ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys, what became
-of payments, what banks are to be told, their check files, points and reservations whose time is over. Each turn is
-bounded."""
+of payments, what banks are to be told, their check files, the feed outward, points and reservations whose time is over.
+Each turn is bounded."""
 
 import asyncio
 import datetime as dt
@@ -33,6 +33,7 @@ from gateway.settings import Settings
 from gateway.store import assertions, benefits, caller_keys, ecards, idempotency, usage_events
 from gateway.store.migrate import ensure_partitions
 from gateway.store.pool import FOR_EFFECTS, FOR_RETURNS, GONE, Pool, connect
+from gateway.worker.outbox import Relays
 from gateway.worker.published_keys import PublishedKeys
 from gateway.worker.usage_files import WatchUsageFiles
 
@@ -75,6 +76,8 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         settings.data_dir,
     )
     monitoring = WatchUsage(settings, pool)
+    relays = Relays(settings, dsn, partners)
+    await relays.open()
     published = PublishedKeys(settings, pool)
     await published.open()
     stop = asyncio.Event()
@@ -88,6 +91,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         (5, "open payments", resolve.measure),
         (_RESOLVE_S, "loss notices", notices.turn),
         (5, "open loss notices", notices.measure),
+        (5, "outbox figures", relays.measure),
         (_MEASURE_S, "partners' metrics", lambda: _measure(partners)),
         (_RECONCILE_S, "reconciliation", lambda: reconcile.turn(dt.datetime.now(dt.UTC))),
         (_RESERVATIONS_S, "reservations", expire.reservations),
@@ -102,12 +106,14 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         asyncio.create_task(directory.watch(), name="directory"),
     ]
     loops += [asyncio.create_task(every(seconds, name, turn), name=name) for seconds, name, turn in turns]
+    loops += [asyncio.create_task(loop, name=name) for name, loop in relays.loops()]
     ready()
     await keep(loops, stop)
     metrics.flush()
     with suppress(Problem, asyncpg.PostgresError, *GONE):  # then the last events are looked at again
         await monitoring.close()
     await published.close()
+    await relays.close()
     await partners.close()
     await pool.close()
 

@@ -15,6 +15,7 @@ from gateway.crypto import sm2
 from gateway.domain.masking import Secret
 from gateway.domain.operations import (
     BatchTransfer,
+    DeliverUsage,
     LinkMessage,
     NotifyLoss,
     Operation,
@@ -29,7 +30,7 @@ from gateway.partners.contract import CannotBuild, HttpReply, HttpRequest, LinkF
 from gateway.settings import convert
 from tests.contract.case import Case, Example, Shared, context
 
-EFFECTS = (Purchase, Reverse, Refund, Transfer, BatchTransfer, NotifyLoss)
+EFFECTS = (Purchase, Reverse, Refund, Transfer, BatchTransfer, NotifyLoss, DeliverUsage)
 _ASKED_AFTER = (Purchase, Transfer, BatchTransfer)
 _HTML = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body><hr>nginx</body></html>"
 _HOSTILE = (

@@ -235,6 +235,7 @@ OVERRIDES = {
     "DATA_DIR": ("elsewhere", "elsewhere"), "KEYS_DIR": ("secret", "secret"), "LOG_LEVEL": ("debug", "debug"),
     "ECARD_PARTNER": ("cards-of-all", "cards-of-all"),
     "LOSS_ROUTES": ('{"a-bank": "cards-of-all"}', {"a-bank": "cards-of-all"}),
+    "OUTBOX_ENABLED": ("false", False),
 }  # fmt: skip
 
 
@@ -323,3 +324,15 @@ def test_who_takes_loss_notices_is_a_partner_that_can(config: Path) -> None:
     assert mistakes_of(config) == [path + "partners.platform.operations lacks notify_loss"]
     edit(config / "partners.toml", lambda text: text.replace("scan_login", "notify_loss"))
     assert load({"CONFIG_DIR": str(config)}).gateway.losses.routes == {"bank-x": "platform"}
+
+
+def test_a_subscriber_of_the_feed_is_a_partner_that_takes_usage(config: Path) -> None:
+    assert load({"CONFIG_DIR": str(config)}).gateway.outbox.subscribers.keys() == {"bureau", "province"}
+    path = "gateway.toml: outbox.subscribers"
+    missing = [f"{path}.{name}.partner: no such partner in partners.toml" for name in ("bureau", "province")]
+    assert mistakes_of(config, OUTBOX_ENABLED="true") == missing
+    (config / "partners.toml").write_text(BLOCK.replace("[partners.platform]", "[partners.bureau]"))
+    lacks = f"{path}.bureau.partner: partners.bureau.operations lacks deliver_usage"
+    assert mistakes_of(config, OUTBOX_ENABLED="true") == [lacks, missing[1]]
+    edit(config / "gateway.toml", lambda text: text.replace("[outbox.subscribers.bureau]", "[outbox.subscribers.BJ]"))
+    assert mistakes_of(config) == [f"{path}.BJ: a key must match ^[a-z][a-z0-9-]{{1,39}}$"]

@@ -4,12 +4,14 @@ The book is the partner's own record of what it did; a line is on disk before th
 the process, however that ends.
 """
 
+import asyncio
 import json
 import os
 import random
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from aiohttp import web
@@ -94,8 +96,14 @@ class Book:
         self._lines[line.reference, line.kind] = line
 
 
+class Lines(Protocol):
+    """What GET /book shows."""
+
+    def lines(self) -> list[BookLine]: ...
+
+
 def control_application(
-    faults: Faults, book: Book, extra: Mapping[str, Callable[[web.Request], Any]] | None = None
+    faults: Faults, book: Lines, extra: Mapping[str, Callable[[web.Request], Any]] | None = None
 ) -> web.Application:
     """`POST /faults`, `DELETE /faults`, `GET /book`, and what a partner adds (`GET` routes by path)."""
 
@@ -123,3 +131,28 @@ def control_application(
     for path, handler in (extra or {}).items():
         app.router.add_get(path, handler)
     return app
+
+
+async def deliver(request: web.Request, body: bytes, headers: dict[str, str], met: Mapping[str, Fault]) -> web.Response:
+    """The answer, in the manner of the faults that it meets."""
+    if "late" in met:
+        await asyncio.sleep(met["late"].ms / 1000)
+    if "drop_after" in met:
+        return cut(request, b"")
+    if "garbage" in met:
+        return web.Response(body=b"\x00\xff{" + secrets.token_bytes(200), content_type="application/json")
+    head = "HTTP/1.1 200 OK\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    raw = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    if "half_close" in met:
+        return cut(request, raw[: -len(body) // 2])
+    if "duplicate" in met:
+        return cut(request, raw + raw)
+    return web.Response(body=body, headers=headers)
+
+
+def cut(request: web.Request, sent: bytes) -> web.Response:
+    """Send these bytes and hang up; what is returned goes nowhere."""
+    if (transport := request.transport) is not None:
+        transport.write(sent)
+        transport.close()
+    return web.Response()

@@ -24,7 +24,7 @@ from gateway.crypto import sm2
 from gateway.crypto.ciphers import DoesNotOpen, sm4_cbc_decrypt, sm4_cbc_encrypt
 from gateway.crypto.key_files import write_private
 from gateway.processes import end_with_parent
-from gateway.sandbox.peers.control import Book, BookLine, Fault, Faults, control_application
+from gateway.sandbox.peers.control import Book, BookLine, Faults, control_application, cut, deliver
 from gateway.sandbox.peers.open_bank_ledger import OK, Ledger, Payment, Refused
 
 HOST = "127.0.0.1"
@@ -89,7 +89,7 @@ class OpenBank:
         if "delay" in met:
             await asyncio.sleep(met["delay"].ms / 1000)
         if "drop_before" in met:
-            return _cut(request, b"")
+            return cut(request, b"")
         name = request.match_info["name"]
         try:
             content = self._open(request.headers, body)
@@ -101,7 +101,7 @@ class OpenBank:
             refused = {"dealCode": refusal.code, "dealMsg": refusal.message}
             return web.json_response(refused, status=refusal.status)
         sealed, headers = self._seal(answer, request.headers, forged="bad_signature" in met)
-        return await _deliver(request, sealed, headers, met)
+        return await deliver(request, sealed, headers, met)
 
     def _open(self, headers: Mapping[str, str], body: bytes) -> Content:
         """The content of a request. Raises NotOurs."""
@@ -242,33 +242,6 @@ def _batch(line: BookLine) -> Content:
     totals = {"batchNo": line.facts["number"], "totalCnt": len(lines), "sumAmt": _yuan(line.amount_fen)}
     state = {"dealStatus": _STATUS[line.state], "failCode": line.facts["code"], "bankSeqNo": _sequence(line.reference)}
     return totals | state | {"transList": lines}
-
-
-async def _deliver(
-    request: web.Request, body: bytes, headers: dict[str, str], met: Mapping[str, Fault]
-) -> web.Response:
-    """The answer, in the manner of the faults that it meets."""
-    if "late" in met:
-        await asyncio.sleep(met["late"].ms / 1000)
-    if "drop_after" in met:
-        return _cut(request, b"")
-    if "garbage" in met:
-        return web.Response(body=b"\x00\xff{" + secrets.token_bytes(200), content_type="application/json")
-    head = "HTTP/1.1 200 OK\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    raw = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    if "half_close" in met:
-        return _cut(request, raw[: -len(body) // 2])
-    if "duplicate" in met:
-        return _cut(request, raw + raw)
-    return web.Response(body=body, headers=headers)
-
-
-def _cut(request: web.Request, sent: bytes) -> web.Response:
-    """Send these bytes and hang up; what is returned goes nowhere."""
-    if (transport := request.transport) is not None:
-        transport.write(sent)
-        transport.close()
-    return web.Response()
 
 
 def _refuse(decline: str) -> None:

@@ -1,0 +1,310 @@
+"""Bring a subscriber the usage events: pages of the feed, and beside them, one by one, what it did not take.
+
+At least once: the cursor moves when the subscriber has acknowledged, in the transaction that also keeps what it did not
+take. In order per card: all of a card in one lane, and behind an event that was not taken the later ones wait.
+"""
+
+import asyncio
+import datetime as dt
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+import structlog
+
+from gateway.crypto.pseudonym import Pseudonyms
+from gateway.domain.ids import uuid7
+from gateway.domain.operations import DeliverUsage
+from gateway.domain.outbox import (
+    SET_ASIDE_TRIES,
+    Acknowledgement,
+    FeedItem,
+    acknowledgement,
+    knock_s,
+    lanes,
+    next_try,
+)
+from gateway.domain.outcome import NotSent, Outcome
+from gateway.flows.show_usage import shown
+from gateway.metrics import OUTBOX_DEAD, OUTBOX_EVENTS, OUTBOX_FAILURES
+from gateway.partners.phases import Why
+from gateway.store import outbox, usage_events
+from gateway.store.outbox import Due, Failed, Held, Standing, card_of
+from gateway.store.pool import Pool
+from gateway.store.usage_events import Cursor, Row
+
+if TYPE_CHECKING:
+    from gateway.store.pool import PooledConnection
+
+log = structlog.get_logger()
+
+IDLE_S = 0.5
+"""Between looks for new events."""
+HELD_IDLE_S = 1.0
+HELD_MAX = 100_000
+"""So many may wait aside; then the feed waits too."""
+_HELD_A_TURN = 64
+_SHRINK = 8
+_TURN_MAX_S = 30.0
+
+Send = Callable[[DeliverUsage], Awaitable[Outcome]]
+
+
+class Subscriber(NamedTuple):
+    name: str
+    card_refs_of: str
+    """Whose pseudonyms of cards it gets."""
+    batch_max: int
+    lanes_max: int
+    """Batches that are at the subscriber at once."""
+
+
+class Delivery:
+    """One subscriber in the hands of one process, as long as its lease lasts."""
+
+    def __init__(
+        self, pool: Pool, subscriber: Subscriber, holder: UUID, send: Send, pseudonyms: Pseudonyms,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC), chance: Callable[[], float] = random.random,
+    ) -> None:  # fmt: skip
+        self._pool = pool
+        self.subscriber = subscriber
+        self.holder = holder
+        self._send = send
+        self._pseudonyms = pseudonyms
+        self.now = now
+        self.chance = chance
+        self.held = 0
+        """Events that wait aside, as of late."""
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[tuple["PooledConnection", Standing]]:
+        """All that is written for the subscriber, one after the other. Raises LeaseLost, Problem 503."""
+        async with self._pool.acquire(_TURN_MAX_S) as connection, connection.transaction():
+            yield connection, await outbox.standing(connection, self.subscriber.name, self.holder)
+
+    async def send(self, sequence: int, items: Iterable[FeedItem]) -> Outcome:
+        now = self.now()
+        reference = UUID(bytes=uuid7(int(now.timestamp() * 1000), secrets.token_bytes(10)))
+        outcome = await self._send(DeliverUsage(reference=reference, at=now, sequence=sequence, items=tuple(items)))
+        if acknowledgement(outcome) is None:
+            OUTBOX_FAILURES.labels(self.subscriber.name, "not_sent" if was_no_try(outcome) else "no_answer").inc()
+        return outcome
+
+    def item(self, row: Row, redelivery: bool, replayed: bool = False) -> FeedItem:
+        event = shown(row, self._pseudonyms, self.subscriber.card_refs_of)
+        return FeedItem(row.position, event, redelivery, replayed)
+
+    def count(self, acknowledgement: Acknowledgement, events: int) -> None:
+        refused = len(acknowledgement.refused)
+        accepted = events - refused - acknowledgement.duplicates
+        for result, number in (
+            ("accepted", accepted), ("duplicate", acknowledgement.duplicates), ("refused", refused)
+        ):  # fmt: skip
+            OUTBOX_EVENTS.add((self.subscriber.name, result), number)
+
+
+def was_no_try(outcome: Outcome) -> bool:
+    """Nothing left, and it was not for what should have left."""
+    return isinstance(outcome, NotSent) and outcome.why != Why.CANNOT_BUILD
+
+
+class _Page(NamedTuple):
+    standing: Standing
+    rows: list[Row]
+    lanes: list[list[list[Row]]]
+    """Of the rows those that go, in batches: the others wait behind an earlier event of their card."""
+
+
+class _Sent(NamedTuple):
+    rows: list[Row]
+    outcome: Outcome
+
+
+class DeliverPages:
+    """turn() after turn(): a page goes in lanes at once, then the cursor moves past it."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        subscriber = delivery.subscriber
+        self._name = subscriber.name
+        self._page_max = subscriber.batch_max * subscriber.lanes_max
+        self._limit = self._page_max
+        """Of the next page: small after a failure, so that one event that cannot be taken is found."""
+        self._failures = 0
+        """In a row."""
+
+    async def turn(self) -> float:
+        """The seconds to rest. Raises LeaseLost, Problem 503."""
+        if self._delivery.held >= HELD_MAX:
+            return IDLE_S
+        async with self._delivery.transaction() as (connection, standing):
+            if standing.next_try_at is not None and standing.next_try_at > self._delivery.now():
+                return IDLE_S
+            page = await self._next_page(connection, standing)
+        if page is None:
+            return IDLE_S
+        sent = await self._deliver(page)
+        if any(acknowledgement(one.outcome) is None for one in sent):
+            return await self._not_taken(page, [one.outcome for one in sent])
+        await self._taken(page, sent)
+        return 0.0
+
+    async def _next_page(self, connection: "PooledConnection", standing: Standing) -> _Page | None:
+        rows = await usage_events.page(connection, standing.cursor, self._limit)
+        if not rows:
+            return None
+        held = await outbox.cards_held(connection, self._name, {card_of(row) for row in rows})
+        going = [(card_of(row), row) for row in rows if card_of(row) not in held]
+        subscriber = self._delivery.subscriber
+        page = _Page(standing, rows, lanes(going, subscriber.batch_max, subscriber.lanes_max))
+        if going:
+            # before anything leaves: who sends these events again, after us, must say so
+            through = max(standing.sent, _place(going[-1][1]))
+            await outbox.sending(connection, self._name, through, sum(map(len, page.lanes)))
+        return page
+
+    async def _deliver(self, page: _Page) -> list[_Sent]:
+        """What each batch came to; the first of a lane that was not acknowledged is its last."""
+        sequence = iter(range(page.standing.sequence + 1, page.standing.sequence + 1 + len(page.rows)))
+
+        async def one(lane: list[list[Row]]) -> list[_Sent]:
+            sent: list[_Sent] = []
+            barred: set[UUID] = set()
+            for batch in lane:
+                rows = [row for row in batch if card_of(row) not in barred]
+                items = [self._delivery.item(row, _place(row) <= page.standing.sent) for row in rows]
+                if not items:
+                    continue
+                sent.append(_Sent(rows, await self._delivery.send(next(sequence), items)))
+                told = acknowledgement(sent[-1].outcome)
+                if told is None:
+                    break
+                barred |= {card_of(row) for row in rows if row.event_id in told.refused}
+            return sent
+
+        return [one_sent for lane in await asyncio.gather(*map(one, page.lanes)) for one_sent in lane]
+
+    async def _taken(self, page: _Page, sent: list[_Sent]) -> None:
+        now = self._delivery.now()
+        refused: dict[UUID, str] = {}
+        went: set[UUID] = set()
+        for batch, outcome in sent:
+            told = acknowledgement(outcome)
+            assert told is not None
+            self._delivery.count(told, len(batch))
+            refused |= told.refused
+            went |= {row.event_id for row in batch}
+        aside = self._aside([row for row in page.rows if row.event_id in refused or row.event_id not in went],
+                            refused, page.standing.sent, now)  # fmt: skip
+        async with self._delivery.transaction() as (connection, _):
+            await outbox.hold(connection, self._name, aside, now)
+            await outbox.acknowledged(connection, self._name, _place(page.rows[-1]))
+            if sent and self._failures:
+                await outbox.wake(connection, self._name, now)
+        if aside:
+            log.warning("usage events wait aside", subscriber=self._name, events=len(aside), refused=len(refused))
+        if sent:
+            self._failures, self._limit = 0, min(self._page_max, self._limit * 2)
+
+    def _aside(self, rows: list[Row], refused: dict[UUID, str], sent: Cursor, now: dt.datetime) -> list[Held]:
+        """The first refused event of a card has had its try; those behind it, refused or not, have not."""
+        cards: set[UUID] = set()
+        aside = []
+        for row in rows:
+            code = refused.get(row.event_id)
+            tried = code is not None and card_of(row) not in cards
+            cards.add(card_of(row))
+            at = next_try(1, now, self._delivery.chance()) if tried else None
+            maybe_sent = code is not None or _place(row) <= sent
+            aside.append(_held(row, code if tried else None, int(tried), at, maybe_sent))
+        return aside
+
+    async def _not_taken(self, page: _Page, outcomes: list[Outcome]) -> float:
+        self._failures += 1
+        failed = [outcome for outcome in outcomes if acknowledgement(outcome) is None]
+        if all(map(was_no_try, failed)):
+            return knock_s(self._failures, self._delivery.chance())
+        if len(page.rows) > 1:
+            self._limit = max(1, len(page.rows) // _SHRINK)
+            return knock_s(self._failures, self._delivery.chance())
+        await self._failed_alone(page.rows[0], page.standing.tries + 1)
+        return 0.0
+
+    async def _failed_alone(self, row: Row, tries: int) -> None:
+        now = self._delivery.now()
+        at = next_try(tries, now, self._delivery.chance())
+        assert at is not None
+        async with self._delivery.transaction() as (connection, _):
+            if tries < SET_ASIDE_TRIES:
+                await outbox.failed(connection, self._name, tries, at)
+                return
+            await outbox.hold(connection, self._name, [_held(row, None, tries, at, True)], now)
+            await outbox.acknowledged(connection, self._name, _place(row))
+        log.warning("a usage event is set aside: no clear answer", subscriber=self._name, event_id=str(row.event_id))
+
+
+class DeliverHeld:
+    """turn() after turn(): what waits aside and is due, each event by itself, so that none fails for another."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self._name = delivery.subscriber.name
+        self._failures = 0
+
+    async def turn(self) -> float:
+        """The seconds to rest. Raises LeaseLost, Problem 503."""
+        delivery = self._delivery
+        async with delivery.transaction() as (connection, standing):
+            delivery.held = await outbox.count_held(connection, self._name)
+            due = await outbox.due(connection, self._name, delivery.now(), _HELD_A_TURN) if delivery.held else []
+            if due:
+                await outbox.sending(connection, self._name, standing.sent, len(due))
+        if not due:
+            return HELD_IDLE_S
+        outcomes = await self._deliver(due, standing.sequence)
+        await self._settle(due, outcomes)
+        if all(map(was_no_try, outcomes)):
+            self._failures += 1
+            return knock_s(self._failures, delivery.chance())
+        self._failures = 0
+        return 0.0
+
+    async def _deliver(self, due: list[Due], sequence: int) -> list[Outcome]:
+        places = asyncio.Semaphore(self._delivery.subscriber.lanes_max)
+
+        async def one(number: int, event: Due) -> Outcome:
+            async with places:
+                return await self._delivery.send(number, [self._delivery.item(event.row, event.sent, event.replayed)])
+
+        return await asyncio.gather(*(one(sequence + 1 + i, event) for i, event in enumerate(due)))
+
+    async def _settle(self, due: list[Due], outcomes: list[Outcome]) -> None:
+        now = self._delivery.now()
+        delivered: list[Row] = []
+        failures: list[Failed] = []
+        for (row, tries, *_), outcome in zip(due, outcomes, strict=True):
+            told = acknowledgement(outcome)
+            if told is not None:
+                self._delivery.count(told, 1)
+            if told is not None and not told.refused:
+                delivered.append(row)
+            elif not was_no_try(outcome):
+                code = told.refused[row.event_id] if told is not None else None
+                at = next_try(tries + 1, now, self._delivery.chance())
+                failures.append(Failed(row.position, row.event_id, code, tries + 1, at))
+        async with self._delivery.transaction() as (connection, _):
+            dead = await outbox.settle(connection, self._name, delivered, failures, now)
+        if dead:
+            OUTBOX_DEAD.labels(self._name).inc(dead)
+            log.error("usage events were given up", subscriber=self._name, events=dead)
+
+
+def _place(row: Row) -> Cursor:
+    return Cursor(row.position, row.event_id)
+
+
+def _held(row: Row, code: str | None, tries: int, at: dt.datetime | None, sent: bool) -> Held:
+    return Held(row.position, row.event_id, row.recorded_at, card_of(row), code, tries, at, sent)

@@ -1,0 +1,223 @@
+"""The outward feed: each subscriber's cursor into the usage events, what waits aside for it, what was given up."""
+
+import datetime as dt
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from gateway.store.usage_events import Cursor, Row
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+_EVENT = ", ".join(f"e.{name}" for name in Row._fields)
+
+
+class LeaseLost(Exception):
+    """Another process is at this subscriber now, or may be."""
+
+
+class Standing(NamedTuple):
+    """Where a subscriber is."""
+
+    cursor: Cursor
+    sent: Cursor
+    sequence: int
+    tries: int
+    next_try_at: dt.datetime | None
+
+
+class Held(NamedTuple):
+    """An event that waits aside."""
+
+    position: int
+    event_id: UUID
+    recorded_at: dt.datetime
+    card: UUID
+    code: str | None
+    tries: int
+    next_try_at: dt.datetime | None
+    sent: bool
+
+
+class Due(NamedTuple):
+    """... whose turn it is."""
+
+    row: Row
+    tries: int
+    sent: bool
+    replayed: bool
+
+
+class Failed(NamedTuple):
+    """A held event after another try that came to nothing; `next_try_at` None: given up."""
+
+    position: int
+    event_id: UUID
+    code: str | None
+    tries: int
+    next_try_at: dt.datetime | None
+
+
+def card_of(row: Row) -> UUID:
+    """By what events are in order; an event without a card is alone."""
+    return row.card_id or row.event_id
+
+
+async def subscribe(connection: "AnyConnection", name: str) -> None:
+    """A new subscriber begins with the first event there is."""
+    await connection.execute("INSERT INTO outbox_subscriber (name) VALUES ($1) ON CONFLICT DO NOTHING", name)
+
+
+async def take_lease(connection: "AnyConnection", name: str, holder: UUID, lease_s: float) -> bool:
+    """Take it, or keep it: whether it is ours for the next `lease_s` seconds."""
+    return await connection.fetchval(
+        "UPDATE outbox_subscriber SET holder = $2, leased_until = now() + make_interval(secs => $3)"
+        " WHERE name = $1 AND (holder = $2 OR leased_until < now()) RETURNING true",
+        name, holder, lease_s,
+    ) is not None  # fmt: skip
+
+
+async def end_lease(connection: "AnyConnection", name: str, holder: UUID) -> None:
+    await connection.execute(
+        "UPDATE outbox_subscriber SET leased_until = '-infinity' WHERE name = $1 AND holder = $2", name, holder
+    )
+
+
+async def standing(connection: "AnyConnection", name: str, holder: UUID) -> Standing:
+    """Locked until the transaction ends, so that all who write for a subscriber take turns. Raises LeaseLost."""
+    row = await connection.fetchrow(
+        "SELECT position, event_id, sent_position, sent_event_id, sequence, tries, next_try_at FROM outbox_subscriber"
+        " WHERE name = $1 AND holder = $2 AND leased_until > now() FOR NO KEY UPDATE",
+        name, holder,
+    )  # fmt: skip
+    if row is None:
+        raise LeaseLost
+    return Standing(Cursor(row[0], row[1]), Cursor(row[2], row[3]), *row[4:])
+
+
+async def sending(connection: "AnyConnection", name: str, through: Cursor, batches: int) -> None:
+    """Note, before they leave, that events up to `through` may arrive, and use up sequence numbers."""
+    await connection.execute(
+        "UPDATE outbox_subscriber SET sent_position = $2, sent_event_id = $3, sequence = sequence + $4 WHERE name = $1",
+        name, *through, batches,
+    )  # fmt: skip
+
+
+async def acknowledged(connection: "AnyConnection", name: str, through: Cursor) -> None:
+    await connection.execute(
+        "UPDATE outbox_subscriber SET position = $2, event_id = $3, tries = 0, next_try_at = NULL WHERE name = $1",
+        name, *through,
+    )  # fmt: skip
+
+
+async def failed(connection: "AnyConnection", name: str, tries: int, next_try_at: dt.datetime) -> None:
+    """The first event after the cursor, sent by itself, came to nothing."""
+    await connection.execute(
+        "UPDATE outbox_subscriber SET tries = $2, next_try_at = $3 WHERE name = $1", name, tries, next_try_at
+    )
+
+
+async def count_held(connection: "AnyConnection", name: str) -> int:
+    count: int = await connection.fetchval("SELECT count(*) FROM outbox_held WHERE subscriber = $1", name)
+    return count
+
+
+async def cards_held(connection: "AnyConnection", name: str, cards: Collection[UUID]) -> set[UUID]:
+    """Those of the cards of which an event waits aside: the later ones wait behind it."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT card FROM outbox_held WHERE subscriber = $1 AND card = ANY($2)", name, list(cards)
+    )
+    return {row[0] for row in rows}
+
+
+async def hold(connection: "AnyConnection", name: str, events: Sequence[Held], now: dt.datetime) -> None:
+    if events:
+        await connection.execute(
+            "INSERT INTO outbox_held"
+            " (subscriber, position, event_id, recorded_at, card, code, tries, next_try_at, sent)"
+            " SELECT $1, * FROM unnest($2::bigint[], $3::uuid[], $4::timestamptz[], $5::uuid[], $6::text[],"
+            "  $7::smallint[], $8::timestamptz[], $9::boolean[])",
+            name, *_columns(events, Held),
+        )  # fmt: skip
+        await _promote(connection, name, {event.card for event in events}, now)
+
+
+async def due(connection: "AnyConnection", name: str, now: dt.datetime, limit: int) -> list[Due]:
+    """First events of their cards whose time has come; they are noted as sent."""
+    rows = await connection.fetch(
+        f"""
+        WITH chosen AS (
+            SELECT * FROM outbox_held h
+            WHERE subscriber = $1 AND next_try_at <= $2 AND NOT EXISTS (
+                SELECT FROM outbox_held before
+                WHERE before.subscriber = $1 AND before.card = h.card
+                  AND (before.position, before.event_id) < (h.position, h.event_id))
+            ORDER BY next_try_at LIMIT $3
+        ), noted AS (
+            UPDATE outbox_held h SET sent = true FROM chosen
+            WHERE h.subscriber = $1 AND h.position = chosen.position AND h.event_id = chosen.event_id
+        )
+        SELECT {_EVENT}, chosen.tries, chosen.sent, chosen.replayed
+        FROM chosen JOIN usage_event e USING (position, event_id, recorded_at)
+        ORDER BY e.position, e.event_id
+        """,  # noqa: S608 - names of columns
+        name, now, limit,
+    )  # fmt: skip
+    return [Due(Row(*row[:-3]), *row[-3:]) for row in rows]
+
+
+async def settle(
+    connection: "AnyConnection", name: str, delivered: Sequence[Row], failures: Sequence[Failed], now: dt.datetime
+) -> int:
+    """Held events after a try; returns how many were given up. What waited behind those that went is due."""
+    cards = {row[0] for row in await connection.fetch(
+        "DELETE FROM outbox_held USING unnest($2::bigint[], $3::uuid[]) AS done (position, event_id)"
+        " WHERE subscriber = $1 AND outbox_held.position = done.position AND outbox_held.event_id = done.event_id"
+        " RETURNING card",
+        name, [row.position for row in delivered], [row.event_id for row in delivered],
+    )}  # fmt: skip
+    await connection.execute(
+        "UPDATE outbox_held h SET code = f.code, tries = f.tries, next_try_at = f.next_try_at"
+        " FROM unnest($2::bigint[], $3::uuid[], $4::text[], $5::smallint[], $6::timestamptz[])"
+        " AS f (position, event_id, code, tries, next_try_at)"
+        " WHERE h.subscriber = $1 AND h.position = f.position AND h.event_id = f.event_id",
+        name, *_columns(failures, Failed),
+    )  # fmt: skip
+    dead = [failure for failure in failures if failure.next_try_at is None]
+    rows = await connection.fetch(
+        "WITH dead AS ("
+        " DELETE FROM outbox_held USING unnest($2::bigint[], $3::uuid[]) AS d (position, event_id)"
+        "  WHERE subscriber = $1 AND outbox_held.position = d.position AND outbox_held.event_id = d.event_id"
+        "  RETURNING outbox_held.*)"
+        " INSERT INTO outbox_dead_letter"
+        " (subscriber, position, event_id, recorded_at, card, code, tries, dead_at)"
+        " SELECT subscriber, position, event_id, recorded_at, card, code, tries, $4 FROM dead RETURNING card",
+        name, [failure.position for failure in dead], [failure.event_id for failure in dead], now,
+    )  # fmt: skip
+    await _promote(connection, name, cards | {row[0] for row in rows}, now)
+    return len(rows)
+
+
+async def wake(connection: "AnyConnection", name: str, now: dt.datetime) -> None:
+    """It answers again: what only lacked an answer is due at once."""
+    await connection.execute(
+        "UPDATE outbox_held SET next_try_at = $2 WHERE subscriber = $1 AND next_try_at > $2 AND code IS NULL", name, now
+    )
+
+
+async def _promote(connection: "AnyConnection", name: str, cards: Collection[UUID], now: dt.datetime) -> None:
+    """The first event of each card gets its turn, if it has none yet."""
+    if cards:
+        await connection.execute(
+            "UPDATE outbox_held h SET next_try_at = $3 FROM ("
+            " SELECT DISTINCT ON (card) position, event_id FROM outbox_held"
+            "  WHERE subscriber = $1 AND card = ANY($2) ORDER BY card, position, event_id) AS first"
+            " WHERE h.subscriber = $1 AND h.position = first.position AND h.event_id = first.event_id"
+            " AND h.next_try_at IS NULL",
+            name, list(cards), now,
+        )  # fmt: skip
+
+
+def _columns(rows: Sequence[NamedTuple], kind: type[NamedTuple]) -> list[list[object]]:
+    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in kind._fields]

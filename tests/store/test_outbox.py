@@ -1,0 +1,294 @@
+"""The outward feed: complete, in order per card, what may come twice says so; twelve tries over 72 hours."""
+
+import datetime as dt
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from gateway.domain.errors import CannotStart
+from gateway.domain.operations import DeliverUsage
+from gateway.domain.outbox import SET_ASIDE_TRIES, TRIES_MAX
+from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
+from gateway.domain.times import CHINA
+from gateway.flows.deliver_usage import DeliverPages, Send
+from gateway.operators_outbox import dead_letters, outbox_status, replay
+from gateway.partners.call import Partners
+from gateway.partners.phases import Why
+from gateway.settings import load
+from gateway.store import outbox, outbox_figures
+from gateway.store.outbox import LeaseLost
+from gateway.store.usage_events import Cursor
+from tests.conftest import Database
+from tests.subscribers import (
+    Events,
+    Peer,
+    Relay,
+    add_events,
+    by_card,
+    logged,
+    settings_for,
+    subscriber,
+    whole,
+)
+
+MANY = Events(2000, 150)
+
+
+@asynccontextmanager
+async def sends(folder: Path, peer: Peer, timeout_ms: int = 2000) -> AsyncIterator[Send]:
+    """By the partner engine, as in a worker."""
+    partners = Partners(settings_for(folder, peer, timeout_ms=timeout_ms))
+    await partners.open()
+
+    async def send(op: DeliverUsage) -> Outcome:
+        return await partners.call(peer.name, op, time.monotonic() + 10)
+
+    try:
+        yield send
+    finally:
+        await partners.close()
+
+
+class Receiver:
+    """Takes batches in the test's own process. `poison`: a batch with such an event is not answered; `refuses` one."""
+
+    def __init__(self) -> None:
+        self.arrived: list[tuple[str, str, bool, bool]] = []
+        """(event_id, card_ref, redelivery, replayed) of what it took, in order."""
+        self.calls: list[list[str]] = []
+        self.poison: set[str] = set()
+        self.refuses: set[str] = set()
+        self.reached = True
+
+    async def __call__(self, op: DeliverUsage) -> Outcome:
+        ids = [item.event.event_id for item in op.items]
+        if not self.reached:
+            return NotSent(Why.NO_CONNECTION)
+        self.calls.append(ids)
+        if self.poison.intersection(ids):
+            return Unknown("HTTP 500")
+        known, barred, refused, duplicates = {one[0] for one in self.arrived}, set(), [], 0
+        for item in op.items:
+            event = item.event
+            card = event.card_ref if isinstance(event.card_ref, str) else event.event_id
+            if event.event_id in known:
+                assert item.redelivery
+                duplicates += 1
+            elif event.event_id in self.refuses or card in barred:
+                barred.add(card)
+                refused.append([event.event_id, "unknown_scene" if event.event_id in self.refuses else "behind"])
+            else:
+                self.arrived.append((event.event_id, card, item.redelivery, item.replayed))
+        return Approved(facts={"duplicates": duplicates, "refused": refused})
+
+    def cards(self) -> set[tuple[str, ...]]:
+        return by_card([(event_id, card) for event_id, card, *_ in self.arrived])
+
+
+async def test_all_is_brought_once_and_in_order(database: Database, tmp_path: Path) -> None:
+    await add_events(database.dsn, MANY)
+    async with (
+        subscriber(tmp_path, signature="sm2") as peer, sends(tmp_path, peer) as send,
+        Relay(database.dsn, send) as relay,
+    ):  # fmt: skip
+        await relay.run()
+        assert (await whole(database.dsn, peer))["duplicates"] == 0
+        async with relay.pool.acquire() as connection:
+            (figures,) = await outbox_figures.figures(connection)
+        assert figures[:5] == ("bureau", 0, 0, 0, 0)
+        assert figures.at_work
+
+
+async def test_lost_answers_lose_and_change_nothing(database: Database, tmp_path: Path) -> None:
+    await add_events(database.dsn, Events(600, 40))
+    async with (
+        subscriber(tmp_path) as peer, sends(tmp_path, peer) as send, Relay(database.dsn, send) as relay
+    ):  # fmt: skip
+        kinds = ("drop_before", "drop_after", "bad_signature", "garbage", "duplicate", "half_close")
+        await peer.faults(*({"kind": kind, "probability": 0.1} for kind in kinds))
+        await relay.run(4000)
+        assert (await whole(database.dsn, peer))["duplicates"] > 0
+
+
+async def test_what_is_refused_waits_with_its_card_and_the_others_go_on(database: Database, tmp_path: Path) -> None:
+    await add_events(database.dsn, MANY)
+    async with (
+        subscriber(tmp_path) as peer, sends(tmp_path, peer) as send, Relay(database.dsn, send) as relay
+    ):  # fmt: skip
+        await peer.faults({"kind": "decline", "code": "unknown_scene", "probability": 0.5})
+        for _ in range(30):
+            await relay.pages.turn()
+        waiting = await relay.rows_of("outbox_held")
+        assert 0 < waiting < MANY.total
+        assert (await peer.figures())["accepted"] == MANY.total - waiting
+        await peer.faults()
+        await relay.run()
+        assert (await whole(database.dsn, peer))["refused"] > 0
+
+
+async def test_a_subscriber_that_is_away_for_long_uses_up_no_try(database: Database, tmp_path: Path) -> None:
+    async with (
+        subscriber(tmp_path) as peer, sends(tmp_path, peer) as send, Relay(database.dsn, send) as relay
+    ):  # fmt: skip
+        await peer.kill()
+        await add_events(database.dsn, MANY)
+        for _ in range(TRIES_MAX + 1):
+            assert 0 < await relay.pages.turn() <= 30
+            relay.now += dt.timedelta(hours=12)
+        await peer.start()
+        await relay.run()
+        await whole(database.dsn, peer)
+
+
+async def test_twelve_tries_over_72_hours_then_a_dead_letter_that_can_be_sent_again(database: Database) -> None:
+    await add_events(database.dsn, Events(50, 4))
+    log = await logged(database.dsn)
+    receiver = Receiver()
+    bad, card = log[20]
+    receiver.refuses = {bad}
+    behind = [event_id for event_id, other in log[21:] if other == card]
+    async with Relay(database.dsn, receiver) as relay:
+        began = relay.now
+        while (at := await turn_through(relay)) and await relay.rows_of("outbox_dead_letter") == 0:
+            assert not set(behind) & {one[0] for one in receiver.arrived}
+            assert len(receiver.arrived) == len(log) - 1 - len(behind)
+            relay.now = at
+        assert sum(bad in call for call in receiver.calls) == TRIES_MAX
+        assert relay.now - began == dt.timedelta(hours=72)
+        await relay.run()
+        assert {one[0] for one in receiver.arrived} == {event_id for event_id, _ in log} - {bad}
+        async with relay.pool.acquire() as connection:
+            (letter,) = await outbox_figures.dead_letters(connection, "bureau", None, None, 10)
+            assert letter[0] == UUID(bad) and letter[2:4] == ("unknown_scene", TRIES_MAX)
+            at = letter.recorded_at
+            assert await outbox_figures.replay(connection, "bureau", at + dt.timedelta(1), at, relay.now, 100) == 0
+            assert await outbox_figures.replay(connection, "bureau", at, at, relay.now, 100) == 0
+            until = at + dt.timedelta(seconds=1)
+            assert await outbox_figures.replay(connection, "bureau", at, until, relay.now, 100) == 1
+            assert await outbox_figures.dead_letters(connection, "bureau", None, None, 10) == []
+        receiver.refuses = set()
+        await relay.run()
+        assert receiver.arrived[-1][0] == bad and receiver.arrived[-1][2:] == (True, True)
+
+
+async def turn_through(relay: Relay) -> dt.datetime | None:
+    """All that can be done now; returns the time when there is more."""
+    while 0.0 in (await relay.pages.turn(), await relay.held.turn()):
+        pass
+    return await relay.next_time()
+
+
+async def test_an_event_that_is_never_answered_is_found_and_set_aside(database: Database) -> None:
+    """Whatever comes with it fails; the others are brought all the same, and its card's later ones wait."""
+    await add_events(database.dsn, Events(600, 20))
+    log = await logged(database.dsn)
+    receiver = Receiver()
+    bad, card = log[333]
+    receiver.poison = {bad}
+    async with Relay(database.dsn, receiver) as relay:
+        for _ in range(200):
+            await relay.pages.turn()
+            relay.now += dt.timedelta(minutes=10)
+        behind = [event_id for event_id, other in log[334:] if other == card]
+        assert {one[0] for one in receiver.arrived} == {event_id for event_id, _ in log} - {bad, *behind}
+        assert sum([bad] == call for call in receiver.calls) == SET_ASIDE_TRIES
+        receiver.poison = set()
+        await relay.run()
+        assert receiver.cards() == by_card(log)
+
+
+async def test_what_only_lacked_an_answer_is_due_when_there_are_answers_again(database: Database) -> None:
+    await add_events(database.dsn, Events(200, 20))
+    log = await logged(database.dsn)
+    receiver = Receiver()
+    receiver.poison = {event_id for event_id, _ in log}
+    async with Relay(database.dsn, receiver) as relay:
+        for _ in range(100):
+            await relay.pages.turn()
+            relay.now += dt.timedelta(seconds=40)
+        assert await relay.rows_of("outbox_held") > 3
+        receiver.poison = set()
+        relay.now += dt.timedelta(minutes=3)
+        await turn_through(relay)
+        assert receiver.cards() == by_card(log)
+
+
+async def test_one_process_at_a_time(database: Database) -> None:
+    receiver = Receiver()
+    await add_events(database.dsn, Events(10, 3))
+    async with Relay(database.dsn, receiver) as relay, relay.pool.acquire(10) as connection:
+        other = uuid4()
+        assert not await outbox.take_lease(connection, "bureau", other, 60)
+        assert await outbox.take_lease(connection, "bureau", relay.delivery.holder, -1)
+        assert await outbox.take_lease(connection, "bureau", other, 60)
+        for turn in (relay.pages.turn, relay.held.turn):
+            with pytest.raises(LeaseLost):
+                await turn()
+        assert receiver.calls == []
+        await outbox.end_lease(connection, "bureau", other)
+        assert await outbox.take_lease(connection, "bureau", uuid4(), 60)
+
+
+async def test_control_a_cursor_moved_before_the_acknowledgement_loses_events(database: Database) -> None:
+    class MovesFirst(DeliverPages):
+        async def _deliver(self, page):  # type: ignore[no-untyped-def]
+            async with self._delivery.transaction() as (connection, _):
+                last = page.rows[-1]
+                await outbox.acknowledged(connection, "bureau", Cursor(last.position, last.event_id))
+            return await super()._deliver(page)
+
+    await add_events(database.dsn, Events(400, 30))
+    receiver = Receiver()
+    async with Relay(database.dsn, receiver) as relay:
+        relay.pages = MovesFirst(relay.delivery)
+        receiver.reached = False
+        await relay.pages.turn()
+        receiver.reached = True
+        await relay.run()
+        assert receiver.cards() != by_card(await logged(database.dsn))
+
+
+async def test_control_a_held_card_that_is_overtaken_is_noticed(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none_is_held(*_: object) -> set[UUID]:
+        return set()
+
+    monkeypatch.setattr(outbox, "cards_held", none_is_held)
+    await add_events(database.dsn, MANY)
+    async with (
+        subscriber(tmp_path) as peer, sends(tmp_path, peer) as send, Relay(database.dsn, send) as relay
+    ):  # fmt: skip
+        await peer.faults({"kind": "decline", "code": "unknown_scene"})
+        await relay.pages.turn()
+        await peer.faults()
+        await relay.run()
+        assert (await peer.figures())["disorder"] > 0
+
+
+async def test_what_operators_see_and_send_again(database: Database) -> None:
+    settings = load({"DATABASE_URL": database.dsn})
+    assert (await outbox_status(settings))[0].startswith("there are no subscribers")
+    await add_events(database.dsn, Events(3, 3))
+    receiver = Receiver()
+    receiver.poison = {event_id for event_id, _ in await logged(database.dsn)}
+    async with Relay(database.dsn, receiver) as relay:
+        assert (await outbox_status(settings))[1].split()[1] == "3"
+        await relay.run()
+        assert (await outbox_status(settings))[1].split()[1:7] == ["0", "0", "s", "0", "3", "0"]
+        lines = await dead_letters(settings, "bureau", None, None)
+        assert [line.split()[-2:] for line in lines[1:]] == [["no", "answer"]] * 3
+        today = dt.datetime.now(CHINA).replace(tzinfo=None)
+        a_day = dt.timedelta(days=1)
+        assert await replay(settings, "bureau", today - 2 * a_day, today - a_day) == 0
+        assert await replay(settings, "bureau", today - a_day, today + a_day) == 3
+        assert await dead_letters(settings, "bureau", today - a_day, today + a_day) == ["there are none"]
+        receiver.poison = set()
+        await relay.run()
+        assert len(receiver.arrived) == 3
+    with pytest.raises(CannotStart, match="no subscriber 'nobody'"):
+        await dead_letters(settings, "nobody", None, None)
