@@ -1,7 +1,6 @@
 """Payments, reversals, refunds and what became of them, against a bank that can be told what goes wrong (api.md)."""
 
 import asyncio
-import datetime as dt
 import json
 import secrets
 import time
@@ -11,12 +10,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from gateway.domain.cards import CardStatus
 from gateway.domain.operations import Operation, QueryStatus
 from gateway.domain.outcome import Approved, Outcome
 from gateway.flows.settle_payment import Banks
 from tests.bank import NO_TERMINAL, Hold, banks
-from tests.registry import new_card
 from tests.running import Client
 from tests.tills import PATH, Till, order
 from tests.tills import till as till
@@ -58,50 +55,6 @@ async def test_what_the_bank_declines_is_declined_with_its_code(till: Till, code
     status, answer = await till.pay(await till.card())
     assert (status, answer["status"], answer["decline_code"]) == (200, "declined", code)
     assert await till.steps(answer["reference"]) == ["intent", "declined"]
-
-
-@pytest.mark.parametrize(
-    ("status", "account", "code"),
-    [
-        (CardStatus.LOST_FORMAL, True, "lost_formal"), (CardStatus.LOCKED, True, "locked"),
-        (CardStatus.NORMAL, False, "no_account"),
-    ],
-)  # fmt: skip
-async def test_a_card_that_is_not_good_is_declined_without_the_bank(
-    till: Till, status: CardStatus, account: bool, code: str
-) -> None:
-    before = len(till.bank.messages)
-    card = await till.card(status, account)
-    http, answer = await till.pay(card)
-    assert (http, answer["status"], answer["decline_code"]) == (200, "declined", code)
-    assert len(till.bank.messages) == before
-    assert await till.steps(answer["reference"]) == ["declined"]
-
-
-async def test_an_unknown_card_is_declined(till: Till) -> None:
-    _, answer = await till.pay(new_card())
-    assert (answer["status"], answer["decline_code"]) == ("declined", "unrecognised")
-    assert (await till.undo(answer["reference"], "reversals"))[1]["code"] == "payment_state"
-
-
-async def test_a_card_of_which_nothing_is_known_now_leaves_key_and_order_free(till: Till) -> None:
-    card = await till.card()
-    body, owner = order(card), await asyncpg.connect(till.dsn)
-    try:
-        sources = "UPDATE registry_source SET as_of = as_of + $1"
-        fresh = "UPDATE card SET status_as_of = status_as_of + $1"
-        for statement in (sources, fresh):
-            await owner.execute(statement, dt.timedelta(days=-30))
-        status, raw, headers = await till.merchant.effect(PATH, body, key="stale")
-        assert (status, json.loads(raw)["code"]) == (503, "unavailable") and headers["Retry-After"]
-        for statement in (sources, fresh):
-            await owner.execute(statement, dt.timedelta(days=30))
-        status, raw, _ = await till.merchant.effect(PATH, body, key="stale")
-        assert (status, json.loads(raw)["status"]) == (200, "approved")
-        events = await owner.fetch("SELECT reason FROM usage_event ORDER BY position")
-        assert [row["reason"] for row in events][-2:] == ["status_stale", "ok"]
-    finally:
-        await owner.close()
 
 
 @pytest.mark.parametrize("fault", ["drop_before", "drop_after", "garbage", "pending"])
