@@ -4,6 +4,7 @@ What the rules remember is kept now and then, with the place in the feed. After 
 again: they bring about the same anomalies, which are there already.
 """
 
+import asyncio
 import datetime as dt
 import os
 import time
@@ -32,6 +33,8 @@ log = structlog.get_logger()
 PAGE = 500
 """Events between two breaths of the loop."""
 _PAGES_MAX = 40
+_RESTS = 4
+"""Times as long as it works, when it is behind: requests go before, and a flood of them is looked at after it."""
 _TURN_MAX_S = 30.0
 KEEP_AFTER_S = 60.0
 KEEP_AFTER_EVENTS = 50_000
@@ -72,6 +75,7 @@ class WatchUsage:
 
     async def _turn(self) -> None:
         for _ in range(_PAGES_MAX):
+            began = time.monotonic()
             async with self._pool.acquire(_TURN_MAX_S) as connection:
                 detector = self._detector or await self._go_on(connection)
                 rows = await usage_events.page(connection, self._cursor, PAGE)
@@ -90,6 +94,7 @@ class WatchUsage:
                 return
             behind = dt.datetime.now(dt.UTC) - rows[-1].recorded_at
             ANOMALY_LAG_SECONDS.set(max(0.0, behind.total_seconds()))
+            await asyncio.sleep(_RESTS * (time.monotonic() - began))
 
     async def _go_on(self, connection: "AnyConnection") -> Detector:
         """Where it was left, with what was remembered there."""

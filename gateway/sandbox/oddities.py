@@ -5,7 +5,8 @@ Some are as plain as they come, some are near to what may happen of itself.
 
 import datetime as dt
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from gateway.domain.anomaly_rules import RuleName
@@ -36,27 +37,30 @@ class OddDay(NamedTuple):
     planted: list[Planted]
 
 
-def plan_oddities(county: County, day: dt.date, begin_s: Iterable[int]) -> OddDay:
-    """One oddity at each of these seconds of the day, the kinds in turn."""
+def plan_oddities(county: County, day: dt.date, begin_s: Iterable[int], regulars: range) -> OddDay:
+    """One oddity at each of these seconds of the day, the kinds in turn, by people who are none of the regulars."""
     chance = random.Random(f"{county.seed} {day} odd")  # noqa: S311 - to be repeatable
     odd = OddDay([], [])
     kinds = list(RuleName)
     for number, at_s in enumerate(begin_s):
         plant = _PLANTS[kinds[(number + day.toordinal()) % len(kinds)]]
-        uses, planted = plant(county, chance, at_s)
+        uses, planted = plant(partial(_people, county, chance, regulars), chance, at_s)
         odd.uses.extend(use for use in uses if use.at_s < 86_400)
         odd.planted.append(planted)
     return odd
 
 
-def _people(county: County, chance: random.Random, count: int) -> list[int]:
-    """Holders of good cards, each once."""
+def _people(county: County, chance: random.Random, regulars: range, count: int) -> list[int]:
+    """Holders of good cards, each once; a small county may not have so many."""
     found: dict[int, None] = {}
-    while len(found) < count:
+    for _ in range(20 * count):
         i = chance.randrange(first_person(county), county.cards)
         citizen = county.citizen(i)
-        if citizen.status == CardStatus.NORMAL and citizen.valid_until > county.today + dt.timedelta(days=30):
+        good = citizen.status == CardStatus.NORMAL and citizen.valid_until > county.today + dt.timedelta(days=30)
+        if good and i not in regulars:
             found[i] = None
+        if len(found) == count:
+            break
     return list(found)
 
 
@@ -68,12 +72,13 @@ def _at(outlet: Outlet, at_s: int, person: int, terminal_id: str, spoilt: bool =
     return PlannedUse(at_s, person, outlet.caller, outlet.scene, terminal_id, outlet.town, None, spoilt, odd=True)
 
 
+People = Callable[[int], list[int]]
 Plant = tuple[list[PlannedUse], Planted]
 
 
-def _two_places(county: County, chance: random.Random, at_s: int) -> Plant:
+def _two_places(people: People, chance: random.Random, at_s: int) -> Plant:
     """One card in two towns within minutes."""
-    (person,) = _people(county, chance, 1)
+    (person,) = people(1)
     first = chance.choice(_TOWNS)
     other = chance.choice([town for town in _TOWNS if km_between(first, town) > _APART_KM])
     later_s = at_s + chance.randint(60, 480)
@@ -84,41 +89,40 @@ def _two_places(county: County, chance: random.Random, at_s: int) -> Plant:
     return uses, Planted(RuleName.TWO_PLACES, at_s, later_s, person, None, None)
 
 
-def _sudden_volume(county: County, chance: random.Random, at_s: int) -> Plant:
+def _sudden_volume(people: People, chance: random.Random, at_s: int) -> Plant:
     """A shop that has many times its usual customers."""
     outlet, lasts_s = _outlet(chance, ("market.till", "dining.till")), chance.randint(1200, 2400)
     uses = [
-        _at(outlet, at_s + chance.randrange(lasts_s), person, outlet.terminal(number / 60 % 1))
-        for number, person in enumerate(_people(county, chance, chance.randint(40, 60) * outlet.terminals))
+        _at(outlet, at_s + chance.randrange(lasts_s), person, outlet.terminal(number / 97 % 1))
+        for number, person in enumerate(people(chance.randint(80, 160)))
     ]
     return uses, Planted(RuleName.SUDDEN_VOLUME, at_s, at_s + lasts_s, None, outlet.id, None)
 
 
-def _refusals(county: County, chance: random.Random, at_s: int) -> Plant:
+def _refusals(people: People, chance: random.Random, at_s: int) -> Plant:
     """A terminal that refuses one card after the other."""
     outlet, lasts_s = _outlet(chance, ("market.till", "medical.window", "kiosk.service")), 900
     terminal = outlet.terminal(chance.random())
     uses = [
         _at(outlet, at_s + chance.randrange(lasts_s), person, terminal, spoilt=True)
-        for person in _people(county, chance, chance.randint(9, 25))
+        for person in people(chance.randint(9, 25))
     ]
     return uses, Planted(RuleName.REFUSALS, at_s, at_s + lasts_s, None, outlet.id, terminal)
 
 
-def _many_cards(county: County, chance: random.Random, at_s: int) -> Plant:
+def _many_cards(people: People, chance: random.Random, at_s: int) -> Plant:
     """A till where somebody runs through a stack of cards."""
     outlet, lasts_s = _outlet(chance, ("market.till", "dining.till")), 480
     terminal = outlet.terminal(chance.random())
     uses = [
-        _at(outlet, at_s + chance.randrange(lasts_s), person, terminal)
-        for person in _people(county, chance, chance.randint(35, 60))
+        _at(outlet, at_s + chance.randrange(lasts_s), person, terminal) for person in people(chance.randint(35, 60))
     ]
     return uses, Planted(RuleName.MANY_CARDS, at_s, at_s + lasts_s, None, outlet.id, terminal)
 
 
-def _points_farming(county: County, chance: random.Random, at_s: int) -> Plant:
+def _points_farming(people: People, chance: random.Random, at_s: int) -> Plant:
     """A purchase split into many, for the points."""
-    (person,) = _people(county, chance, 1)
+    (person,) = people(1)
     outlet = _outlet(chance, ("market.till",))
     terminal = outlet.terminal(chance.random())
     moments = sorted(at_s + chance.randrange(2 * 3600) for _ in range(chance.randint(11, 30)))

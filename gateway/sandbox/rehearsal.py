@@ -10,13 +10,14 @@ from gateway.domain.anomaly_rules import AnomalySettings, Places, RuleName
 from gateway.domain.cards import CardStatus
 from gateway.domain.ids import uuid7
 from gateway.domain.times import CHINA
-from gateway.sandbox.county import County
+from gateway.sandbox import traffic
+from gateway.sandbox.county import Citizen, County
 from gateway.sandbox.oddities import Planted, plan_oddities
 from gateway.sandbox.traffic_plan import PlannedUse, in_order, people_of, plan_day
 
 CARDS, SEED = 415_000, 330424
 DAY = dt.date(2026, 11, 26)
-PEOPLE = 12_000
+PEOPLE = traffic.PEOPLE
 LEARNING_DAYS = 2
 CASES = 60
 _FROM_S, _UNTIL_S = 6 * 3600, 21 * 3600
@@ -43,6 +44,19 @@ class Score(NamedTuple):
         return self.found / self.planted
 
 
+class _Remembered(County):
+    """Each citizen is computed once."""
+
+    def __init__(self, seed: int, cards: int, today: dt.date) -> None:
+        super().__init__(seed, cards, today)
+        self._citizens: dict[int, Citizen] = {}
+
+    def citizen(self, i: int) -> Citizen:
+        if i not in self._citizens:
+            self._citizens[i] = super().citizen(i)
+        return self._citizens[i]
+
+
 class _Case(NamedTuple):
     rule: RuleName
     from_us: int
@@ -54,10 +68,10 @@ class _Case(NamedTuple):
 
 def rehearse(settings: AnomalySettings, seed: int = SEED) -> list[Score]:
     """Some quiet days to learn from, then one with CASES planted cases. A score for each rule."""
-    county = County(seed, CARDS, DAY)
+    county = _Remembered(seed, CARDS, DAY)
     people = people_of(county, PEOPLE)
     every_s = (_UNTIL_S - _FROM_S) // CASES
-    odd = plan_oddities(county, DAY, range(_FROM_S, _UNTIL_S, every_s))
+    odd = plan_oddities(county, DAY, range(_FROM_S, _UNTIL_S, every_s), people)
     detector, places = Detector(settings), Places(settings)
     stated: list[Anomaly] = []
     for ago in range(LEARNING_DAYS, -1, -1):

@@ -36,8 +36,8 @@ log = structlog.get_logger()
 
 OFF = "off"
 SPEED_MIN, SPEED_MAX = 0.1, 60.0
-PEOPLE = 50_000
-"""Of a day that lasts a day: three requests a second at its busiest."""
+PEOPLE = 20_000
+"""Of a day that lasts a day: more than one request a second at its busiest."""
 AT_ONCE = 8
 PER_SECOND = 5
 _REQUEST_S = 10.0
@@ -84,7 +84,7 @@ def uses_from(county: County, speed: float, start: dt.datetime) -> Iterator[tupl
     midnight = dt.datetime.combine(start.date(), dt.time(), CHINA)
     while True:
         day = midnight.date()
-        odd = plan_oddities(county, day, range(_MORNING_S - 3000, _EVENING_S, _ODD_EVERY_S))
+        odd = plan_oddities(county, day, range(_MORNING_S - 3000, _EVENING_S, _ODD_EVERY_S), people)
         begins_s = (midnight - start).total_seconds()
         for use in in_order([*plan_day(county, day, people), *odd.uses]):
             if begins_s + use.at_s >= 0:

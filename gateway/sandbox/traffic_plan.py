@@ -56,9 +56,9 @@ def first_person(county: County) -> int:
 
 
 def people_of(county: County, count: int) -> range:
-    """About `count` people from all over the county: the same ones every day, for people have habits."""
+    """About `count` people (half of all at most) from all over the county: every day the same ones, who have habits."""
     first = first_person(county)
-    return range(first, county.cards, max(1, (county.cards - first) // count))
+    return range(first, county.cards, max(2, (county.cards - first) // count))
 
 
 def plan_day(county: County, day: dt.date, people: Iterable[int]) -> list[PlannedUse]:

@@ -85,7 +85,7 @@ def test_the_old_are_early_and_those_who_work_eat_at_noon(county: County, day: l
 
 def test_nobody_is_in_two_towns_at_once_but_who_is_planted(county: County, day: list[PlannedUse]) -> None:
     assert in_two_places(day) == []
-    odd = plan_oddities(county, DAY, range(7 * 3600, 17 * 3600, 1200))
+    odd = plan_oddities(county, DAY, range(7 * 3600, 17 * 3600, 1200), people_of(county, 4000))
     found = in_two_places(odd.uses)
     planted = [each for each in odd.planted if each.rule is RuleName.TWO_PLACES]
     assert {one.person for one, _ in found} == {each.person for each in planted} and len(found) == len(planted) >= 5
@@ -99,8 +99,11 @@ def test_no_card_that_people_try_by_hand_is_used(cards: int, tmp_path: Path) -> 
     listed = [line.split(",")[0] for line in (tmp_path / "cards.csv").read_text().splitlines()[1:]]
     if cards < 10_000:  # nearly all of such a county is in the file: its first rows are left alone
         listed = listed[:100]
-    odd = plan_oddities(county, DAY, range(0, 86_400, 3600))
-    uses = plan_day(county, DAY, people_of(county, 2000)) + odd.uses
+    people = people_of(county, 2000)
+    odd = plan_oddities(county, DAY, range(0, 86_400, 3600), people)
+    uses = plan_day(county, DAY, people) + odd.uses
+    assert len({use.person for use in odd.uses}) > 300
+    assert not {use.person for use in odd.uses} & set(people), "nobody lives a day and is odd besides"
     assert min(use.person for use in uses) >= first_person(county)
     assert not set(listed) & {county.citizen(use.person).card_number for use in uses}
 
