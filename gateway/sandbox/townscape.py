@@ -35,9 +35,9 @@ _EVERYWHERE = (("MK", "market.till", _MERCHANT, 6), ("DN", "dining.till", _MERCH
                ("MD", "medical.window", _KIOSK, 2), ("KS", "kiosk.service", _KIOSK, 1))  # fmt: skip
 _SOMEWHERE = {
     "武原": (("MK2", "market.till", _MERCHANT, 10), ("DN2", "dining.till", _MERCHANT, 12),
-           ("HS", "medical.window", _KIOSK, 8), ("PK", "parking.exit", _MERCHANT, 2),
+           ("HS", "medical.window", _KIOSK, 8), ("PK", "parking.exit", _MERCHANT, 4),
            ("HT", "hotel.checkin", _MERCHANT, 1), ("LB", "library.loan", _KIOSK, 2)),
-    "西塘桥": (("PK", "parking.exit", _MERCHANT, 1), ("DN2", "dining.till", _MERCHANT, 6)),
+    "西塘桥": (("PK", "parking.exit", _MERCHANT, 3), ("DN2", "dining.till", _MERCHANT, 6)),
     "澉浦": (("SC", "scenic.entry", _REGION, 2), ("HT", "hotel.checkin", _MERCHANT, 1)),
 }  # fmt: skip
 _LINES = 24

@@ -36,8 +36,8 @@ log = structlog.get_logger()
 
 OFF = "off"
 SPEED_MIN, SPEED_MAX = 0.1, 60.0
-PEOPLE = 20_000
-"""Of a day that lasts a day: more than one request a second at its busiest."""
+PEOPLE = 30_000
+"""Of a day that lasts a day: half a request a second in the afternoon, three in the busiest minute of noon."""
 AT_ONCE = 8
 PER_SECOND = 5
 _REQUEST_S = 10.0

@@ -165,8 +165,10 @@ def _grow_up(walk: _Walk, age: int, weekend: bool) -> None:
 
 
 def _work(walk: _Walk, weekend: bool) -> None:
-    if walk.happens(0.15):  # a day off, or a night shift
-        walk.use("market.till", walk.home, 8.5, 16.5, (5, 80))
+    if walk.happens(0.25):  # a day off, or a night shift
+        walk.use("market.till", walk.home, 8.5, 17, (5, 80))
+        if walk.happens(0.3):
+            walk.ride(13, 17)
         return
     place = walk.home if weekend else walk.work
     by_bus = not weekend and walk.happens(0.35)
@@ -202,5 +204,5 @@ def _grow_old(walk: _Walk) -> None:
         walk.ride(8.5, 11)
     if walk.happens(0.03):
         walk.use("library.loan", _CENTRE, 13.5, 16)
-    if walk.happens(0.08):
-        walk.use("market.till", walk.home, 14, 17.5, (3, 40))
+    if walk.happens(0.25):
+        walk.use("market.till", walk.home, 12.5, 17.5, (3, 40))
