@@ -173,11 +173,30 @@ class OutboxSubscriber(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batches_at_once: Annotated[int, msgspec.Meta(ge=1, le=16)]
 
 
+class OutboxNats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A JetStream that every usage event is published to; files: a relative path starts at the data folder."""
+
+    url: Annotated[str, msgspec.Meta(pattern=r"^(|tls://[^\s/?#@]+|nats://(127\.0\.0\.1|\[::1\]|localhost)(:\d+)?)$")]
+    """Empty: none. Without TLS only on loopback."""
+    stream: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """It is there already, for `<subject>.>`."""
+    subject: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_-]+(\.[a-z0-9_-]+)*$", max_length=100)]
+    """A message's subject is `<subject>.<scene>`."""
+    card_refs_of: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    batch_max: Annotated[int, msgspec.Meta(ge=1, le=2000)]
+    """Messages on their way at once."""
+    credentials_file: str
+    ca_file: str
+    """Certificates that vouch for the server; empty: the system's."""
+
+
 class Outbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The outward feed."""
 
     enabled: bool
     subscribers: Mapping[str, OutboxSubscriber]
+    nats: OutboxNats
+    """As a subscriber it is called `nats`."""
 
 
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

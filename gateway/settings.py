@@ -201,6 +201,8 @@ def _check_outbox(outbox: Outbox, partners: Mapping[str, Partner | None], mistak
     for name, subscriber in outbox.subscribers.items():
         if not re.fullmatch(PARTNER_PATTERN, name):
             mistakes.append(f"gateway.toml: outbox.subscribers.{name}: a key must match {PARTNER_PATTERN}")
+        if name == "nats":
+            mistakes.append("gateway.toml: outbox.subscribers.nats: is the name of outbox.nats")
         if outbox.enabled:
             path = f"outbox.subscribers.{name}.partner"
             _check_partner(path, subscriber.partner, "deliver_usage", partners, mistakes)

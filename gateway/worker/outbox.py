@@ -25,6 +25,7 @@ from gateway.domain.outcome import Outcome
 from gateway.flows.deliver_usage import DeliverHeld, DeliverPages, Delivery, Send, Subscriber
 from gateway.metrics import OUTBOX_DEAD_LETTERS, OUTBOX_HELD, OUTBOX_LAG_EVENTS, OUTBOX_LAG_SECONDS
 from gateway.partners.call import Partners
+from gateway.partners.nats_stream import NatsStream
 from gateway.settings import Settings
 from gateway.store import outbox, outbox_figures
 from gateway.store.outbox import LeaseLost
@@ -52,6 +53,11 @@ class Relays:
             for name, one in config.subscribers.items()
             if config.enabled
         }
+        self._nats: NatsStream | None = None
+        if config.enabled and config.nats.url:
+            self._nats = NatsStream(config.nats, settings.data_dir)
+            # one message after the other: the stream keeps the order in which they come
+            self._sends[Subscriber("nats", config.nats.card_refs_of, config.nats.batch_max, 1)] = self._nats.send
         # of their own: a page of thousands of events holds its connection longer than other loops like to wait
         places = msgspec.structs.replace(
             settings.gateway.database, pool_size=3 * len(self._sends) + 1, acquire_timeout_ms=_ACQUIRE_MS
@@ -64,6 +70,8 @@ class Relays:
             await self._pool.open()
 
     async def close(self) -> None:
+        if self._nats is not None:
+            await self._nats.close()
         if self._sends:
             await self._pool.close()
 

@@ -17,6 +17,7 @@ from tests.subscribers import Events, Peer, add_events, settings_for, subscriber
 
 WITHIN_S = 60
 CHUNK = 12_000
+PEAK_MIB = 256
 TAKEN_OVER_S = 30
 
 
@@ -118,7 +119,7 @@ async def nothing_left(dsn: str) -> bool:
 async def test_a_subscriber_that_was_away_gets_all(database: Database, tmp_path: Path, figure: Figure) -> None:
     """`make faults`: a million events while it is away; then events as they come."""
     total = 1_000_000 if MANY else 6000
-    async with subscriber(tmp_path) as peer, workers(tmp_path, database, peer):
+    async with subscriber(tmp_path) as peer, workers(tmp_path, database, peer) as running:
         await peer.kill()
         await add_events(database.dsn, Events(total, total // 4), transactions=max(10, total // 1000))
         await peer.start()
@@ -131,11 +132,20 @@ async def test_a_subscriber_that_was_away_gets_all(database: Database, tmp_path:
         await add_events(database.dsn, Events(trickle, 500), transactions=trickle, start=total)
         await complete(peer, total + trickle, WITHIN_S)
         lags = await lags_s(database.dsn, peer, trickle)
+        peak_mib = peak_memory_mib(running[0].pid)
     p99 = lags[int(len(lags) * 0.99)]
-    figure(events=total, drained_per_s=drained_per_s, duplicates=figures["duplicates"], lag_p99_s=p99)
+    figure(events=total, drained_per_s=drained_per_s, duplicates=figures["duplicates"], lag_p99_s=p99,
+           peak_mib=peak_mib)  # fmt: skip
+    assert peak_mib < PEAK_MIB
     if MANY:
         assert drained_per_s >= 5000
         assert p99 <= 5
+
+
+def peak_memory_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 async def lags_s(dsn: str, peer: Peer, last: int) -> list[float]:

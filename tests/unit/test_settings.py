@@ -336,3 +336,22 @@ def test_a_subscriber_of_the_feed_is_a_partner_that_takes_usage(config: Path) ->
     assert mistakes_of(config, OUTBOX_ENABLED="true") == [lacks, missing[1]]
     edit(config / "gateway.toml", lambda text: text.replace("[outbox.subscribers.bureau]", "[outbox.subscribers.BJ]"))
     assert mistakes_of(config) == [f"{path}.BJ: a key must match ^[a-z][a-z0-9-]{{1,39}}$"]
+
+
+@pytest.mark.parametrize(
+    ("url", "good"),
+    [
+        ("", True), ("tls://nats.example:4222", True), ("nats://127.0.0.1:4222", True), ("nats://localhost", True),
+        ("nats://nats.example:4222", False), ("nats://127.0.0.1.example", False), ("tls://user:word@nats", False),
+    ],
+)  # fmt: skip
+def test_a_stream_without_tls_is_on_loopback_alone(config: Path, url: str, good: bool) -> None:
+    edit(
+        config / "gateway.toml",
+        lambda text: text.replace('url = ""                   # empty: none', f'url = "{url}" #'),
+    )
+    if good:
+        assert load({"CONFIG_DIR": str(config)}).gateway.outbox.nats.url == url
+    else:
+        (mistake,) = mistakes_of(config)
+        assert mistake.startswith("gateway.toml: outbox.nats.url: ") and "example" not in mistake

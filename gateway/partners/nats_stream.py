@@ -1,0 +1,109 @@
+"""Usage events into a NATS JetStream, for those who want to share them among many readers.
+
+Each is a message under `<subject>.<scene>` with the event's id as its message id, by which the stream drops what comes
+twice within its window. JetStream acknowledges before it has synced its disk, unless told otherwise: a stream is never
+the only copy of an event, and is none of the record.
+"""
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.aio.client import Client
+from nats.js.api import Header
+
+from gateway.configuration import OutboxNats
+from gateway.domain.operations import DeliverUsage
+from gateway.domain.outbox import FeedItem
+from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
+from gateway.partners.phases import Why
+
+if TYPE_CHECKING:
+    from nats.js import JetStreamContext
+    from nats.js.api import PubAck
+
+log = structlog.get_logger()
+
+_CONNECT_S = 3.0
+_ACKNOWLEDGED_S = 10.0
+_FAILURES = (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError)
+_encode = msgspec.json.Encoder().encode
+
+
+class NatsStream:
+    """send() as often as wished; it connects when it must. Made for one event loop."""
+
+    def __init__(self, settings: OutboxNats, data_dir: Path) -> None:
+        self._settings = settings
+        self._data_dir = data_dir
+        self._client: Client | None = None
+        self._stream: JetStreamContext | None = None
+
+    async def send(self, op: DeliverUsage) -> Outcome:
+        """Approved when the stream has acknowledged every event; its messages leave in the batch's order."""
+        try:
+            stream = await self._connected()
+        except _FAILURES as error:
+            log.warning("no stream", error=type(error).__name__)
+            return NotSent(Why.NO_CONNECTION)
+        try:
+            async with asyncio.timeout(_ACKNOWLEDGED_S):
+                waiting = [await self._publish(stream, item) for item in op.items]
+                acknowledged = await asyncio.gather(*waiting)
+        except _FAILURES as error:
+            log.warning("not acknowledged by the stream", error=type(error).__name__)
+            await self.close()
+            return Unknown(Why.NO_ANSWER)
+        return Approved(facts={"duplicates": sum(bool(ack.duplicate) for ack in acknowledged), "refused": []})
+
+    async def close(self) -> None:
+        client, self._client, self._stream = self._client, None, None
+        if client is not None:
+            await client.close()
+
+    async def _publish(self, stream: "JetStreamContext", item: FeedItem) -> "asyncio.Future[PubAck]":
+        subject = f"{self._settings.subject}.{item.event.scene}"
+        headers = {Header.MSG_ID: item.event.event_id}
+        return await stream.publish_async(subject, _encode(item), stream=self._settings.stream, headers=headers)
+
+    async def _connected(self) -> "JetStreamContext":
+        """To a stream that is there. Raises _FAILURES."""
+        if self._client is not None and self._client.is_connected and self._stream is not None:
+            return self._stream
+        await self.close()
+        settings = self._settings
+        credentials = self._data_dir / settings.credentials_file if settings.credentials_file else None
+        self._client = client = Client()
+        async with asyncio.timeout(_CONNECT_S):
+            await client.connect(
+                settings.url,
+                name="yikatong outbox",
+                # not by itself: the relay knocks again, and knows what was acknowledged
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                error_cb=_tell,
+                user_credentials=str(credentials) if credentials else None,
+                tls=self._tls(),
+            )
+            stream = client.jetstream()
+            await stream.stream_info(settings.stream)
+        self._stream = stream
+        return stream
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if not self._settings.url.startswith("tls://"):
+            return None
+        ca_file = self._data_dir / self._settings.ca_file if self._settings.ca_file else None
+        context = ssl.create_default_context(cafile=ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+
+async def _tell(error: Exception) -> None:
+    log.debug("stream's connection", error=type(error).__name__)

@@ -1,0 +1,150 @@
+"""The fan-out to NATS JetStream against a real server, which is killed in between."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import nats
+import pytest
+from nats.js import JetStreamContext
+from nats.js.api import StreamConfig
+
+from gateway.domain.outcome import NotSent
+from gateway.partners.nats_stream import NatsStream
+from gateway.settings import load
+from tests.conftest import Database
+from tests.running import eventually, free_port
+from tests.subscribers import Events, Relay, add_events, by_card, logged
+
+BINARY = Path(sys.prefix) / "bin" / "nats-server"
+WITHIN_S = 20
+
+
+class Server:
+    """start() it, kill() it; started again it has its port and its store."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.port, self._folder = free_port(), folder
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    async def start(self) -> "Server":
+        self._process = await asyncio.create_subprocess_exec(
+            BINARY, "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self._folder),
+            "-l", str(self._folder / "log"),
+        )  # fmt: skip
+        await eventually(self._answers, WITHIN_S, "nats-server answers")
+        return self
+
+    async def _answers(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    async def kill(self) -> None:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+
+@asynccontextmanager
+async def server(folder: Path) -> AsyncIterator[Server]:
+    running = await Server(folder).start()
+    try:
+        yield running
+    finally:
+        await running.kill()
+
+
+@asynccontextmanager
+async def jetstream(running: Server) -> AsyncIterator[JetStreamContext]:
+    client = await nats.connect(running.url, allow_reconnect=False)
+    try:
+        yield client.jetstream()
+    finally:
+        await client.close()
+
+
+async def add_stream(running: Server) -> None:
+    async with jetstream(running) as js:
+        await js.add_stream(StreamConfig(name="usage", subjects=["yikatong.usage.>"]))
+
+
+async def read(running: Server) -> list[tuple[str, str]]:
+    """(event_id, card_ref) of every message, in the stream's order; each is what it says."""
+    async with jetstream(running) as js:
+        found = []
+        subscription = await js.pull_subscribe("yikatong.usage.>", stream="usage")
+        left = (await js.stream_info("usage")).state.messages
+        while left:
+            for message in await subscription.fetch(min(left, 256), timeout=WITHIN_S):
+                event = json.loads(message.data)["event"]
+                assert message.headers is not None and message.headers["Nats-Msg-Id"] == event["event_id"]
+                assert message.subject == "yikatong.usage." + event["scene"]
+                found.append((event["event_id"], event.get("card_ref", event["event_id"])))
+                await message.ack()
+                left -= 1
+        return found
+
+
+def stream_of(running: Server, folder: Path) -> NatsStream:
+    settings = load({}).gateway.outbox.nats
+    return NatsStream(msgspec.structs.replace(settings, url=running.url), folder)
+
+
+async def test_every_event_is_a_message_once_whoever_is_killed(database: Database, tmp_path: Path) -> None:
+    async with server(tmp_path / "nats") as running:
+        await add_stream(running)
+        sending = stream_of(running, tmp_path)
+        async with Relay(database.dsn, sending.send, "nats", 500, 1) as relay:
+            await add_events(database.dsn, Events(600, 40))
+            await relay.run()
+            await add_events(database.dsn, Events(600, 40), start=600)
+            await asyncio.gather(relay.pages.turn(), running.kill())
+            assert await relay.pages.turn() > 0
+            await running.start()
+            await relay.run()
+        async with Relay(database.dsn, sending.send, "again", 500, 1) as relay:
+            await relay.run()  # the same events by another way: the stream knows their ids
+        await sending.close()
+        log = await logged(database.dsn)
+        messages = await read(running)
+        assert len(messages) == len(log) == 1200
+        assert {event_id for event_id, _ in messages} == {event_id for event_id, _ in log}
+        assert {tuple(of_one) for of_one in by_card(messages)} == by_card(log)
+
+
+@pytest.mark.parametrize("missing", ["server", "stream"])
+async def test_without_a_stream_nothing_is_sent(database: Database, tmp_path: Path, missing: str) -> None:
+    await add_events(database.dsn, Events(10, 3))
+    async with server(tmp_path / "nats") as running:
+        if missing == "server":
+            await running.kill()
+        sending = stream_of(running, tmp_path)
+        outcomes = []
+
+        async def send(op):  # type: ignore[no-untyped-def]
+            outcomes.append(await sending.send(op))
+            return outcomes[-1]
+
+        async with Relay(database.dsn, send, "nats", 500, 1) as relay:
+            assert await relay.pages.turn() > 0
+        await sending.close()
+        assert [type(outcome) for outcome in outcomes] == [NotSent]
+
+
+def test_it_is_off_by_default() -> None:
+    outbox = load({}).gateway.outbox
+    assert not outbox.enabled and outbox.nats.url == ""
