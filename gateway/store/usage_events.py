@@ -41,10 +41,12 @@ class Row(NamedTuple):
 
 _HORIZON = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint + (SELECT xid_offset FROM feed_origin)"
 
+# The cursor comes by sub-selects, so that the planner does not look it up in its statistics: they end before the newest
+# events, so it would expect next to none behind the cursor, read all there are for each page, and sort them.
 _PAGE = f"""
 SELECT {", ".join(Row._fields)}
 FROM usage_event
-WHERE (position, event_id) > ($1, $2) AND position < {_HORIZON}
+WHERE (position, event_id) > ((SELECT $1::bigint), (SELECT $2::uuid)) AND position < {_HORIZON}
 ORDER BY position, event_id
 LIMIT $3
 """  # noqa: S608 - a constant
