@@ -52,7 +52,7 @@ def report_held(path: Path, held: Held, sender: str) -> Path:
     """`sender`: of the folder or the header, if it is one; it is counted. Raises OSError."""
     for reason in held.reasons:
         USAGE_FILES.labels(sender, reason).inc()
-    return _write(path, HeldReport(path.name, held.reasons, held.detail, _now()))
+    return _write(path, HeldReport(shown_name(path), held.reasons, held.detail, _now()))
 
 
 async def report_taken(connection: "Connection", path: Path, found: Ingested) -> Path:
@@ -69,9 +69,15 @@ async def report_taken(connection: "Connection", path: Path, found: Ingested) ->
         rejects.with_name(rejects.name + ".part").replace(rejects)
     USAGE_FILES.labels(header.caller, "taken_before" if found.before else "taken").inc()
     return _write(path, TakenReport(
-        path.name, found.file_id.hex(), header.caller, header.batch_no, header.count, header.sum_fen, progress.created,
-        progress.duplicate, progress.rejected, found.rejected_by_code, rejects.name if rejects else None, _now(),
+        shown_name(path), found.file_id.hex(), header.caller, header.batch_no, header.count, header.sum_fen,
+        progress.created, progress.duplicate, progress.rejected, found.rejected_by_code,
+        shown_name(rejects) if rejects else None, _now(),
     ))  # fmt: skip
+
+
+def shown_name(path: Path) -> str:
+    """As text: a sender may name a file in GBK, which no report and no log could repeat."""
+    return os.fsencode(path.name).decode(errors="replace")
 
 
 def _now() -> dt.datetime:

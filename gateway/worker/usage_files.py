@@ -11,7 +11,7 @@ import structlog
 from gateway.configuration import UsageReturn
 from gateway.domain.usage_files import Held
 from gateway.flows.ingest_usage_file import AnotherIsAtIt, IngestUsageFile
-from gateway.flows.report_usage_file import REJECTS, REPORT, report_held, report_taken
+from gateway.flows.report_usage_file import REJECTS, REPORT, report_held, report_taken, shown_name
 
 if TYPE_CHECKING:
     from gateway.store.pool import Connection
@@ -40,25 +40,37 @@ class WatchUsageFiles:
         self._folders = {sender: data_dir / files.folder for sender, files in settings.files.items() if files.folder}
 
     async def turn(self) -> None:
-        """Raises Problem 503, OSError, asyncpg.PostgresError: then it is tried again with the next turn."""
+        """Raises Problem 503, OSError (no database), asyncpg.PostgresError: then it is tried again with the next turn.
+
+        A folder or a file that cannot be read or moved is told of, each turn, and holds up no other.
+        """
         for sender, folder in self._folders.items():
-            for path in await asyncio.to_thread(_waiting, folder):
+            try:
+                found = await asyncio.to_thread(_waiting, folder)
+            except OSError as error:
+                log.error("folder of usage files not read", sender=sender, error=type(error).__name__)
+                continue
+            for path in found:
                 await self._take(sender, path)
 
     async def _take(self, sender: str, path: Path) -> None:
         connection = await self._connect()
+        name = shown_name(path)
         try:
+            identity = _identity(path)
             found = await self._ingest.run(connection, path, sender)
             report = await report_taken(connection, path, found)
-            await asyncio.to_thread(_move, path, "done")
-            log.info("usage file taken up", sender=sender, file=path.name, before=found.before, report=report.name,
+            log.info("usage file taken up", sender=sender, file=name, before=found.before, report=shown_name(report),
                      created=found.progress.created, rejected=found.progress.rejected)  # fmt: skip
+            await asyncio.to_thread(_move, path, identity, "done")
         except Held as held:
             report_held(path, held, sender)
-            await asyncio.to_thread(_move, path, "held")
-            log.error("usage file held", sender=sender, file=path.name, why=held.reasons, detail=held.detail)
+            log.error("usage file held", sender=sender, file=name, why=held.reasons, detail=held.detail)
+            await asyncio.to_thread(_move, path, identity, "held")
         except (AnotherIsAtIt, FileNotFoundError):  # a worker on another machine
-            log.info("usage file left to another worker", sender=sender, file=path.name)
+            log.info("usage file left to another worker", sender=sender, file=name)
+        except OSError as error:
+            log.error("usage file not taken up", sender=sender, file=name, error=type(error).__name__)
         finally:
             connection.terminate()
 
@@ -75,10 +87,30 @@ def _waiting(folder: Path) -> list[Path]:
     return found[:FILES_MAX]
 
 
-def _move(path: Path, into: str) -> None:
-    """With its reports, which go first: a file that is still there is taken up again, and leaves them again."""
+_Identity = tuple[int, int, int, int]
+
+
+def _identity(path: Path) -> _Identity:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _move(path: Path, identity: _Identity, into: str) -> None:
+    """With its reports, which go first: a file that is still there is taken up again, and leaves them again.
+
+    One that has come in its place meanwhile stays: its turn is the next. What was moved before by this name is kept.
+    """
+    reports = path.with_name(path.name + REJECTS), path.with_name(path.name + REPORT)
+    if _identity(path) != identity:
+        for report in reports:  # of the file that is gone; the log has told of it
+            report.unlink(missing_ok=True)
+        return
     target = path.parent / into
     target.mkdir(mode=0o700, exist_ok=True)
-    for each in (path.with_name(path.name + REJECTS), path.with_name(path.name + REPORT), path):
+    prefix, times = "", 1
+    while (target / (prefix + path.name)).exists():
+        times += 1
+        prefix = f"{times}-"
+    for each in (*reports, path):
         if each.exists():
-            each.replace(target / each.name)
+            each.replace(target / (prefix + each.name))

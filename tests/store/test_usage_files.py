@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ import pytest
 from gateway.directory import Directory
 from gateway.domain.masking import Secret
 from gateway.domain.usage_files import Held, HoldReason
-from gateway.flows.ingest_usage_file import AnotherIsAtIt, Ingested, Silent, ingest_usage_files
+from gateway.flows.ingest_usage_file import AnotherIsAtIt, Ingested, IngestUsageFile, Silent, ingest_usage_files
 from gateway.flows.report_usage_file import report_held, report_taken
 from gateway.settings import Settings, load
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.pool import FOR_RETURNS, connect
+from gateway.worker.usage_files import WatchUsageFiles
 from tests.conftest import drop_database, make_database, prepare_data_dir
 from tests.ledger import broken_rules
 from tests.registry import CARDS, add_cards
@@ -40,9 +42,9 @@ class Desk(NamedTuple):
     folder: Path
     signing: dict[str, str]
 
-    def having(self, encoding: str = "utf-8", **changes: Any) -> "Desk":
+    def having(self, encoding: str = "utf-8", folder: str = "", **changes: Any) -> "Desk":
         returns = self.settings.gateway.usage_return
-        files = {"demo-bank": msgspec.structs.replace(returns.files["demo-bank"], encoding=encoding)}
+        files = {"demo-bank": msgspec.structs.replace(returns.files["demo-bank"], encoding=encoding, folder=folder)}
         returns = msgspec.structs.replace(returns, files=files, **changes)
         gateway = msgspec.structs.replace(self.settings.gateway, usage_return=returns)
         return self._replace(settings=msgspec.structs.replace(self.settings, gateway=gateway))
@@ -276,3 +278,74 @@ async def test_lines_that_came_another_way_are_duplicates(desk: Desk) -> None:
     lines = [line() for _ in range(3)]
     await desk.take(day_file(desk.signing, lines[:2]))
     assert figures(await desk.take(day_file(desk.signing, [*lines, lines[0] | {"amount_fen": 1}]))) == (1, 2, 1)
+
+
+class Sender:
+    """A folder that is looked into, and what lies in it."""
+
+    def __init__(self, desk: Desk, ingest: IngestUsageFile | None = None) -> None:
+        self.folder, self._signing = desk.folder, desk.signing
+        settings = desk.having(folder=str(desk.folder)).settings
+        ingest = ingest or ingest_usage_files(settings, Directory(settings))
+        self.turn = WatchUsageFiles(ingest, desk.connect, settings.gateway.usage_return, settings.data_dir).turn
+
+    def drop(self, name: str) -> dict[str, Any]:
+        """A file of one line, written some time ago."""
+        one = line()
+        (self.folder / name).write_bytes(day_file(self._signing, [one]))
+        os.utime(self.folder / name, (1_700_000_000, 1_700_000_000))
+        return one
+
+    def lying(self, where: str) -> list[str]:
+        return sorted(each.name for each in (self.folder / where).iterdir() if each.is_file())
+
+
+async def test_a_name_that_is_no_text_does_no_harm(desk: Desk) -> None:
+    """A bank that writes its names in GBK."""
+    sender, name = Sender(desk), os.fsdecode("流水.day".encode("gbk"))
+    sender.drop(name)
+    await sender.turn()
+    assert sender.lying("done") == [name, f"{name}.report.json"]
+    report = json.loads((desk.folder / "done" / f"{name}.report.json").read_text())
+    assert (report["file"], report["created"]) == ("\ufffd\ufffd\u02ee.day", 1)
+
+
+async def test_a_file_that_cannot_be_reported_holds_up_no_other(desk: Desk) -> None:
+    sender, long = Sender(desk), "0" * 250
+    sender.drop(long)
+    other = sender.drop("1.day")
+    await sender.turn()
+    assert (sender.lying("done"), sender.lying("")) == (["1.day", "1.day.report.json"], [long])
+    assert await desk.recorded([other]) == [other["id"]]
+
+
+async def test_two_files_of_one_name_are_both_kept(desk: Desk) -> None:
+    sender = Sender(desk)
+    for times in range(1, 4):
+        sender.drop("today.day")
+        await sender.turn()
+        assert len(sender.lying("done")) == 2 * times
+    assert sender.lying("done")[:2] == ["2-today.day", "2-today.day.report.json"]
+
+
+async def test_a_file_that_comes_in_the_place_of_another_has_its_turn(desk: Desk) -> None:
+    """Whoever sends a file again while it is taken up is not told that it was done."""
+    lines: list[dict[str, Any]] = []
+
+    class Replaced(IngestUsageFile):
+        async def run(self, *arguments: Any) -> Ingested:
+            found = await super().run(*arguments)
+            if len(lines) == 1:
+                (desk.folder / "new").write_bytes(b"")
+                (desk.folder / "new").rename(desk.folder / "today.day")
+                lines.append(sender.drop("today.day"))
+            return found
+
+    real = ingest_usage_files(desk.settings, Directory(desk.settings))
+    sender = Sender(desk, Replaced(real._directory, real._reader, real._return_usage, real._settings))
+    lines.append(sender.drop("today.day"))
+    await sender.turn()
+    assert sender.lying("") == ["today.day"] and not (desk.folder / "done").exists()
+    await sender.turn()
+    assert sender.lying("done") == ["today.day", "today.day.report.json"]
+    assert await desk.recorded(lines) == sorted(each["id"] for each in lines)
