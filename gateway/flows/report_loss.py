@@ -184,14 +184,16 @@ async def _end(
 ) -> Results:
     """Record what the banks are to be told, in the order of the changes.
 
-    One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order.
+    One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order. That is so
+    also where the bank cannot be told now: it would be told of the last one later, and never of this one.
     """
     holders: dict[UUID, Holder] = {}
     busy: set[UUID] = set()
     changed = {each.card_id for each in done if isinstance(each, _Changed)}
-    if changed and tell.has_routes:
-        holders = await loss_notices.holders(connection, changed)
-        busy = await loss_notices.cards_with_open_ones(connection, holders.keys())
+    if changed:
+        busy = await loss_notices.cards_with_open_ones(connection, changed)
+        if busy or tell.has_routes:
+            holders = await loss_notices.holders(connection, changed)
     ended: Results = []
     notices: list[Notice] = []
     due_in: list[dt.timedelta] = []
@@ -200,7 +202,7 @@ async def _end(
             ended.append(each)
             continue
         operation, holder = _operation(kind, each), holders.get(each.card_id)
-        if holder is None or not tell.can_tell(holder.bank):
+        if holder is None or not (each.card_id in busy or tell.can_tell(holder.bank)):
             side = SocialSecuritySide(operation.result, card_status=each.after.name.lower())
             ended.append(Done(_not_connected(each.asked, side), operation))
             continue

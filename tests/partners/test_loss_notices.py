@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,30 @@ async def test_a_bank_that_is_closed_is_told_when_it_opens_in_the_order_of_the_c
         for reference in references:
             assert await desk.came_to(reference) == {"status": "accepted"}
         assert await desk.told(*references) == ["2", "4", "3"]
+
+
+async def test_a_bank_that_is_taken_out_for_a_while_is_told_all_in_order(desk: Desk) -> None:
+    """Else it would lock an account for good whose card was found meanwhile, or open that of a card lost again."""
+    card = await desk.card()
+    await desk.close_bank()
+    lost = await desk.kiosk.report_loss(card)
+    partners = Path(desk.running.environment["CONFIG_DIR"]) / "partners.toml"
+    block = partners.read_text()
+    partners.write_text(block.replace("adapter =", "enabled = false\nadapter ="))
+
+    async def is_out() -> bool:
+        return bool((await desk.kiosk.report_loss(await desk.card()))["bank"]["status"] == "not_connected")
+
+    await eventually(is_out, ENDS_S, "the bank is taken out")
+    found = await desk.kiosk.release_loss(lost["reference"])
+    lost_again = await desk.kiosk.report_loss(card, "formal")
+    assert [answer["bank"] for answer in (lost, found, lost_again)] == [{"status": "pending"}] * 3
+    await desk.open_bank()
+    partners.write_text(block)
+    references = [answer["reference"] for answer in (lost, found, lost_again)]
+    for reference in references:
+        assert await desk.came_to(reference) == {"status": "accepted"}
+    assert await desk.told(*references) == ["2", "4", "3"]
 
 
 class Curt(OpenBank):
