@@ -83,8 +83,11 @@ RULES = {
     "not more is taken back than was earned": """
         SELECT back.corrects FROM points_transfer back
         LEFT JOIN points_transfer t ON t.transfer_id = back.corrects
-        WHERE back.kind = 'take_back' GROUP BY back.corrects, t.points, t.kind
-        HAVING t.kind IS DISTINCT FROM 'earn' OR sum(back.shortfall - back.points) > t.points
+        WHERE back.kind IN ('take_back', 'correct') GROUP BY back.corrects, t.points, t.kind
+        -- with what it was corrected upwards by
+        HAVING count(*) FILTER (WHERE back.kind = 'take_back') > 0 AND (t.kind IS DISTINCT FROM 'earn'
+            OR sum(back.shortfall - back.points) FILTER (WHERE back.kind = 'take_back')
+               > t.points + coalesce(sum(back.points) FILTER (WHERE back.kind = 'correct' AND back.points > 0), 0))
     """,
 }
 """Every rule with the statement that finds what breaks it (reliability.md §1)."""

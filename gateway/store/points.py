@@ -89,7 +89,7 @@ WINDOW so_far AS (PARTITION BY account_id ORDER BY item)
 """
 
 _EARNED_ON = """
-SELECT person_id, scene, day, sum(points - shortfall)::bigint
+SELECT person_id, scene, day, sum(points)::bigint
 FROM (SELECT DISTINCT * FROM unnest($1::uuid[], $2::text[], $3::date[])) AS asked(person_id, scene, day)
 JOIN points_transfer USING (person_id, scene, day)
 WHERE kind IN ('earn', 'take_back') AND created_at > $4
@@ -153,7 +153,8 @@ async def find(connection: "AnyConnection", transfer_id: UUID) -> Transfer | Non
 async def earned_on(
     connection: "AnyConnection", days: Collection[tuple[UUID, str, dt.date]]
 ) -> dict[tuple[UUID, str, dt.date], int]:
-    """What persons have earned in scenes on days, less what was reversed since."""
+    """What persons have earned in scenes on days, less what was taken back since: a shortfall was spent, and whoever
+    could earn it again would earn without a limit."""
     if not days:
         return {}
     persons, scenes, dates = zip(*days, strict=True)

@@ -50,9 +50,10 @@ class Person:
         return granted
 
     def give_back(self, scene: str, day: dt.date, points: int) -> None:
-        """Out of its own lot, then of those that expire last; what is spent or reserved is not there."""
-        self.earned[scene, day] -= points
+        """Out of its own lot, then of those that expire last; what is spent or reserved is not there, and counts as
+        earned on its day."""
         left = min(points, self.available)
+        self.earned[scene, day] -= left
         for on in sorted(self.lots, key=lambda on: (on == last_day(day), on), reverse=True):
             taken = min(left, self.lots[on])
             self.lots[on] -= taken

@@ -152,6 +152,17 @@ async def test_what_is_spent_or_reserved_is_not_taken_back_and_recorded_as_missi
     await ledger.owner.execute("UPDATE points_account SET reserved = 0 WHERE account_id = $1", person)
 
 
+async def test_what_was_spent_is_not_earned_again_on_that_day(ledger: Ledger) -> None:
+    """Buy, redeem, give the goods back, buy again: at most the day's limit in all."""
+    card = ledger.cards[0]
+    one = use(card, 6000)
+    await ledger.earn(one)
+    await ledger.owner.execute("UPDATE points_account SET reserved = 40 WHERE account_id = $1", ledger.people[card])
+    assert await ledger.earn(reversal(one)) == EarnFigures(0, 20, 40)
+    assert (await ledger.earn(use(card, 10_000))).earned == 60
+    await ledger.owner.execute("UPDATE points_account SET reserved = 0 WHERE account_id = $1", ledger.people[card])
+
+
 async def test_rivals_earn_for_the_same_people_without_a_loss(ledger: Ledger) -> None:
     async def rival(seed: int) -> int:
         connection = await asyncpg.connect(ledger.dsn, server_settings={"role": "yikatong_app"})

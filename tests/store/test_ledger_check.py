@@ -171,6 +171,20 @@ async def test_a_correction_is_a_new_transfer_that_names_the_old(ledger: Ledger)
     assert await broken_rules(ledger.owner) == {}
 
 
+async def test_what_was_corrected_and_then_reversed_is_no_finding(ledger: Ledger) -> None:
+    card = list(ledger.people)[-1]
+    flow = EarnPoints(lambda: EarnRules({"its.own": PointsRule(per_yuan=1, daily_max=100)}, 24))
+    for amount, taken_back in ((30, 80), (-30, 20)):
+        used = Use(new_id(), card, "its.own", 5000, NOW)
+        back = Use(new_id(), card, "its.own", 5000, NOW, used.event_id)
+        async with ledger.owner.transaction():
+            assert (await flow.earn(ledger.owner, [used])).earned == 50
+        await correct(ledger.owner, new_id(), used.event_id, amount, "counted wrong", 24)
+        async with ledger.owner.transaction():
+            assert (await flow.earn(ledger.owner, [back])).taken_back == taken_back
+        assert await broken_rules(ledger.owner) == {}
+
+
 async def test_the_command_says_what_is_broken_and_ends_with_1(ledger: Ledger, tmp_path: Path) -> None:
     port = free_port()
     prepare_data_dir(tmp_path, port)
