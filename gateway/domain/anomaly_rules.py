@@ -13,11 +13,14 @@ import msgspec
 from gateway.domain.callers import Caller
 from gateway.domain.geography import great_circle_km
 from gateway.domain.scenes import Scene
+from gateway.domain.use_windows import OF_ONE_MAX
 
 OUTLET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$"
 _TERMINALS = re.compile(r"[!-)+-~]{1,32}\*?")
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=80)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+_OfOne = Annotated[int, msgspec.Meta(ge=1, le=OF_ONE_MAX)]
+"""More uses of one subject are not remembered."""
 _Minutes = Annotated[int, msgspec.Meta(ge=1, le=1440)]
 
 
@@ -59,7 +62,7 @@ class Refusals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A terminal that refuses card after card."""
 
     enabled: bool
-    refused_min: _Count
+    refused_min: _OfOne
     percent_min: Annotated[int, msgspec.Meta(ge=1, le=100)]
     window_minutes: _Minutes
 
@@ -69,7 +72,7 @@ class ManyCards(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     enabled: bool
     window_minutes: _Minutes
-    cards_min: Mapping[str, _Count]
+    cards_min: Mapping[str, _OfOne]
     """By scene; what is not here is not looked at."""
 
 
@@ -77,7 +80,7 @@ class PointsFarming(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Many small uses of one card at one merchant (outlet or caller) that earn points. Reversed ones do not count."""
 
     enabled: bool
-    uses_min: _Count
+    uses_min: _OfOne
     amount_max_fen: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)]
     window_minutes: _Minutes
     scenes: tuple[str, ...]

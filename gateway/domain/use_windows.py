@@ -14,6 +14,9 @@ import msgspec
 MINUTE_US = 60_000_000
 _DAY_MINUTES = 1440
 _LAST = b"\xff" * 17
+OF_ONE_MAX = 500
+"""Uses of one subject that are remembered, its last: every use looks at all that are near it, and a terminal that is
+hammered must not take the time of the others."""
 _EVENTS_KEPT = 20
 
 Entry = tuple[int, bytes, bytes]
@@ -30,6 +33,8 @@ class UseWindows:
         self._entries_max = entries_max
         self._order: deque[Remembered] = deque()
         self._of: dict[str, list[Entry]] = {}
+        self._recorded: dict[str, list[Entry]] = {}
+        """Those of `_of` (and those taken out since) in the order in which they were recorded."""
         for recorded_us, subject, entry in remembered:
             self.add(subject, recorded_us, entry)
 
@@ -39,10 +44,14 @@ class UseWindows:
             self._order[0][0] < recorded_us - self._keep_us or len(self._order) >= self._entries_max
         ):
             _, oldest, gone = self._order.popleft()
-            self._remove(oldest, gone)
-        entries = self._of.setdefault(subject, [])
+            if self._recorded.get(oldest, [None])[0] == gone:
+                self._forget_first(oldest)
+        entries, recorded = self._of.setdefault(subject, []), self._recorded.setdefault(subject, [])
         insort(entries, entry)
+        recorded.append(entry)
         self._order.append((recorded_us, subject, entry))
+        if len(recorded) > OF_ONE_MAX:
+            self._forget_first(subject)
         return entries
 
     def take_out(self, subject: str, mark: bytes) -> list[Entry] | None:
@@ -60,6 +69,12 @@ class UseWindows:
         entries = self._of.get(subject, [])
         place = bisect_left(entries, entry)
         return place < len(entries) and entries[place] == entry
+
+    def _forget_first(self, subject: str) -> None:
+        recorded = self._recorded[subject]
+        self._remove(subject, recorded.pop(0))
+        if not recorded:
+            del self._recorded[subject]
 
     def _remove(self, subject: str, entry: Entry) -> None:
         if not self._holds(subject, entry):  # it was taken out

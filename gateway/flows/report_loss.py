@@ -184,8 +184,8 @@ async def _end(
 ) -> Results:
     """Record what the banks are to be told, in the order of the changes.
 
-    One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order. That is so
-    also where the bank cannot be told now: it would be told of the last one later, and never of this one.
+    One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order. That is
+    so also where the bank cannot be told now: it would be told of the last one later, and never of this one.
     """
     holders: dict[UUID, Holder] = {}
     busy: set[UUID] = set()

@@ -11,7 +11,7 @@ from gateway.commands.anomalies import read_since
 from gateway.domain.anomalies import EVENTS_SHOWN, Anomaly, Detector, Memory, Seen
 from gateway.domain.anomaly_rules import AnomalySettings, Places, RuleName
 from gateway.domain.times import CHINA
-from gateway.domain.use_windows import MINUTE_US, UseWindows
+from gateway.domain.use_windows import MINUTE_US, OF_ONE_MAX, UseWindows
 from gateway.sandbox import rehearsal
 from gateway.sandbox.townscape import OUTLETS, TOWNS, km_between
 from gateway.settings import load
@@ -191,6 +191,24 @@ SCRIPT = (
     + [each for n in range(12) for each in (use(20 + n, card=900 + n), use(22 + n, "GP-MK-1", card=900 + n))]
     + [returned(n, 60 + n) for n in range(30)]
 )
+
+
+def test_of_one_that_is_hammered_the_last_are_looked_at_and_no_more() -> None:
+    """Also where what came last had occurred before everything else."""
+    windows = UseWindows(10_000 * MINUTE_US, 50_000)
+    entries = [(-number, number.to_bytes(16, "big"), b"") for number in range(3 * OF_ONE_MAX)]
+    for number, entry in enumerate(entries):
+        if number % 500 == 0:
+            windows.add("other", number, (*entry[:2], b"o"))
+        held = windows.add("one", number, entry)
+        assert len(held) == min(number + 1, OF_ONE_MAX) and held[0] == entry
+    assert held == sorted(entries[-OF_ONE_MAX:])
+    again = UseWindows(10_000 * MINUTE_US, 50_000, windows.remembered())
+    assert again.remembered() == windows.remembered() and len(again.remembered()) == OF_ONE_MAX + 3
+    assert len(again.add("one", len(entries), (1, b"new", b""))) == OF_ONE_MAX
+    for each in (windows, again):  # the time of all of them is over
+        assert each.add("two", 10_001 * MINUTE_US, (2, b"two", b"")) == [(2, b"two", b"")]
+        assert each.remembered() == [(10_001 * MINUTE_US, "two", (2, b"two", b""))]
 
 
 @pytest.mark.parametrize("every", [1, 7, 50])
