@@ -18,20 +18,20 @@ class Relay:
 
     def __init__(self, bank_port: int) -> None:
         self._bank_port = bank_port
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.change: Change = framed
         self.port = 0
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        self._connections[task] = writer
         try:
             with suppress(OSError):
                 await self._between(reader, writer)
         finally:
             writer.transport.abort()
-            self._connections.discard(task)
+            del self._connections[task]
 
     async def _between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Until either side hangs up."""
@@ -46,9 +46,10 @@ class Relay:
             to_bank.transport.abort()
 
     async def close(self) -> None:
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        """Hang up on all; each then ends by itself."""
+        for writer in self._connections.values():
+            writer.transport.abort()
+        await asyncio.gather(*self._connections)
 
     async def _ask(self, reader: asyncio.StreamReader, to_bank: asyncio.StreamWriter) -> None:
         while sent := await reader.read(65_536):
