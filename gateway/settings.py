@@ -188,9 +188,12 @@ def _check_routes(routes: Mapping[str, str], partners: Mapping[str, Partner | No
 
 
 def _check_senders(files: Mapping[str, UsageFiles], callers: Mapping[str, Caller | None], mistakes: list[str]) -> None:
-    for caller_id in files:
+    folders: dict[str, str] = {}
+    for caller_id, its in files.items():
         caller = callers.get(caller_id)
         path = f"gateway.toml: usage_return.files.{caller_id}"
+        if its and its.folder and folders.setdefault(str(Path(its.folder)), caller_id) != caller_id:
+            mistakes.append(f"{path}.folder: is that of {folders[str(Path(its.folder))]}, whose files it would hold")
         if callers and caller_id not in callers:  # none at all: the file cannot be read, which is said already
             mistakes.append(f"{path}: no such caller in callers.toml")
         elif caller is not None and (Scope.USAGE_WRITE not in caller.scopes or caller.signing_algorithm is None):

@@ -80,6 +80,7 @@ def mistakes_of(
     ]
     if scenes and settings.scene not in scenes:  # none at all: the file cannot be read, which is said already
         mistakes.append("scene: no such scene in scenes.toml")
+    scene = scenes.get(settings.scene)
     for name, outlet in settings.outlets.items():
         mistakes += [
             f"outlets.{name}.items: no such item: {item}" for item in outlet.items if item not in settings.items
@@ -89,4 +90,6 @@ def mistakes_of(
             mistakes.append(f"outlets.{name}.caller: no such caller in callers.toml")
         elif caller is not None and Scope.POINTS_WRITE not in caller.scopes:
             mistakes.append(f"outlets.{name}.caller: callers.{outlet.caller}.scopes lacks {Scope.POINTS_WRITE}")
+        elif caller is not None and scene is not None and caller.kind not in scene.callers:
+            mistakes.append(f"outlets.{name}.caller: scenes.{settings.scene}.callers lacks {caller.kind}")
     return mistakes

@@ -160,6 +160,14 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
     "an item that is not there": ("points.toml", replace('["rice-5kg"', '["rice-9kg"'), "outlets.wuyuan-01.items"),
     "an outlet of nobody": ("points.toml", replace('"demo-kiosk"', '"demo-desk"'), "outlets.wuyuan-01.caller"),
     "an outlet of one who may not": ("points.toml", replace('"demo-kiosk"', '"demo-bank"'), "outlets.wuyuan-01.caller"),
+    "an outlet where no card is taken": (
+        "points.toml", replace('scene = "points.redeem"', 'scene = "bank.counter"'), "outlets.wuyuan-01.caller"
+    ),
+    "two senders with one folder": (
+        "gateway.toml",
+        append('[usage_return.files.demo-kiosk]\nencoding = "gbk"\nfolder = "usage-files/demo-bank/"\n'),
+        "usage_return.files.demo-kiosk.folder",
+    ),
     "a rule that is no flag": (
         "anomalies.toml", replace("enabled = true", "enabled = 1"), "two_places.enabled"
     ),
@@ -167,6 +175,9 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
     "a rule that nobody knows": ("anomalies.toml", append("\n[more]\n"), "more"),
     "a number of cards below one": (
         "anomalies.toml", replace('"market.till" = 30', '"market.till" = 0'), "many_cards.cards_min"
+    ),
+    "more cards than are remembered": (
+        "anomalies.toml", replace('"market.till" = 30', '"market.till" = 501'), "many_cards.cards_min"
     ),
     "cards at no scene": ("anomalies.toml", replace('"market.till" =', '"market.tell" ='), "many_cards.cards_min"),
     "points of no scene": ("anomalies.toml", replace('["market.till"', '["market.tell"'), "points_farming.scenes"),
