@@ -66,13 +66,13 @@ class BulkRun:
 
 
 def body(cards: list[dict[str, str]], prefix: str, number: int) -> bytes:
-    """A bulk of lines of the last day, a tenth of them without an amount."""
+    """A bulk of lines of the last week (a run has more than the county in a day); a tenth have no amount."""
     now, lines = dt.datetime.now(dt.UTC), []
     for item in range(LINES):
         use: dict[str, Any] = random.choice(cards) | {
             "id": f"{prefix}-{number:04}-{item:05}", "scene": SCENES[item % len(SCENES)],
             "terminal_id": f"T-{item % 500:04}",
-            "occurred_at": (now - dt.timedelta(seconds=random.randrange(80_000))).isoformat(timespec="seconds"),
+            "occurred_at": (now - dt.timedelta(seconds=random.randrange(7 * 86_400))).isoformat(timespec="seconds"),
             "result": "success",
         }  # fmt: skip
         if item % 10:

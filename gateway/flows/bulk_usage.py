@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,9 @@ class BulkUsage:
             queue_max=settings.bulks_max,
             deadline_s=settings.bulk_deadline_ms / 1000,
             on_batch=lambda _: None,
+            # always: one computes its rows while another's are being written
+            worth_a_second=1,
+            quick_s=math.inf,
             not_known="it is not known whether this was written: send it again, ids that were are counted as duplicate",
         )
         self.serve = self._batcher.run

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+from gateway.domain.ids import uuid7_unix_ms
 from gateway.domain.points import ISSUED, EarnRules, Lot, TransferKind, earned, expires_on, take
 from gateway.domain.times import CHINA
 from gateway.metrics import POINTS, POINTS_SHORTFALL
 from gateway.store import points
 from gateway.store.payments import created_at
-from gateway.store.points import Account, Transfer
+from gateway.store.points import Earning, Transfer
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
@@ -67,65 +68,42 @@ class EarnPoints:
         reversing = {use.event_id: use for use in uses if use.reverses is not None}
         if not earning and not reversing:
             return EarnFigures()
-        cards = {use.card_id for use in earning.values()} | {use.card_id for use in reversing.values()}
-        await points.open_accounts(connection, cards)
-        persons = await points.persons_of(connection, cards)
-        accounts = await points.lock(connection, set(persons.values()))
-        done = await points.known(connection, [*earning, *reversing])
-        granted = await _grant(connection, rules, persons, [use for key, use in earning.items() if key not in done])
-        reversals = [use for key, use in reversing.items() if key not in done and use.card_id in persons]
-        taken = await _take_back(connection, rules, persons, accounts, granted, reversals) if reversals else []
-        # one posting for both: the issuer's account is updated once
-        await points.post(connection, granted + taken)
+        await points.lock_holders(connection, [use.card_id.hex for use in (*earning.values(), *reversing.values())])
+        wanted = [each for use in earning.values() if (each := _earning(rules, use)) is not None]
+        granted = await points.earn(connection, wanted, ISSUED) if wanted else 0
+        taken = await _take_back(connection, rules, reversing) if reversing else []
+        await points.post(connection, taken)
         return EarnFigures(
-            sum(transfer.points for transfer in granted),
-            -sum(transfer.points for transfer in taken),
-            sum(transfer.shortfall for transfer in taken),
+            granted, -sum(transfer.points for transfer in taken), sum(transfer.shortfall for transfer in taken)
         )
 
 
-async def _grant(
-    connection: "AnyConnection", rules: EarnRules, persons: Mapping[UUID, UUID], uses: Sequence[Use]
-) -> list[Transfer]:
-    """The transfers of uses that earn something within the limit of their day; their lots are written."""
-    wanted: list[tuple[Use, UUID, dt.date, int]] = []
-    for use in uses:
-        person_id, amount = persons.get(use.card_id), earned(rules.scenes[use.scene], use.amount_fen)
-        if person_id is not None and amount > 0:
-            wanted.append((use, person_id, use.occurred_at.astimezone(CHINA).date(), amount))
-    so_far = await points.earned_on(connection, {(person_id, use.scene, day) for use, person_id, day, _ in wanted})
-    transfers: list[Transfer] = []
-    lots: defaultdict[tuple[UUID, dt.date], int] = defaultdict(int)
-    for use, person_id, day, amount in wanted:
-        place = (person_id, use.scene, day)
-        amount = min(amount, rules.scenes[use.scene].daily_max - so_far.get(place, 0))
-        if amount <= 0:
-            continue
-        so_far[place] = so_far.get(place, 0) + amount
-        lots[person_id, expires_on(day, rules.valid_months)] += amount
-        transfers.append(Transfer(
-            use.event_id, created_at(use.event_id), TransferKind.EARN, person_id, use.card_id, ISSUED, amount, day,
-            scene=use.scene,
-        ))  # fmt: skip
-    if lots:
-        await points.add_to_lots(connection, lots)
-    return transfers
+def _earning(rules: EarnRules, use: Use) -> Earning | None:
+    """What a use would earn if no limit of its day were reached."""
+    rule = rules.scenes[use.scene]
+    amount = min(earned(rule, use.amount_fen), rule.daily_max)
+    if amount <= 0:
+        return None
+    day = use.occurred_at.astimezone(CHINA).date()
+    return Earning(
+        use.event_id.hex, str(uuid7_unix_ms(use.event_id)), use.card_id.hex, use.scene, day.isoformat(),
+        expires_on(day, rules.valid_months).isoformat(), str(amount), str(rule.daily_max),
+    )  # fmt: skip
 
 
-async def _take_back(
-    connection: "AnyConnection", rules: EarnRules, persons: Mapping[UUID, UUID], accounts: Mapping[UUID, Account],
-    granted: Sequence[Transfer], reversals: Sequence[Use],
-) -> list[Transfer]:  # fmt: skip
+async def _take_back(connection: "AnyConnection", rules: EarnRules, asked: Mapping[UUID, Use]) -> list[Transfer]:
     """The transfers that undo what the reversed events had earned; their lots are written."""
+    done = await points.known(connection, list(asked))
+    persons = await points.persons_of(connection, {use.card_id for use in asked.values()})
+    accounts = await points.lock(connection, set(persons.values()))
+    reversals = [use for key, use in asked.items() if key not in done and use.card_id in persons]
     undone: dict[UUID, int] = {}
-    originals = {transfer.transfer_id: transfer for transfer in granted}
+    originals: dict[UUID, Transfer] = {}
     for key, earned_by in (
         await points.earned_by(connection, {use.reverses for use in reversals if use.reverses})
     ).items():
         originals[key], undone[key] = earned_by.transfer, earned_by.undone
     available = defaultdict(int, {person_id: account.available for person_id, account in accounts.items()})
-    for transfer in granted:
-        available[transfer.person_id] += transfer.points
     lots = {
         person_id: {lot.expires_on: lot for lot in held}
         for person_id, held in (await points.lots_of(connection, {persons[use.card_id] for use in reversals})).items()

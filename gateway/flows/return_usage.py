@@ -8,7 +8,8 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
-from uuid import UUID
+
+from asyncpg.pgproto.pgproto import UUID
 
 from gateway.domain.ids import uuid7
 from gateway.domain.usage import Original, Reject, RejectCode, UsageResult, refusal_of_reversal

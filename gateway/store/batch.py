@@ -60,9 +60,13 @@ class Batcher(Generic[Item, Answer]):
         on_batch: Callable[[BatchFigures], None],
         on_delivered: Callable[[], None] = lambda: None,
         worth_a_second: int = WORTH_A_SECOND,
+        quick_s: float = QUICK_S,
         not_known: str = "the event could not be written",
     ) -> None:
-        """`not_known` is what a caller is told when the database went away in the middle of its batch."""
+        """A second batch goes beside one when so many have queued, and the last one was so quick.
+
+        `not_known` is what a caller is told when the database went away in the middle of its batch.
+        """
         self._connect = connect
         self._execute = execute
         self._batch_max = batch_max
@@ -71,6 +75,7 @@ class Batcher(Generic[Item, Answer]):
         self._on_batch = on_batch
         self._on_delivered = on_delivered
         self._worth_a_second = worth_a_second
+        self._quick_s = quick_s
         self._not_known = not_known
         self._queue: deque[tuple[Item, Sink[Answer], float]] = deque()
         self._resting: list[asyncio.Future[None]] = []
@@ -149,7 +154,7 @@ class Batcher(Generic[Item, Answer]):
     def _start_if_due(self) -> None:
         """A lone item goes at once. A second statement goes when enough has queued and the database is quick: beside
         one that is slow it would only wait, and use up the time of what it carries."""
-        second = len(self._queue) >= self._worth_a_second and self._statement_s < QUICK_S
+        second = len(self._queue) >= self._worth_a_second and self._statement_s < self._quick_s
         if self._queue and self._resting and (second or not self._in_flight):
             self._in_flight += 1
             turn = self._resting.pop()

@@ -6,6 +6,7 @@ that many share is updated once a batch, and last.
 
 import datetime as dt
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -34,6 +35,20 @@ class Transfer(NamedTuple):
     note: str = ""
 
 
+class Earning(NamedTuple):
+    """What a use would earn, as text without control characters."""
+
+    event_id: str
+    unix_ms: str
+    """Of the event's id."""
+    card_id: str
+    scene: str
+    day: str
+    expires_on: str
+    points: str
+    daily_max: str
+
+
 class Account(NamedTuple):
     """A person's, locked until the end of the transaction."""
 
@@ -54,11 +69,32 @@ class Earned(NamedTuple):
 
 _COLUMNS = ", ".join(Transfer._fields)
 
+_EARN = (Path(__file__).parent / "earn.sql").read_text()
+_SEPARATOR = "\x1f"
+
 _OPEN_OF_CARDS = """
 INSERT INTO points_account (account_id, kind)
 SELECT DISTINCT person_id, 'citizen' FROM card
 WHERE card_id = ANY($1) AND NOT EXISTS (SELECT FROM points_account WHERE account_id = person_id)
 ORDER BY person_id ON CONFLICT DO NOTHING
+"""
+# Thousands of ids as one text. LATERAL with OFFSET 0 or FOR UPDATE looks each up by its key, in their order: a plan
+# that is kept for all later texts does not know how many there are, and might read the whole table for them.
+_OPEN_HOLDERS = """
+WITH holder AS MATERIALIZED (
+    SELECT DISTINCT person_id FROM unnest(string_to_array($1, E'\\x1f')::uuid[]) AS asked(card_id),
+        LATERAL (SELECT person_id FROM card WHERE card.card_id = asked.card_id OFFSET 0) AS found
+), opened AS (
+    INSERT INTO points_account (account_id, kind)
+    SELECT person_id, 'citizen' FROM holder
+    WHERE (SELECT true FROM points_account WHERE account_id = person_id) IS NULL
+    ORDER BY person_id ON CONFLICT DO NOTHING
+)
+SELECT coalesce(string_agg(person_id::text, E'\\x1f' ORDER BY person_id), '') FROM holder
+"""
+_LOCK_HOLDERS = """
+SELECT count(*) FROM unnest(string_to_array($1, E'\\x1f')::uuid[]) AS asked(account_id),
+    LATERAL (SELECT FROM points_account held WHERE held.account_id = asked.account_id FOR UPDATE) AS locked
 """
 _LOCK = """
 SELECT account_id, balance, reserved FROM points_account
@@ -86,14 +122,6 @@ SELECT transfer_id, account_id, created_at, person_id, entries + row_number() OV
        balance + sum(points) OVER so_far - points, balance + sum(points) OVER so_far
 FROM leg JOIN moved USING (account_id)
 WINDOW so_far AS (PARTITION BY account_id ORDER BY item)
-"""
-
-_EARNED_ON = """
-SELECT person_id, scene, day, sum(points)::bigint
-FROM (SELECT DISTINCT * FROM unnest($1::uuid[], $2::text[], $3::date[])) AS asked(person_id, scene, day)
-JOIN points_transfer USING (person_id, scene, day)
-WHERE kind IN ('earn', 'take_back') AND created_at > $4
-GROUP BY person_id, scene, day
 """
 
 _EARNED_BY = f"""
@@ -132,6 +160,25 @@ async def lock(connection: "AnyConnection", account_ids: Collection[UUID]) -> di
     return {row[0]: Account(row[1], row[2]) for row in await connection.fetch(_LOCK, list(account_ids))}
 
 
+async def lock_holders(connection: "AnyConnection", card_ids: Sequence[str]) -> None:
+    """lock() for the holders of cards, thousands at once; the ids as hex. Those who have no account get one."""
+    holders = await connection.fetchval(_OPEN_HOLDERS, _SEPARATOR.join(card_ids))
+    await connection.execute(_LOCK_HOLDERS, holders)
+
+
+async def earn(connection: "AnyConnection", earnings: Sequence[Earning], issuer: UUID) -> int:
+    """Grant what uses earn, each once and within the limit of its day; returns the points. Their holders are locked.
+
+    The issuer's account is locked from here to the end of the transaction.
+    """
+    columns = [*zip(*earnings, strict=True)]
+    # no transfer was made before its day, or is newer than these: other partitions are not looked into
+    since = dt.datetime.combine(dt.date.fromisoformat(min(columns[4])), dt.time(), dt.UTC) - dt.timedelta(days=2)
+    until = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+    points: int = await connection.fetchval(_EARN, *map(_SEPARATOR.join, columns), since, issuer, until)
+    return points
+
+
 async def known(connection: "AnyConnection", transfer_ids: Sequence[UUID]) -> set[UUID]:
     """Which of these transfers exist. Their persons' accounts are locked, so the answer stays."""
     rows = await connection.fetch(
@@ -148,19 +195,6 @@ async def find(connection: "AnyConnection", transfer_id: UUID) -> Transfer | Non
         transfer_id, created_at(transfer_id),
     )  # fmt: skip
     return None if row is None else Transfer(*row)
-
-
-async def earned_on(
-    connection: "AnyConnection", days: Collection[tuple[UUID, str, dt.date]]
-) -> dict[tuple[UUID, str, dt.date], int]:
-    """What persons have earned in scenes on days, less what was taken back since: a shortfall was spent, and whoever
-    could earn it again would earn without a limit."""
-    if not days:
-        return {}
-    persons, scenes, dates = zip(*days, strict=True)
-    since = dt.datetime.combine(min(dates), dt.time(), dt.UTC) - dt.timedelta(days=2)  # none was made before its day
-    rows = await connection.fetch(_EARNED_ON, list(persons), list(scenes), list(dates), since)
-    return {(row[0], row[1], row[2]): row[3] for row in rows}
 
 
 async def earned_by(connection: "AnyConnection", event_ids: Collection[UUID]) -> dict[UUID, Earned]:

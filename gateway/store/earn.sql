@@ -1,0 +1,65 @@
+-- Points for thousands of uses in one statement: transfers, lots, both sides' entries. Each column comes as one text with
+-- a separator, as in verify.sql. The accounts of all holders exist and are locked: what is read of them here stays.
+-- No two sets of many rows are joined, and OFFSET 0 keeps tables from being: the planner does not know how many there are,
+-- and would compare all with all, or read the whole county.
+WITH asked AS MATERIALIZED (
+    SELECT item, transfer_id::uuid, 'epoch'::timestamptz + unix_ms::bigint * interval '1 millisecond' AS created_at,
+           card_id::uuid, scene, day::date, expires_on::date, points::int, daily_max::int
+    FROM unnest(string_to_array($1, E'\x1f'), string_to_array($2, E'\x1f'), string_to_array($3, E'\x1f'),
+                string_to_array($4, E'\x1f'), string_to_array($5, E'\x1f'), string_to_array($6, E'\x1f'),
+                string_to_array($7, E'\x1f'), string_to_array($8, E'\x1f'))
+         WITH ORDINALITY AS a(transfer_id, unix_ms, card_id, scene, day, expires_on, points, daily_max, item)
+), fresh AS MATERIALIZED (
+    SELECT a.*, p.account_id AS person_id, p.balance, p.entries,
+           -- a shortfall was spent: whoever could earn it again would earn without a limit
+           a.daily_max - (SELECT coalesce(sum(t.points), 0)::bigint FROM points_transfer t
+                          WHERE t.person_id = p.account_id AND t.day = a.day AND t.scene = a.scene
+                            AND t.kind IN ('earn', 'take_back') AND t.created_at > $9 AND t.created_at <= $11) AS room
+    FROM asked a
+    CROSS JOIN LATERAL (
+        SELECT account_id, balance, entries FROM points_account
+        WHERE account_id = (SELECT person_id FROM card WHERE card.card_id = a.card_id) OFFSET 0
+    ) p
+    WHERE NOT EXISTS (SELECT FROM points_transfer t
+                      WHERE t.transfer_id = a.transfer_id AND t.created_at = a.created_at)
+), granted AS MATERIALIZED (
+    SELECT item, transfer_id, created_at, card_id, scene, day, expires_on, person_id, balance, entries, points
+    FROM (SELECT item, transfer_id, created_at, card_id, scene, day, expires_on, person_id, balance, entries,
+                 -- what of the room is left to it by those before it
+                 (greatest(least(upto, room), 0) - greatest(least(upto - points, room), 0))::int AS points
+          FROM (SELECT *, sum(points) OVER (PARTITION BY person_id, scene, day ORDER BY item) AS upto FROM fresh) counted
+         ) clamped
+    WHERE points > 0
+), transferred AS (
+    INSERT INTO points_transfer (transfer_id, created_at, kind, person_id, card_id, counter, points, day, scene)
+    SELECT transfer_id, created_at, 'earn', person_id, card_id, $10, points, day, scene FROM granted
+), kept AS (
+    INSERT INTO points_lot (person_id, expires_on, remaining)
+    SELECT person_id, expires_on, sum(points) FROM granted GROUP BY person_id, expires_on
+    ON CONFLICT (person_id, expires_on) DO UPDATE SET remaining = points_lot.remaining + EXCLUDED.remaining
+), moved AS (
+    UPDATE points_account account
+    SET balance = account.balance + total.points, entries = account.entries + total.entries
+    FROM (SELECT person_id, sum(points) AS points, count(*) AS entries FROM granted GROUP BY person_id) total
+    WHERE account.account_id = total.person_id
+), entered AS (
+    INSERT INTO points_entry (transfer_id, account_id, created_at, person_id, number, points, previous, current)
+    SELECT transfer_id, person_id, created_at, person_id, entries + row_number() OVER so_far, points,
+           balance + sum(points) OVER so_far - points, balance + sum(points) OVER so_far
+    FROM granted
+    WINDOW so_far AS (PARTITION BY person_id ORDER BY item)
+), issued AS (
+    -- the account that the county shares
+    UPDATE points_account account
+    SET balance = account.balance - total.points, entries = account.entries + total.entries
+    FROM (SELECT sum(points) AS points, count(*) AS entries FROM granted) total
+    WHERE account.account_id = $10 AND total.entries > 0
+    RETURNING account.balance + total.points AS balance, account.entries - total.entries AS entries
+), counted AS (
+    INSERT INTO points_entry (transfer_id, account_id, created_at, person_id, number, points, previous, current)
+    SELECT transfer_id, $10, created_at, person_id, issued.entries + row_number() OVER so_far, -points,
+           issued.balance - sum(points) OVER so_far + points, issued.balance - sum(points) OVER so_far
+    FROM granted, issued
+    WINDOW so_far AS (ORDER BY item)
+)
+SELECT coalesce(sum(points), 0)::bigint FROM granted
