@@ -30,10 +30,11 @@ from loadtests.measure import Beside, DriverError, Load, Row, Run, Server, drive
 from loadtests.payments import Payments
 from loadtests.processes import CHECKOUT, StartError, started
 from loadtests.redemptions import Redemptions, with_a_cheap_item
+from loadtests.usage_file import FileRun, ingest_file
 
 PARTS = (
     "bare", "verify", "open", "ordinary", "verify2", "memory", "benefits", "effect", "beside", "load",
-    "payments", "ecard", "memory-payments", "engine", "iso-500", "redeem", "bulk",
+    "payments", "ecard", "memory-payments", "engine", "iso-500", "redeem", "bulk", "usage-file",
 )  # fmt: skip
 SAMPLE = 50_000
 OPEN_SHARE = 0.7
@@ -61,6 +62,7 @@ class Bench:
         self.beside: list[BesideRun] = []
         self.loadings: list[Loading] = []
         self.bulks: list[BulkRun] = []
+        self.files: list[FileRun] = []
 
     @staticmethod
     def say(text: str) -> None:
@@ -244,12 +246,17 @@ class Bench:
             if "ecard" in only:
                 rows.measure_ecard()
 
-    def measure_bulks(self) -> None:
+    def measure_returns(self, only: set[str], file_lines: int) -> None:
+        """Usage data returned: in bulks, and as a daily file."""
         with self.gateway(1) as gateway:
-            bulks = Bulks(self, gateway)
-            for _ in range(self.rounds):
-                self.bulks.append(bulks.measure())
-                _log.print(f"  {self.bulks[-1]}")
+            if "bulk" in only:
+                bulks = Bulks(self, gateway)
+                for _ in range(self.rounds):
+                    self.bulks.append(bulks.measure())
+                    _log.print(f"  {self.bulks[-1]}")
+            if "usage-file" in only:
+                self.files.append(ingest_file(self.work, self._environment(), file_lines))
+                _log.print(f"  {self.files[-1]}")
 
     def measure_engine(self, only: set[str], calls: int) -> None:
         """The partner engine by itself, in a process of its own."""
@@ -280,10 +287,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--beside-rate", type=float, default=3000.0, help="verifies/s of the open loop beside SM2")
     parser.add_argument("--memory", type=int, default=1_000_000, help="verifies of the memory row")
     parser.add_argument("--payments", type=int, default=100_000, help="payments of the row memory-payments")
+    parser.add_argument("--file-lines", type=int, default=1_000_000, help="lines of the row usage-file")
     parser.add_argument("--calls", type=int, default=10_000, help="calls of the rows engine (a round) and iso-500")
     given = parser.parse_args()
     if given.quick:
         given.seconds, given.rounds, given.memory, given.payments, given.calls = 3.0, 2, 50_000, 10_000, 3000
+        given.file_lines = 100_000
     given.only = set(given.only.split(","))
     if not given.only <= set(PARTS):
         parser.error(f"--only: some of {','.join(PARTS)}")
@@ -293,6 +302,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--seconds, --rounds or --memory is out of bounds")
     if not (4 <= given.payments <= 400_000 and 1000 <= given.calls <= 50_000):
         parser.error("--payments or --calls is out of bounds")
+    if not 1000 <= given.file_lines <= 5_000_000:
+        parser.error("--file-lines is out of bounds")
     return given
 
 
@@ -311,7 +322,9 @@ def main() -> None:
         measure(bench, given)
     except (StartError, DriverError, CallError, subprocess.CalledProcessError) as error:
         broke_off = f"bench broke off: {error}"
-    found = report.Found(bench.rows, bench.memory, bench.beside, bench.loadings, bench.bulks, bench.engine, facts)
+    found = report.Found(
+        bench.rows, bench.memory, bench.beside, bench.loadings, bench.bulks, bench.files, bench.engine, facts
+    )
     report.show(found)
     file = report.write(found)
     print(f"written: {os.path.relpath(file, Path.cwd())}")
@@ -345,8 +358,8 @@ def measure(bench: Bench, given: argparse.Namespace) -> None:
         bench.measure_engine(only, given.calls)
     if "redeem" in only:
         bench.measure_redemptions()
-    if "bulk" in only:
-        bench.measure_bulks()
+    if only & {"bulk", "usage-file"}:
+        bench.measure_returns(only, given.file_lines)
     if "load" in only:
         bench.measure_load()
 

@@ -22,6 +22,7 @@ from loadtests.effects import KINDS, BesideRun
 from loadtests.loading import Loading
 from loadtests.measure import Row
 from loadtests.processes import CHECKOUT
+from loadtests.usage_file import FileRun
 
 RESULTS = CHECKOUT / "loadtests" / "results"
 PACKAGES = (
@@ -56,6 +57,7 @@ class Found:
     beside: list[BesideRun]
     loadings: list[Loading]
     bulks: list[BulkRun]
+    files: list[FileRun]
     engine: dict[str, Any]
     facts: dict[str, Any]
 
@@ -210,6 +212,8 @@ def show(found: Found) -> None:
             f"  {benefits.RULES} benefits: {rules_us:+.1f} µs on the server above a verify without any {wanted}"
         )
     _show_beside(console, found.beside)
+    for file in found.files:
+        console.print(f"  {file}")
     if found.bulks:
         _show_bulks(console, found.bulks)
     if found.loadings:
@@ -293,6 +297,7 @@ def write(found: Found) -> Path:
         "rows": {key: {"name": row.name} | row.document() for key, row in found.rows.items()},
         "memory": found.memory,
         "engine": found.engine,
+        "usage_files": [asdict(one) for one in found.files],
         "bulks": [asdict(one) | {"ratio": one.ratio} for one in found.bulks],
         "sm2_beside": [asdict(run) for run in found.beside],
         "loadings": [asdict(one) | {"load_s": one.load_s} for one in found.loadings],
