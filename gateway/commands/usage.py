@@ -56,7 +56,7 @@ async def _ingest(settings: "Settings", file: Path) -> tuple[list[str], bool]:
     from gateway.directory import Directory
     from gateway.domain.usage_files import Held
     from gateway.flows.ingest_usage_file import ingest_usage_files
-    from gateway.flows.report_usage_file import report_held, report_taken
+    from gateway.flows.report_usage_file import report_held, report_taken, shown_name
     from gateway.operators import database_of
     from gateway.store import caller_keys
     from gateway.store.pool import FOR_RETURNS, connect
@@ -70,14 +70,17 @@ async def _ingest(settings: "Settings", file: Path) -> tuple[list[str], bool]:
         report = await report_taken(connection, file, found)
     except Held as held:
         report = report_held(file, held, "none")
-        return [f"held: {held}" + (f" ({held.detail})" if held.detail else ""), f"report     {report}"], False
+        return [
+            f"held: {held}" + (f" ({held.detail})" if held.detail else ""),
+            f"report     {report.with_name(shown_name(report))}",
+        ], False
     finally:
         await connection.close()
     progress = found.progress
     lines = ["taken up before"] if found.before else []
     lines += [f"{name:<11}{getattr(progress, name):>10,}" for name in ("created", "duplicate", "rejected")]
     lines += [f"  {code:<20}{count:>10,}" for code, count in found.rejected_by_code.items()]
-    return [*lines, f"report     {report}"], True
+    return [*lines, f"report     {report.with_name(shown_name(report))}"], True
 
 
 class Shown:
