@@ -148,6 +148,50 @@ class DeliverUsage(Operation, frozen=True, kw_only=True):
     items: tuple[FeedItem, ...]
 
 
+class Way(StrEnum):
+    ENTRY = "entry"
+    EXIT = "exit"
+
+
+class OpenBarrier(Operation, frozen=True, kw_only=True):
+    """Let a car in or out, once for its reference. Of an exit, the reference is that of its ParkingFee too."""
+
+    terminal_id: str
+    way: Way
+    plate: Secret[str]
+    ticket: str
+    open_before: dt.datetime
+    """Not later: by then the car may have gone, and another one stands there."""
+
+
+class ParkingFee(Operation, frozen=True, kw_only=True):
+    """What a car owes on its way out; `fee_fen` in the outcome's facts. Changes nothing."""
+
+    terminal_id: str
+    plate: Secret[str]
+    ticket: str
+
+
+class HotelCheckIn(Operation, frozen=True, kw_only=True):
+    """Tell a hotel that a guest's card is good, and what part of the price it pays."""
+
+    terminal_id: str
+    booking: str
+    holder: Secret[str]
+    """Masked: `*三`, never more."""
+    rate_percent: int
+
+
+class TillDiscount(Operation, frozen=True, kw_only=True):
+    """Tell a till what is taken off a bill."""
+
+    terminal_id: str
+    ticket: str
+    amount_fen: int
+    """Before the discount."""
+    discount_fen: int
+
+
 class QueryStatus(Operation, frozen=True, kw_only=True):
     """What became of an earlier operation, asked by our reference."""
 
@@ -172,8 +216,8 @@ OPERATIONS: dict[str, type[Operation]] = {
     name_of(kind): kind
     for kind in (
         Purchase, Reverse, Refund, Balance, AccountCheck, Transfer, BatchTransfer, NotifyLoss, CheckFile,
-        SettleTotals, VerifyEcardCode, EcardSignLevel, ScanLogin, ScanLoginState, DeliverUsage,
-        QueryStatus,
+        SettleTotals, VerifyEcardCode, EcardSignLevel, ScanLogin, ScanLoginState, DeliverUsage, OpenBarrier,
+        ParkingFee, HotelCheckIn, TillDiscount, QueryStatus,
     )
 }  # fmt: skip
 """Every operation by its name."""

@@ -16,13 +16,16 @@ from gateway.domain.masking import Secret
 from gateway.domain.operations import (
     BatchTransfer,
     DeliverUsage,
+    HotelCheckIn,
     LinkMessage,
     NotifyLoss,
+    OpenBarrier,
     Operation,
     Purchase,
     QueryStatus,
     Refund,
     Reverse,
+    TillDiscount,
     Transfer,
 )
 from gateway.domain.outcome import DeclineCode, Declined, Outcome, Pending, Unknown
@@ -30,8 +33,9 @@ from gateway.partners.contract import CannotBuild, HttpReply, HttpRequest, LinkF
 from gateway.settings import convert
 from tests.contract.case import Case, Example, Shared, context
 
-EFFECTS = (Purchase, Reverse, Refund, Transfer, BatchTransfer, NotifyLoss, DeliverUsage)
-_ASKED_AFTER = (Purchase, Transfer, BatchTransfer)
+_VISITS = (OpenBarrier, HotelCheckIn, TillDiscount)
+EFFECTS = (Purchase, Reverse, Refund, Transfer, BatchTransfer, NotifyLoss, DeliverUsage, *_VISITS)
+_ASKED_AFTER = (Purchase, Transfer, BatchTransfer, *_VISITS)
 _HTML = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body><hr>nginx</body></html>"
 _HOSTILE = (
     "",
@@ -181,7 +185,7 @@ def hostile(op: Any) -> Iterator[tuple[Any, Any]]:
             yield from ((msgspec.structs.replace(op, **{field.name: Secret(text)}), text) for text in _HOSTILE)
         elif type(value) is str:
             yield from ((msgspec.structs.replace(op, **{field.name: text}), text) for text in _HOSTILE)
-        elif field.name in ("amount_fen", "total_fen"):
+        elif field.name in ("amount_fen", "discount_fen", "total_fen"):
             yield from ((msgspec.structs.replace(op, **{field.name: number}), number) for number in (-1, 10**18))
 
 

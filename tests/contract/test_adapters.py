@@ -28,7 +28,8 @@ def load(name: str) -> Case:
     return case
 
 
-CASES = {name: load(name) for name in ["example", *dialects(ROOT / "adapters")]}
+CASES = {name: load(name) for name in sorted({*dialects(ROOT / "adapters"), *dialects(ROOT / "tests/contract/cases")})}
+"""Each adapter's, and more that a dialect has where one is not enough to show it."""
 EXAMPLES = [
     pytest.param(case, example, id=f"{name}-{example.name}")
     for name, case in CASES.items()
