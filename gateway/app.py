@@ -22,6 +22,7 @@ from gateway.api.points import Redemptions
 from gateway.api.quota import Quota
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
+from gateway.api.visits import Visits
 from gateway.crypto import sm2
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.key_store import KeyStore, KeyStoreError, KeyUse
@@ -34,6 +35,7 @@ from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
+from gateway.domain.scenes import VisitKind
 from gateway.flows.ask_ecard import LOOKUP_S, AskEcard, Lookups
 from gateway.flows.bulk_usage import BulkUsage
 from gateway.flows.data_keys import DataKeys
@@ -45,9 +47,11 @@ from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, Rese
 from gateway.flows.return_usage import ReturnUsage
 from gateway.flows.rotate_caller_key import RotateCallerKey
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
+from gateway.flows.settle_visit import SettleVisit
 from gateway.flows.tell_bank import TellBank
 from gateway.flows.usage_lines import line_reader
 from gateway.flows.verify_card import VerifyCard, VerifyOnce
+from gateway.flows.visit import BeginVisit, OpenExit
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
@@ -127,6 +131,7 @@ class Gateway:
         )
         self.settle_payment = SettlePayment(self.pool, self.data_keys, self.outcomes, banks, config.payments)
         self.payments = self._payments(self.settle_payment)
+        self.visits = self._visits(SettleVisit(self.pool, self.data_keys, self.partners, config.visits))
         self.redemptions = Redemptions(
             ReservePoints(self._status_max_age, config.verify.deadline_ms / 1000),
             CommitRedemption(),
@@ -141,6 +146,14 @@ class Gateway:
         timeout_s = self.settings.gateway.verify.deadline_ms / 1000
         pay = Pay(settle, self.verify_card, self.data_keys.load, self._status_max_age, timeout_s)
         return Payments(pay, ReversePayment(settle), RefundPayment(settle))
+
+    def _visits(self, settle: SettleVisit) -> Visits:
+        timeout_s = self.settings.gateway.verify.deadline_ms / 1000
+        begin = {
+            kind: BeginVisit(kind, settle, self.verify_card, self.data_keys.load, self._status_max_age, timeout_s)
+            for kind in VisitKind
+        }
+        return Visits(begin, OpenExit(settle))
 
     def _bulk_usage(self, keys: KeyStore) -> BulkUsage:
         config = self.settings.gateway

@@ -97,6 +97,22 @@ class Losses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The partner (partners.toml) that takes the notices for the bank of a card; it need not be that of payments."""
 
 
+class Visits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Cards presented where a merchant's own system acts on them."""
+
+    deadline_ms: Annotated[int, msgspec.Meta(ge=100, le=10_000)]
+    """Of one call of a merchant, answer included; past it a visit is `pending`."""
+    lifetime_s: Annotated[int, msgspec.Meta(ge=1, le=120)]
+    """The merchant acts within this, or not at all: a barrier that opens later opens for somebody else. What it came to
+    is asked for as long, and is `unknown` then."""
+    pay_within_s: Annotated[int, msgspec.Meta(ge=1, le=3600)]
+    """So long a parking fee stands."""
+    retry_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+    """Between two questions."""
+    resolve_max: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    """Visits that the resolver takes up at once."""
+
+
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lifetime_s: Annotated[int, msgspec.Meta(ge=10, le=3600)]
     key_overlap_s: Annotated[int, msgspec.Meta(ge=10, le=86_400)]
@@ -211,6 +227,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     usage_return: UsageReturn
     losses: Losses
     outbox: Outbox
+    visits: Visits
     tokens: Tokens
     sealing: Sealing
     sm2: Sm2

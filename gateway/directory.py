@@ -24,6 +24,7 @@ from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import Caller, CallerKind, KeyPurpose
 from gateway.domain.errors import Problem
 from gateway.domain.points import EarnRules
+from gateway.domain.scenes import VisitKind
 from gateway.metrics import CALLER_KEY_READS, RELOADS
 from gateway.settings import Settings, SettingsError, load
 
@@ -63,6 +64,7 @@ class KnownScene(msgspec.Struct, frozen=True):
     media: dict[CallerKind, str]
     """What it takes from each kind of caller, as the verify statement wants it (Scene.media_bits)."""
     benefits: SceneBenefits | None
+    visit: VisitKind | None
 
 
 KeyTable = Callable[[Collection[str]], Awaitable[list[CallerKey]]]
@@ -178,7 +180,11 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
     benefits = compile_scenes(settings.benefits)
     scenes = {
         scene_id: KnownScene(
-            scene.field, scene.money, {kind: str(scene.media_bits(kind)) for kind in CallerKind}, benefits.get(scene_id)
+            scene.field,
+            scene.money,
+            {kind: str(scene.media_bits(kind)) for kind in CallerKind},
+            benefits.get(scene_id),
+            scene.visit,
         )
         for scene_id, scene in settings.scenes.items()
     }

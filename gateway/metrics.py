@@ -135,6 +135,9 @@ LOSS_NOTICES_STUCK = Gauge(
     "Those of them that are older than losses.stuck_after_s",
     multiprocess_mode="mostrecent",
 )
+VISITS = Counter(
+    "yikatong_visits_total", "Moves of visits at merchants' own systems to a state", ("kind", "partner", "state")
+)
 RECONCILIATION = Gauge(
     "yikatong_reconciliation", "Lines of the last reconciled day", ("bank", "finding"), multiprocess_mode="mostrecent"
 )

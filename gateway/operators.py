@@ -21,13 +21,14 @@ from gateway.flows.settle_payment import banks_of
 from gateway.flows.show_operation import BankOutcome, show
 from gateway.partners.call import Partners
 from gateway.settings import Settings
-from gateway.store import anomalies, ledger_check, loss_notices, payments
+from gateway.store import anomalies, ledger_check, loss_notices, payments, visits
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.pool import Pool, connect
 
 STUCK_SHOWN_MAX = 1000
 ANOMALIES_SHOWN_MAX = 500
 EVENTS_SHOWN = 3
+_VISITS_SINCE = dt.timedelta(hours=24)
 _CHECK_TIMEOUT_MS = 600_000
 
 
@@ -76,7 +77,8 @@ async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tupl
 
 
 async def stuck_operations(settings: Settings) -> list[str]:
-    """A line for each operation at a bank that is undecided for too long. Raises OSError, asyncpg.PostgresError."""
+    """A line for each operation at a bank that is undecided for too long, and for each visit of the last day of which
+    nobody knows what the merchant did. Raises OSError, asyncpg.PostgresError."""
     config = settings.gateway
     connection = await connect(database_of(settings), config.database, "yikatong operator")
     try:
@@ -84,13 +86,15 @@ async def stuck_operations(settings: Settings) -> list[str]:
         paid = await payments.stuck(connection, older_than, STUCK_SHOWN_MAX)
         older_than = dt.timedelta(seconds=config.losses.stuck_after_s)
         told = await loss_notices.stuck(connection, older_than, STUCK_SHOWN_MAX)
+        visited = await visits.unknown(connection, _VISITS_SINCE, STUCK_SHOWN_MAX)
     finally:
         await connection.close()
-    if not paid and not told:
+    if not paid and not told and not visited:
         return ["nothing is stuck"]
     lines = [f"{'reference':<37}{'kind':<13}{'state':<11}{'fen':>10}  {'bank':<18}{'caller':<20}{'tries':>5}  since"]
     lines += [_stuck_line(row, str(row.amount_fen)) for row in paid]
     lines += [_stuck_line(row, "-") for row in told]
+    lines += [_stuck_line(row, "-") for row in visited]
     return lines
 
 
@@ -178,7 +182,7 @@ async def keys_table(settings: Settings, now: dt.datetime) -> list[str]:
     return lines
 
 
-def _stuck_line(row: payments.Stuck | loss_notices.Stuck, fen: str) -> str:
+def _stuck_line(row: payments.Stuck | loss_notices.Stuck | visits.Unknown, fen: str) -> str:
     return (
         f"{row.reference!s:<37}{row.kind:<13}{row.state:<11}{fen:>10}  {row.bank:<18}{row.caller:<20}"
         f"{row.tries:>5}  {_shown(row.created_at)}"

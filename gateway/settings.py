@@ -23,7 +23,7 @@ from gateway.domain.benefits import mistakes_of as mistakes_of_benefits
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller, Scope, mistakes_of
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
-from gateway.domain.partners import PARTNER_PATTERN, Partner
+from gateway.domain.partners import PARTNER_PATTERN, Partner, mistakes_of_merchants
 from gateway.domain.partners import mistakes_of as mistakes_of_partner
 from gateway.domain.redemptions import PointsSettings
 from gateway.domain.redemptions import mistakes_of as mistakes_of_points
@@ -124,6 +124,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     partners = _table(partners_file, "partners", Partner, PARTNER_PATTERN, mistakes)
     for name, partner in partners.items():
         mistakes.extend(f"partners.toml: partners.{name}.{mistake}" for mistake in mistakes_of_partner(partner))
+    mistakes.extend(f"partners.toml: {mistake}" for mistake in mistakes_of_merchants(partners, callers))
     known = (callers, scenes)
     points = _whole(config_dir / "points.toml", PointsSettings, mistakes, lambda it: mistakes_of_points(it, *known))
     anomalies = _whole(

@@ -10,7 +10,7 @@ import asyncpg
 import hypothesis
 import pytest
 
-from gateway.crypto.key_files import create_missing, open_folder
+from gateway.crypto.key_files import create_missing, open_folder, write_private
 from gateway.crypto.key_store import KeyStore
 from gateway.domain.cards import CardStatus
 from gateway.sandbox.callers import write_callers
@@ -84,8 +84,31 @@ def prepare_data_dir(data_dir: Path, port: int) -> KeyStore:
     return open_folder(settings.keys_dir)
 
 
+_LOT = """
+[partners.lot]
+name = "停车场(合成)"
+adapter = "merchant_signed_http"
+operations = ["open_barrier", "parking_fee", "query_status"]
+http = { base_url = "http://127.0.0.1:1" }
+merchant = { caller = "demo-merchant", terminals = ["P-*"] }
+keys = { sign = { kind = "hmac-sm3", file = "lot.key" }, partner = { kind = "hmac-sm3", file = "lot.key" } }
+dialect = { party = "yikatong", done = "0", paths = { open_barrier = "/open", parking_fee = "/fee" } }
+"""
+"""A parking lot that is always away."""
+
+
+def _partners_of(data_dir: Path) -> str:
+    """A file with the lot."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    write_private(data_dir / "lot.key", "00112233445566778899aabbccddeeff\n")
+    (data_dir / "partners.toml").write_text(_LOT)
+    return str(data_dir / "partners.toml")
+
+
 async def start_gateway(data_dir: Path, database: Database, **environment: str) -> Running:
-    """A gateway on a database that holds the test cards."""
+    """A gateway on a database that holds the test cards, with a parking lot that it does not reach."""
+    if "CONFIG_DIR" not in environment:
+        environment["PARTNERS_FILE"] = _partners_of(data_dir)
     running = Running(data_dir, "serve", DATABASE_URL=database.dsn, **environment)
     await add_cards(database.dsn, prepare_data_dir(data_dir, running.port), (*CARDS, LOSABLE))
     return await running.start()

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 COVERED = ("@method", "@authority", "@path", "@query", "content-digest", "authorization", "idempotency-key")
 ATTEMPTS = 4
-KEY_IS = {"lose": 3, "release": 2, "pay": 5, "reverse": 2, "redeem": 6, "commit": 2, "cancel": 2}
+KEY_IS = {"lose": 3, "release": 2, "pay": 5, "reverse": 2, "visit": 6, "open": 3, "redeem": 6, "commit": 2, "cancel": 2}
 """The argument of a command that is its Idempotency-Key."""
 READS = {"verify": 3, "points": 2}
 """Commands without one, with the number of their arguments."""
@@ -31,6 +31,8 @@ yikatong.py CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
 yikatong.py CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]
 yikatong.py CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY [SCENE]]
 yikatong.py CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]
+yikatong.py CALLER_FILE visit CARD_NUMBER CARD_IDENTIFIER SCENE TERMINAL DETAILS [IDEMPOTENCY_KEY]    # DETAILS: JSON
+yikatong.py CALLER_FILE open REFERENCE PAYMENT [IDEMPOTENCY_KEY]
 yikatong.py CALLER_FILE points CARD_NUMBER CARD_IDENTIFIER
 yikatong.py CALLER_FILE redeem CARD_NUMBER CARD_IDENTIFIER ITEM POINTS OUTLET [IDEMPOTENCY_KEY]
 yikatong.py CALLER_FILE commit REFERENCE [IDEMPOTENCY_KEY]
@@ -103,6 +105,20 @@ class Client:
 
     def reverse(self, reference: str, key: str) -> Answer:
         return self.effect(f"/v1/payments/{reference}/reversals", {}, key)
+
+    def visit(
+        self, presentation: dict[str, Any], scene: str, terminal_id: str, details: dict[str, Any], key: str
+    ) -> Answer:
+        """A card at a terminal behind which your own system stands: it opens, checks in or takes off by itself.
+
+        `due`: pay `amount_fen`, without benefits, then open(). 202 is `pending`: ask GET /v1/operations/{reference}.
+        """
+        body = {"presentation": presentation, "scene": scene, "terminal_id": terminal_id, "details": details}
+        return self.effect("/v1/visits", body, key)
+
+    def open(self, reference: str, payment: str, key: str) -> Answer:
+        """`payment`: the reference of an approved one of at least what is due."""
+        return self.effect(f"/v1/visits/{reference}/open", {"payment": payment}, key)
 
     def points(self, presentation: dict[str, Any]) -> Answer:
         """What the card's holder has. With a `card_ref` that you have kept, the first call is not needed."""
@@ -231,6 +247,8 @@ def main(file: str, command: str, *arguments: str) -> int:
     first, *rest = arguments
     if command in ("release", "reverse", "commit", "cancel"):
         answer = getattr(client, command)(first, key)
+    elif command == "open":
+        answer = client.open(first, rest[0], key)
     else:
         answer = _with_card(client, command, {"type": "chip_card", "card_number": first}, rest, key)
     replayed = " (replayed)" if answer.headers["Idempotency-Replayed"] else ""
@@ -250,6 +268,8 @@ def _with_card(client: Client, command: str, card: dict[str, Any], given: list[s
         return client.pay(card, int(given[1]), given[2], key, scene, apply_benefits=len(given) == 5)
     if command == "redeem":
         return client.redeem(card, given[1], int(given[2]), given[3], key)
+    if command == "visit":
+        return client.visit(card, given[1], given[2], json.loads(given[3]), key)
     return client.report_loss(card, key)
 
 

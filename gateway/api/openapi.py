@@ -88,6 +88,8 @@ EXAMPLES: dict[str, Any] = {
         "outlet_id": "wuyuan-01",
     },
     "RedemptionEnd": {},
+    "VisitRequest": EXAMPLE_VERIFY | {"details": {"plate": "浙F12345"}},
+    "VisitOpening": {"payment": "01a2094a-958b-79ef-9703-c03bc30f62b6"},
     "UsageLine": {
         "id": "2026-11-23-000017",
         "card_number": "AB1234567",

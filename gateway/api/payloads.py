@@ -79,6 +79,40 @@ class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=
     reason: _Reason = ""
 
 
+_Detail = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=NO_CONTROLS)]
+
+
+class VisitDetails(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """By what the merchant's own system knows what it is about: a car (plate or ticket, one of them on its way out), a
+    booking, a bill (its ticket, and what it comes to)."""
+
+    plate: Annotated[str, msgspec.Meta(min_length=1, max_length=16, pattern=NO_CONTROLS)] | None = None
+    ticket: _Detail | None = None
+    booking: _Detail | None = None
+    amount_fen: AmountFen | None = None
+
+
+class VisitRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A card presented where a merchant's own system acts on it: a barrier, a hotel's desk, a till."""
+
+    presentation: Presentation
+    scene: Annotated[str, msgspec.Meta(max_length=64, extra_json_schema={"pattern": SCENE_PATTERN})]
+    terminal_id: TerminalId
+    details: VisitDetails | None = None
+
+
+class VisitOpening(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """An exit that was due is paid: by an approved payment of this caller, which opens one barrier."""
+
+    payment: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=f"^[0-9a-f]{{8}}-[0-9a-f]{{4}}-7[0-9a-f]{{3}}-[0-9a-f]{{4}}-[0-9a-f]{{12}}{END}", max_length=36,
+            description="Its reference",
+        ),
+    ]  # fmt: skip
+
+
 _ConfiguredName = Annotated[str, msgspec.Meta(min_length=2, max_length=32, pattern=f"^[a-z0-9][a-z0-9-]*{END}")]
 
 
@@ -194,6 +228,9 @@ _KNOWN_NAMES = {
         ReversalRequest,
         RefundRequest,
         RedemptionRequest,
+        VisitRequest,
+        VisitDetails,
+        VisitOpening,
         ChipCard,
         Proof,
         EcardCode,

@@ -13,6 +13,7 @@ from gateway.api import (
     usage_events,
     usage_return,
     verify,
+    visits,
 )
 from gateway.api.middleware import JSON, NDJSON, Handler
 from gateway.api.payloads import (
@@ -30,12 +31,15 @@ from gateway.api.payloads import (
     UsagePage,
     UsageReceipt,
     VerifyRequest,
+    VisitOpening,
+    VisitRequest,
 )
 from gateway.api.points import PointsAnswer
 from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.domain.usage import UsageLine
 from gateway.flows.redeem_points import RedemptionAnswer
 from gateway.flows.rotate_caller_key import CallerKeys
+from gateway.flows.settle_visit import VisitAnswer
 from gateway.flows.show_operation import OperationAnswer
 from gateway.flows.tell_bank import LossAnswer
 from gateway.flows.verify_card import VerifyAnswer
@@ -97,6 +101,13 @@ ROUTES = (
           scope=Scope.PAYMENTS_WRITE, takes=JSON, body=RefundRequest, answer=PaymentAnswer, effect=True,
           may_pend=True, problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found", "payment_pending",
                                    "payment_state", "refund_too_large", "not_at_this_bank")),
+    Route("POST", "/v1/visits", visits.visit, "Present a card at a barrier, a hotel's desk or a till that acts on it",
+          scope=Scope.PAYMENTS_WRITE, takes=JSON, body=VisitRequest, answer=VisitAnswer, effect=True, may_pend=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT)),
+    Route("POST", "/v1/visits/{reference}/open", visits.open_exit, "The parking fee is paid: open the barrier",
+          scope=Scope.PAYMENTS_WRITE, takes=JSON, body=VisitOpening, answer=VisitAnswer, effect=True, may_pend=True,
+          problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT, "not_found", "visit_state", "payment_pending",
+                    "payment_state", "payment_too_small", "payment_used")),
     Route("POST", "/v1/points/redemptions", points.redeem, "Reserve points for an item",
           scope=Scope.POINTS_WRITE, takes=JSON, body=RedemptionRequest, answer=RedemptionAnswer, effect=True,
           problems=(*_SIGNED_IN, *_JSON_BODY, *_IDEMPOTENT, *_EFFECT)),

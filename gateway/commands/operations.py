@@ -36,7 +36,9 @@ def show_evidence(
 
 @cli.command()
 def operations(
-    stuck: Annotated[bool, typer.Option("--stuck", help="Those at banks that are undecided for too long.")] = False,
+    stuck: Annotated[
+        bool, typer.Option("--stuck", help="Those at banks and merchants that are undecided for too long.")
+    ] = False,
 ) -> None:
     """Operations that need an operator's eye."""
     settings = settings_or_exit()

@@ -243,6 +243,11 @@ class SceneBenefits:
                 found.append((discount.of(amount_fen), benefit_id))
         return sorted(found, key=lambda each: -each[0])
 
+    def percent_off(self, benefit_ids: Iterable[str]) -> int:
+        """The greatest part of a price that one of them takes off, whatever the price."""
+        discounts = [self._benefits[benefit_id].discount for benefit_id in benefit_ids]
+        return max((100 if each.free else each.percent or 0 for each in discounts if each is not None), default=0)
+
     def in_order(self, benefit_ids: Iterable[str]) -> tuple[str, ...]:
         """As they stand in benefits.toml."""
         return tuple(sorted(benefit_ids, key=self._place.__getitem__))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gateway.domain.callers import CALLER_ID_PATTERN, Caller, Scope
 from gateway.domain.operations import OPERATIONS
 
 PARTNER_PATTERN = r"^[a-z][a-z0-9-]{1,39}$"
@@ -74,6 +75,23 @@ class PartnerBreaker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     open_s: Annotated[int, msgspec.Meta(ge=1, le=30)] = 10
 
 
+class PartnerMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose terminals a merchant's own system stands behind."""
+
+    caller: Annotated[str, msgspec.Meta(pattern=CALLER_ID_PATTERN)]
+    terminals: Annotated[
+        tuple[Annotated[str, msgspec.Meta(pattern=r"^[!-)+-~]{1,31}\*?$")], ...], msgspec.Meta(min_length=1)
+    ]
+    """As the caller names them; `P-*` is each that begins so."""
+
+    def has(self, terminal_id: str) -> bool:
+        return any(_is_of(terminal_id, pattern) for pattern in self.terminals)
+
+
+def _is_of(terminal_id: str, pattern: str) -> bool:
+    return terminal_id.startswith(pattern[:-1]) if pattern.endswith("*") else terminal_id == pattern
+
+
 class Partner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One block `[partners.<name>]`."""
 
@@ -95,6 +113,7 @@ class Partner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Retries (only of what was not sent) in a hundred calls."""
     http: PartnerHttp | None = None
     link: PartnerLink | None = None
+    merchant: PartnerMerchant | None = None
     keys: Mapping[str, PartnerKey] = {}
     dialect: Mapping[str, Any] = {}
     """The adapter's own settings, checked by its Settings; those that are Secret say where they are (SecretPlace)."""
@@ -116,6 +135,30 @@ def mistakes_of(partner: Partner | None) -> list[str]:
         if (key.file is None) == (key.env is None):
             mistakes.append(f"keys.{name}: one of file and env is needed")
     return mistakes
+
+
+def mistakes_of_merchants(partners: Mapping[str, Partner | None], callers: Mapping[str, Caller | None]) -> list[str]:
+    """What is wrong between the merchants' blocks and the callers; a terminal has one system behind it."""
+    mistakes = []
+    taken: list[tuple[str, str]] = []
+    for name, partner in partners.items():
+        if partner is None or partner.merchant is None:
+            continue
+        path, merchant = f"partners.{name}.merchant", partner.merchant
+        caller = callers.get(merchant.caller)
+        if merchant.caller not in callers:
+            mistakes.append(f"{path}.caller: {merchant.caller} is not in callers.toml")
+        elif caller is not None and Scope.PAYMENTS_WRITE not in caller.scopes:
+            mistakes.append(f"{path}.caller: {merchant.caller} lacks the scope payments:write")
+        for pattern in merchant.terminals:
+            if any(merchant.caller == owner and _overlap(pattern, other) for owner, other in taken):
+                mistakes.append(f"{path}.terminals: {pattern} is, or may be, there twice")
+            taken.append((merchant.caller, pattern))
+    return mistakes
+
+
+def _overlap(one: str, other: str) -> bool:
+    return _is_of(one.rstrip("*"), other) or _is_of(other.rstrip("*"), one)
 
 
 _SAFE_URL = re.compile(r"https://|http://(127\.\d+\.\d+\.\d+|\[::1\]|localhost)(:\d+)?(/|$)")

@@ -1,5 +1,6 @@
 """Scenes: where a card is used. A row of scenes.toml, never code (design.md §1)."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -14,6 +15,15 @@ _BIT = {Medium.ECARD: 1 << 1, Medium.SECOND_GEN: 1 << 2, Medium.THIRD_GEN: 1 << 
 SCENE_PATTERN = r"^[a-z][a-z0-9_]{0,30}\.[a-z][a-z0-9_]{0,30}$"
 
 
+class VisitKind(StrEnum):
+    """What a merchant's own system does in a scene (domain/visits.py)."""
+
+    ENTRY = "entry"
+    EXIT = "exit"
+    CHECK_IN = "check_in"
+    BILL = "bill"
+
+
 class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One block of scenes.toml: who may verify a card there, with which media, and whether to pay with it."""
 
@@ -26,6 +36,8 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a use earns; None: nothing."""
     money: bool = False
     """Whether money moves there: only then can a card be paid with."""
+    visit: VisitKind | None = None
+    """What a merchant's own system does there, if it is connected; None: nothing."""
 
     def media_bits(self, kind: CallerKind) -> int:
         """What it takes from a kind of caller: e-cards as bit 1, card generations as bits 2 and 3; 0 for none."""

@@ -1,4 +1,5 @@
-"""The benefit that makes a payment cheaper: the greatest that its card is entitled to and that is not used up."""
+"""Benefits claimed with what they are for: the one that makes a bill cheaper, the greatest that its card is entitled to
+and that is not used up; or all that a card is entitled to where it is presented."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +31,36 @@ class Bill(NamedTuple):
     amount_fen: int
     only_free: bool
     """The bank behind the card cannot be asked: only a benefit that leaves nothing to pay helps."""
+
+
+class Visitor(NamedTuple):
+    """A card that is given all that it is entitled to."""
+
+    reference: UUID
+    card_id: UUID
+    rules: SceneBenefits
+    facts: Facts
+
+
+async def grant_all(connection: "AnyConnection", visitors: Sequence[Visitor]) -> Mapping[UUID, tuple[str, ...]]:
+    """The benefits of each by its reference, in the order of benefits.toml; capped ones are claimed."""
+    entitled = {visitor.reference: visitor.rules.entitled(visitor.facts) for visitor in visitors}
+    wants = [
+        Want(
+            visitor.reference, visitor.card_id,
+            [visitor.rules.counters(benefit, visitor.facts.day) for benefit in entitled[visitor.reference].capped],
+        )
+        for visitor in visitors
+    ]  # fmt: skip
+    refused = await benefits.claim(connection, wants)
+    given = {}
+    for visitor, refusals in zip(visitors, refused, strict=True):
+        for benefit, reason in refusals.items():
+            BENEFITS.add((benefit, reason))
+        free_of_caps, capped = entitled[visitor.reference]
+        claimed = [benefit for benefit in capped if benefit not in refusals]
+        given[visitor.reference] = visitor.rules.in_order((*free_of_caps, *claimed))
+    return given
 
 
 async def grant(connection: "AnyConnection", bills: Sequence[Bill]) -> Mapping[UUID, Granted]:

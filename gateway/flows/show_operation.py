@@ -11,9 +11,10 @@ from gateway.domain.payments import PaymentState, public
 from gateway.domain.redemptions import RedemptionState
 from gateway.domain.times import CHINA
 from gateway.flows.redeem_points import ReservePoints
+from gateway.flows.settle_visit import visit_answer
 from gateway.flows.tell_bank import NOT_CONNECTED, bank_side
 from gateway.flows.write_outcomes import taken_off
-from gateway.store import loss_notices, operations, payments, redemptions
+from gateway.store import loss_notices, operations, payments, redemptions, visits
 from gateway.store.redemptions import Redemption
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class OperationAnswer(msgspec.Struct, frozen=True):
     item: str | msgspec.UnsetType = msgspec.UNSET
     discount_fen: int | msgspec.UnsetType = msgspec.UNSET
     benefits: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    fee_fen: int | msgspec.UnsetType = msgspec.UNSET
+    rate_percent: int | msgspec.UnsetType = msgspec.UNSET
+    payment: str | msgspec.UnsetType = msgspec.UNSET
     bank: BankOutcome | msgspec.UnsetType = msgspec.UNSET
     """Of a loss report or release; `status` and `history` are of the social security side."""
 
@@ -64,6 +68,8 @@ async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> 
         return None
     operation = recorded.operation
     undoes = str(operation.parent) if operation.parent else msgspec.UNSET
+    if operation.kind.startswith("visit_"):
+        return await _visited(connection, operation.kind, reference, operation.parent)
     payment = await payments.find(connection, reference)
     redemption = await redemptions.find(connection, reference) if payment is None else None
     if redemption is not None:
@@ -85,6 +91,19 @@ async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> 
         amount_fen=payment.amount_fen, refunded_fen=given_back or msgspec.UNSET,
         merchant_order_id=payment.merchant_order_id, decline_code=payment.decline_code or msgspec.UNSET,
         discount_fen=discount_fen, benefits=benefits,
+    )  # fmt: skip
+
+
+async def _visited(connection: "AnyConnection", kind: str, reference: UUID, parent: UUID | None) -> OperationAnswer:
+    """A visit; of the opening of one, the visit that it is of."""
+    visit = await visits.find(connection, parent or reference)
+    assert visit is not None, "visits are never deleted"
+    told = visit_answer(visit)
+    return OperationAnswer(
+        str(reference), kind, told.status,
+        [OperationStep(_at(step.at), step.state) for step in await visits.history(connection, visit.reference)],
+        told.reason, amount_fen=told.amount_fen, discount_fen=told.discount_fen, benefits=told.benefits,
+        fee_fen=told.fee_fen, rate_percent=told.rate_percent, payment=told.payment,
     )  # fmt: skip
 
 

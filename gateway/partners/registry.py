@@ -65,6 +65,14 @@ class Registry:
         """None for a partner that is not configured or switched off."""
         return self._working.get(name)
 
+    def merchant_at(self, caller: str, terminal_id: str) -> Working | None:
+        """The merchant's own system behind a caller's terminal."""
+        for working in self._working.values():
+            merchant = working.block.merchant
+            if merchant is not None and merchant.caller == caller and merchant.has(terminal_id):
+                return working
+        return None
+
     def all(self) -> list[Working]:
         return list(self._working.values())
 

@@ -17,7 +17,8 @@ import structlog
 
 from gateway.crypto.key_files import write_private
 from gateway.domain.errors import CannotStart
-from gateway.sandbox.peers import ecard_platform_host, usage_feed_host
+from gateway.sandbox import merchants
+from gateway.sandbox.peers import ecard_platform_host, merchant_host, usage_feed_host
 from gateway.sandbox.peers.open_bank_host import open_keys
 from gateway.settings import Settings
 
@@ -106,7 +107,7 @@ partner = {{ kind = "hmac-sm3", file = "sandbox/partners/province/partner.key" }
 [partners.province.dialect]
 subscriber = "yikatong-330424"
 signature = "hmac"
-"""
+""" + merchants.BLOCKS.replace("{keys}", "sandbox/partners/merchants")
 
 
 class Host(NamedTuple):
@@ -159,6 +160,7 @@ def _hosts(data_dir: Path, folder: Path) -> list[Host]:
     open_keys(jiaxing)
     for name, signature in (("bureau", "sm2"), ("province", "hmac")):
         usage_feed_host.open_keys(folder / name, signature)
+    merchant_host.open_keys(folder / "merchants")
     return [
         Host("bank-haiyan", "bank_iso8583_host",
              ["--mac-key-file", str(haiyan / "mac.key"), "--opening-fen", str(_OPENING_FEN)]),
@@ -166,6 +168,7 @@ def _hosts(data_dir: Path, folder: Path) -> list[Host]:
         Host("ecard-platform", "ecard_platform_host", ["--data-dir", str(data_dir)]),
         Host("bureau", "usage_feed_host", ["--keys", str(folder / "bureau")]),
         Host("province", "usage_feed_host", ["--keys", str(folder / "province"), "--signature", "hmac"]),
+        Host("merchants", "merchant_host", ["--keys", str(folder / "merchants")]),
     ]  # fmt: skip
 
 

@@ -16,7 +16,8 @@ _LOCK = 0x79696B61  # "yika"
 MONTHS_AHEAD = 3
 PARTITIONED = (
     "usage_event", "operation", "payment", "payment_history", "points_transfer", "points_entry", "points_redemption",
-    "benefit_claim", "loss_notice", "loss_notice_history", "anomaly", "outbox_dead_letter",
+    "benefit_claim", "loss_notice", "loss_notice_history", "anomaly", "outbox_dead_letter", "visit", "visit_history",
+    "visit_payment",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The background loops of a gateway: partitions ahead, sweeping, the feed's lag, callers' published keys, what became
-of payments, what banks are to be told, their check files, the feed outward, points and reservations whose time is over.
-Each turn is bounded."""
+of payments and of visits at merchants, what banks are to be told, their check files, the feed outward, points and
+reservations whose time is over. Each turn is bounded."""
 
 import asyncio
 import datetime as dt
@@ -24,7 +24,9 @@ from gateway.flows.ingest_usage_file import ingest_usage_files
 from gateway.flows.reconcile_bank import ReconcileBank
 from gateway.flows.resolve_notices import ResolveNotices
 from gateway.flows.resolve_payments import ResolvePayments
+from gateway.flows.resolve_visits import ResolveVisits
 from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
+from gateway.flows.settle_visit import SettleVisit
 from gateway.flows.tell_bank import TellBank
 from gateway.flows.watch_usage import WatchUsage
 from gateway.flows.write_outcomes import WriteOutcomes
@@ -66,6 +68,8 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     tell = TellBank(pool, data_keys, banks, settings.gateway.losses)
     notices = ResolveNotices(pool, tell, settings.gateway.losses)
     reconcile = ReconcileBank(pool, banks, settings.gateway.payments, settings.data_dir)
+    settle_visit = SettleVisit(pool, data_keys, partners, settings.gateway.visits)
+    visits = ResolveVisits(pool, settle_visit, settings.gateway.visits)
     expire = ExpirePoints(pool)
     directory = Directory(settings, partial(_caller_keys, pool))
     await directory.look()
@@ -92,6 +96,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         (_RESOLVE_S, "loss notices", notices.turn),
         (5, "open loss notices", notices.measure),
         (5, "outbox figures", relays.measure),
+        (_RESOLVE_S, "visits", visits.turn),
         (_MEASURE_S, "partners' metrics", lambda: _measure(partners)),
         (_RECONCILE_S, "reconciliation", lambda: reconcile.turn(dt.datetime.now(dt.UTC))),
         (_RESERVATIONS_S, "reservations", expire.reservations),

@@ -37,6 +37,8 @@ OPERATIONS = "/v1/operations/{reference}"
 REDEEM, POINTS = "/v1/points/redemptions", "/v1/points/{card_ref}"
 END = (REDEEM + "/{reference}/commit", REDEEM + "/{reference}/cancel")
 SCOPES |= dict.fromkeys((REDEEM, *END), "points:write") | {POINTS: "points:read"}
+VISIT, OPEN = "/v1/visits", "/v1/visits/{reference}/open"
+SCOPES |= dict.fromkeys((VISIT, OPEN), "payments:write")
 RETURN = "POST /v1/usage-events"
 SCOPES[RETURN] = "usage:write"
 
@@ -155,6 +157,20 @@ async def pay(world: World, name: str, path: str, own: bool) -> str:
     return "in" if status in (200, 503) else str(status)
 
 
+async def visit(world: World, name: str, path: str, own: bool) -> str:
+    """At its own terminal, whose lot is away; and at one of nobody's."""
+    body = verify_body(CARDS[0].number, CARDS[0].identifier, "parking.entry")
+    body["terminal_id"] = "P-0001" if own else "nowhere"
+    return str((await send(world, name, "POST", path, body)).status)
+
+
+async def open_exit(world: World, name: str, path: str, own: bool) -> str:
+    """Of a reference that is no visit of anybody's."""
+    reference = world.other_than(name, world.reports)
+    path = path.replace("{reference}", reference)
+    return str((await send(world, name, "POST", path, {"payment": reference})).status)
+
+
 async def undo(world: World, name: str, path: str, own: bool) -> str:
     """Of a reference that is no payment of anybody's."""
     body = {"reason": "x"} | ({"amount_fen": 1} if path.endswith("refunds") else {})
@@ -209,8 +225,15 @@ WAYS = {
     "/v1/cards/verify": verify, REPORTS: report, REPORTS + "/{reference}/release": release,
     "/v1/callers/self/keys": change_keys, "/v1/usage-events": feed, RETURN: return_usage,
     PAY: pay, UNDO[0]: undo, UNDO[1]: undo, OPERATIONS: operation,
-    REDEEM: redeem, END[0]: end, END[1]: end, POINTS: points,
+    VISIT: visit, OPEN: open_exit, REDEEM: redeem, END[0]: end, END[1]: end, POINTS: points,
 }  # fmt: skip
+
+
+OWN_OR_NOT = {
+    VISIT: ("503", "422"), REDEEM: ("200", "422"), POINTS: ("200", "404"),
+    REPORTS + "/{reference}/release": ("200", "404"),
+}  # fmt: skip
+"""The statuses of what is a caller's own, and of what is not."""
 
 
 def expected(path: str, name: str, own: bool) -> str:
@@ -229,15 +252,9 @@ def expected(path: str, name: str, own: bool) -> str:
         return "200 known" if own else "200 unrecognised"
     if path == PAY:
         return "in"
-    if path in (*UNDO, *END):
+    if path in (*UNDO, *END, OPEN):
         return "404"
-    if path == REDEEM:
-        return "200" if own else "422"
-    if path == POINTS:
-        return "200" if own else "404"
-    if path.endswith("/release"):
-        return "200" if own else "404"
-    return "200"
+    return OWN_OR_NOT.get(path, ("200", "200"))[not own]
 
 
 async def fill(world: World) -> tuple[int, list[str]]:

@@ -18,6 +18,7 @@ VERIFY = ("POST", "/v1/cards/verify")
 REPORT = ("POST", "/v1/cards/loss-reports")
 RELEASE = ("POST", "/v1/cards/loss-reports/{reference}/release")
 TOKEN = ("POST", "/oauth2/token")
+VISIT = ("POST", "/v1/visits")
 
 
 class Operation(NamedTuple):
@@ -71,6 +72,17 @@ def _redeem(_: Client, card: Canary, __: str) -> dict[str, Any]:
     return {"presentation": presentation, "points": 80, "item": "towel-set", "outlet_id": "wuyuan-01"}
 
 
+def _visit(_: Client, card: Canary, __: str) -> dict[str, Any]:
+    """On the way out of the lot, with a person's number where its ticket's belongs: it is kept until it is paid."""
+    presentation = verify_body(card.card_number, card.card_identifier)["presentation"]
+    body = {"presentation": presentation, "scene": "parking.exit", "terminal_id": "L-1"}
+    return body | {"details": {"plate": card.card_number, "ticket": card.id_number}}
+
+
+def _open(_: Client, __: Canary, ___: str) -> dict[str, Any]:
+    return {"payment": "01a2094a-958b-79ef-9703-c03bc30f62b6"}
+
+
 def _return(_: Client, card: Canary, note: str) -> dict[str, Any]:
     """One line."""
     return line(card.card, terminal_id=note)
@@ -85,6 +97,8 @@ OPERATIONS = {
     ("POST", "/v1/payments"): Operation("demo-merchant", _pay, signed=True),
     ("POST", "/v1/payments/{reference}/reversals"): Operation("demo-merchant", _release, signed=True),
     ("POST", "/v1/payments/{reference}/refunds"): Operation("demo-merchant", _refund, signed=True),
+    VISIT: Operation("demo-merchant", _visit, signed=True),
+    ("POST", "/v1/visits/{reference}/open"): Operation("demo-merchant", _open, signed=True),
     ("POST", "/v1/points/redemptions"): Operation("demo-kiosk", _redeem, signed=True),
     ("POST", "/v1/points/redemptions/{reference}/commit"): Operation("demo-kiosk", _nothing, signed=True),
     ("POST", "/v1/points/redemptions/{reference}/cancel"): Operation("demo-kiosk", _nothing, signed=True),

@@ -24,12 +24,14 @@ from gateway.api.routes import ROUTES
 from tests.bank import give_account
 from tests.faults.canaries import Canary, Found, canary, flock, forms, search
 from tests.faults.home import Figure, Home, locked
-from tests.faults.operations import OPERATIONS, REPORT, SPOILT, VERIFY, Sent, proper
+from tests.faults.operations import OPERATIONS, REPORT, SPOILT, VERIFY, VISIT, Sent, proper
 from tests.faults.waiting import send, tree, until
 from tests.losses import KEYS, connect_bank
+from tests.partners.hosts import Host
 from tests.partners.open_bank import open_bank
 from tests.registry import add_cards
 from tests.running import MANY, Client, Raw, free_port, read_answer
+from tests.visits import MERCHANTS, blocks
 
 CARDS = flock(0, 300 if MANY else 120)
 """All of them in every spoilt form of every operation: the whole flock takes minutes, so only in `make faults`."""
@@ -137,7 +139,12 @@ async def flight(home: Home, folder: Path, bug: str | None = None, cards: int = 
     port = free_port()
     connect_bank(folder / "config", home.data_dir, port)
     home.running.environment |= {"CONFIG_DIR": str(folder / "config"), "LOG_LEVEL": "debug"}
-    async with open_bank(home.data_dir / KEYS, port=port):
+    merchants = Host(folder / "merchants", "merchant_host", "--keys", str(home.data_dir / MERCHANTS))
+    async with open_bank(home.data_dir / KEYS, port=port), contextlib.AsyncExitStack() as stack:
+        await merchants.start()
+        stack.push_async_callback(merchants.kill)
+        with (folder / "config" / "partners.toml").open("a") as stream:
+            stream.write(blocks(merchants.port))
         await home.start(bug)
         made = Flight(home, folder)
         await made.begin(CARDS[:cards])
@@ -279,6 +286,8 @@ async def test_nothing_leaks(home: Home, tmp_path: Path, figure: Figure) -> None
         assert 503 not in await made.send_proper(CARDS[:1])
         good = [made.send(made.proper(VERIFY, one, "P-0001").raw()) for one in CARDS]
         assert set(await asyncio.gather(*good)) == {200}, "every planted card is found by its values"
+        came_by = [made.send(made.proper(VISIT, one).raw()) for one in CARDS[1:60]]
+        assert set(await asyncio.gather(*came_by)) == {200}, "what a fee is due for is kept, sealed"
         told = await made.report_lost(CARDS[: len(FAILURES) * EACH_FAILURE])
         assert "accepted" in told <= {"accepted", "pending"}, "id numbers and accounts have been told"
         spoilt = await spoil_everything(made)
@@ -307,6 +316,7 @@ async def test_nothing_leaks(home: Home, tmp_path: Path, figure: Figure) -> None
         assert (await made.search(["lossnotice"], *made.logs)).hits, (
             "and what was told to the bank is in them, redacted"
         )
+        assert (await made.search(["head.requestId="], *made.logs)).hits, "and what was said to the lot"
     figure(
         values=len(values) + len(NOTES), operations=len(OPERATIONS), spoilt_forms=len(SPOILT),
         failures=len(FAILURES) + 1, spoilt_requests=spoilt, failed=str(failed), statuses=str(made.statuses),

@@ -1,0 +1,380 @@
+"""Have a merchant's own system act on a visit, find out what it did, and write it down with the answer that is owed.
+
+Used by the request that began it and, when that could not find out, by the worker's resolver. The merchant is told
+once, before a time that it is told too; after that it is only asked. No connection is held meanwhile.
+"""
+
+import asyncio
+import datetime as dt
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import structlog
+
+from gateway.configuration import Visits
+from gateway.domain.benefits import Facts, SceneBenefits
+from gateway.domain.errors import FieldError, Problem, unavailable
+from gateway.domain.masking import Secret
+from gateway.domain.operations import (
+    HotelCheckIn,
+    OpenBarrier,
+    Operation,
+    ParkingFee,
+    QueryStatus,
+    TillDiscount,
+    Way,
+)
+from gateway.domain.outcome import Approved, Declined, NotSent, Outcome
+from gateway.domain.scenes import VisitKind
+from gateway.domain.times import CHINA
+from gateway.domain.visits import OPEN, VisitState, found_out, public, told
+from gateway.flows.data_keys import DataKeys
+from gateway.flows.grant_benefits import Bill, Granted, grant
+from gateway.flows.kept_answers import Answer, KeptAnswers
+from gateway.flows.settle_payment import NOT_NOW
+from gateway.metrics import BENEFITS, VISITS
+from gateway.partners.call import Partners
+from gateway.partners.phases import Why
+from gateway.store import benefits, idempotency, visits
+from gateway.store.pool import Pool
+from gateway.store.visits import Visit
+
+if TYPE_CHECKING:
+    from gateway.store.pool import AnyConnection
+
+log = structlog.get_logger()
+
+_K, _S = VisitKind, VisitState
+_DETAILS_COLUMN = b"visit.details_sealed"
+_AT_PARTNER_MAX = 256
+"""Visits of one worker that wait for one merchant's system: one that does not answer takes no place of another's."""
+_WRITING_S = 5
+_SHOWN = frozenset({_S.DONE, _S.DUE, _S.INTENT, _S.UNSURE, _S.UNKNOWN})
+"""States in which what was granted stands."""
+_encode = msgspec.json.Encoder().encode
+
+
+class VisitAnswer(msgspec.Struct, frozen=True, gc=False):
+    """A visit as it stands. What does not apply is absent."""
+
+    reference: str
+    status: str
+    """`opened`, `checked_in`, `discounted`; `due`: pay `amount_fen`, then open; `refused` with a reason; `pending`:
+    what the merchant's system did is being found out; `unknown`: nobody could, people have to look; `expired`: not
+    paid."""
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+    """That of a verdict, or the merchant's."""
+    benefits: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    fee_fen: int | msgspec.UnsetType = msgspec.UNSET
+    discount_fen: int | msgspec.UnsetType = msgspec.UNSET
+    amount_fen: int | msgspec.UnsetType = msgspec.UNSET
+    """What is left to pay."""
+    rate_percent: int | msgspec.UnsetType = msgspec.UNSET
+    """What part of a hotel's price the guest pays."""
+    expires_at: dt.datetime | msgspec.UnsetType = msgspec.UNSET
+    """Of a fee that is due."""
+    payment: str | msgspec.UnsetType = msgspec.UNSET
+    operation: str | msgspec.UnsetType = msgspec.UNSET
+    """The reference of the opening itself, when it was paid."""
+
+
+class Details(NamedTuple):
+    """By what the merchant knows whom or what it is about."""
+
+    plate: Secret[str] = Secret("")
+    ticket: str = ""
+    booking: str = ""
+    amount_fen: int = 0
+
+
+class _Car(msgspec.Struct, frozen=True, array_like=True):
+    """The plaintext of visit.details_sealed."""
+
+    plate: str
+    ticket: str
+
+
+class Arrival(NamedTuple):
+    """A visit that has begun, with what is not kept of it."""
+
+    visit: Visit
+    details: Details
+    holder: str
+    """The masked name."""
+    rules: SceneBenefits | None
+    facts: Facts
+
+
+def visit_answer(visit: Visit) -> VisitAnswer:
+    shown, unset = visit.state in _SHOWN, msgspec.UNSET
+    has_amounts = shown and visit.fee_fen is not None
+    return VisitAnswer(
+        str(visit.reference), public(visit.kind, visit.state), visit.reason or unset,
+        tuple(visit.benefits.split()) if shown else unset,
+        visit.fee_fen if has_amounts and visit.fee_fen is not None and visit.kind is _K.EXIT else unset,
+        (visit.discount_fen or 0) if has_amounts else unset,
+        visit.amount_fen if has_amounts else unset,
+        visit.rate_percent if shown and visit.rate_percent is not None else unset,
+        visit.expires_at.astimezone(CHINA).replace(microsecond=0)
+        if visit.state is _S.DUE and visit.expires_at is not None else unset,
+        str(visit.payment) if visit.payment else unset,
+        str(visit.opening) if visit.opening else unset,
+    )  # fmt: skip
+
+
+def answer_of(visit: Visit) -> Answer:
+    """The same bytes for the same state, whoever makes them."""
+    return Answer(202 if visit.state in OPEN else 200, _encode(visit_answer(visit)))
+
+
+class SettleVisit:
+    """first() and open_paid() for the request, again() for the resolver."""
+
+    def __init__(self, pool: Pool, data_keys: DataKeys, partners: Partners, settings: Visits) -> None:
+        self._pool = pool
+        self._data_keys = data_keys
+        self._kept = KeptAnswers(data_keys)
+        self._partners = partners
+        self._settings = settings
+        self._at_partner: Counter[str] = Counter()
+        # merchants that answer many at once must not take the pool from everybody
+        self._turn = asyncio.Semaphore(1)
+
+    @property
+    def lease(self) -> dt.timedelta:
+        """For so long a visit is left to whoever is at it: a call, and the writing of its outcome."""
+        return dt.timedelta(milliseconds=self._settings.deadline_ms, seconds=_WRITING_S)
+
+    @property
+    def lifetime(self) -> dt.timedelta:
+        return dt.timedelta(seconds=self._settings.lifetime_s)
+
+    @property
+    def _pay_within(self) -> dt.timedelta:
+        return dt.timedelta(seconds=self._settings.pay_within_s)
+
+    def has_place(self, partner: str) -> bool:
+        """Whether one more may begin; a batch that begins at once may be more, and is bounded itself."""
+        return self._at_partner[partner] < _AT_PARTNER_MAX
+
+    async def first(self, arrival: Arrival) -> Answer:
+        """What was just recorded. Raises Problem 503 or 422: the merchant did nothing. What is not known is pending."""
+        with_place = arrival.visit.partner
+        self._at_partner[with_place] += 1
+        try:
+            if arrival.visit.state is not _S.ASKING:
+                return answer_of(await self._tell(arrival.visit, arrival.details, arrival.holder))
+            visit = await self._ask_fee(arrival)
+            if visit.state is _S.INTENT:
+                visit = await self._tell(visit, arrival.details, "")
+            return answer_of(visit)
+        finally:
+            self._at_partner[with_place] -= 1
+
+    async def open_paid(self, visit: Visit) -> Answer:
+        """An exit that was paid. Raises as first() does; then it is due as before."""
+        assert visit.details_sealed is not None, "what was due has them"
+        self._at_partner[visit.partner] += 1
+        try:
+            sealed = await self._data_keys.open(_DETAILS_COLUMN, visit.reference.bytes, visit.details_sealed)
+            car = msgspec.json.decode(sealed, type=_Car)
+            return answer_of(await self._tell(visit, Details(Secret(car.plate), car.ticket), ""))
+        except NOT_NOW as error:
+            if isinstance(error, Problem):
+                raise
+            log.warning("an exit was not opened", reference=str(visit.reference), error=type(error).__name__)
+            return answer_of(visit)  # the resolver finds that nothing was sent
+        finally:
+            self._at_partner[visit.partner] -= 1
+
+    async def again(self, visit: Visit) -> None:
+        """One step of a visit that was taken up (store due()). Raises Problem 503."""
+        match visit.state:
+            case _S.ASKING:  # whoever was at it is gone, and had told the merchant nothing
+                await self._write(visit._replace(state=_S.NOT_SENT), {_S.ASKING})
+            case _S.DUE:
+                await self._write(visit._replace(state=_S.EXPIRED), {_S.DUE})
+            case _S.INTENT:  # perhaps it was sent
+                await self._find_out(await self._write(visit._replace(state=_S.UNSURE), {_S.INTENT}, owes=False))
+            case _:
+                await self._find_out(visit)
+
+    async def _find_out(self, visit: Visit) -> None:
+        if visit.state is not _S.UNSURE:
+            return
+        assert visit.expires_at is not None, "what was told has a time"
+        # what was sent at the last moment has arrived, or never will
+        last = visit.expires_at + dt.timedelta(milliseconds=self._settings.deadline_ms)
+        over = dt.datetime.now(dt.UTC) >= last
+        asked = _effect(visit, Details(), "")
+        question = QueryStatus(reference=visit.reference, at=visit.created_at, original=asked)
+        outcome = await self._call(visit.partner, question, self._settings.deadline_ms / 1000)
+        state = found_out(outcome, over)
+        if state is None:
+            async with self._database() as connection:
+                await visits.try_again(connection, visit, dt.timedelta(milliseconds=self._settings.retry_ms))
+            return
+        await self._write(_reasoned(visit, state, outcome), {_S.UNSURE})
+
+    async def _ask_fee(self, arrival: Arrival) -> Visit:
+        """Raises Problem 503, 422."""
+        visit, details = arrival.visit, arrival.details
+        question = ParkingFee(
+            reference=visit.reference, at=visit.created_at, terminal_id=visit.terminal_id, plate=details.plate,
+            ticket=details.ticket,
+        )  # fmt: skip
+        outcome = await self._call(visit.partner, question, self._settings.deadline_ms / 1000)
+        try:
+            match outcome:
+                case Approved():
+                    fee = outcome.facts["fee_fen"]
+                    assert isinstance(fee, int)
+                    return await self._charge(arrival, fee)
+                case Declined():
+                    return await self._write(_reasoned(visit, _S.REFUSED, outcome), {_S.ASKING})
+            await self._write(visit._replace(state=_S.NOT_SENT), {_S.ASKING})
+        except NOT_NOW as error:
+            log.warning("a fee was not written", reference=str(visit.reference), error=type(error).__name__)
+            raise unavailable("the fee could not be written") from None
+        raise _not_told(outcome)
+
+    async def _charge(self, arrival: Arrival, fee_fen: int) -> Visit:
+        """Due, less the best benefit; or, where that leaves nothing, about to be opened."""
+        reference = arrival.visit.reference
+        async with self._database() as connection:
+            keys = await self._data_keys.current(connection, ("answers", "operations"))
+            async with connection.transaction():
+                visit = (await visits.lock(connection, [reference], [arrival.visit.caller]))[reference]
+                if visit.state is not _S.ASKING:  # we stood still, and it was given up
+                    return visit
+                assert visit.card_id is not None, "it was judged"
+                less = Granted()
+                if arrival.rules is not None and fee_fen:
+                    bill = Bill(reference, visit.card_id, arrival.rules, arrival.facts, fee_fen, only_free=False)
+                    less = (await grant(connection, [bill]))[reference]
+                is_due = fee_fen > less.discount_fen
+                good_for = self._pay_within if is_due else self.lifetime
+                visit = visit._replace(
+                    state=_S.DUE if is_due else _S.INTENT, benefits=less.benefit or "", fee_fen=fee_fen,
+                    discount_fen=less.discount_fen, expires_at=dt.datetime.now(dt.UTC) + good_for,
+                )  # fmt: skip
+                if is_due:
+                    car = _Car(arrival.details.plate.reveal(), arrival.details.ticket)
+                    sealed = self._data_keys.sealer.seal(
+                        keys["operations"], _DETAILS_COLUMN, reference.bytes, _encode(car)
+                    )
+                    visit = visit._replace(details_sealed=sealed)
+                await self._move(connection, visit, {_S.ASKING}, keys["answers"], owes=is_due)
+        VISITS.labels(visit.kind, visit.partner, visit.state).inc()
+        if less.benefit is not None:
+            BENEFITS.add((less.benefit, "granted"))
+        return visit
+
+    async def _tell(self, visit: Visit, details: Details, holder: str) -> Visit:
+        """The one message that has an effect. Raises Problem 503, 422: it was not sent."""
+        assert visit.expires_at is not None, "what is told has a time"
+        left_s = (visit.expires_at - dt.datetime.now(dt.UTC)).total_seconds()
+        try:
+            if left_s <= 0:  # we stood still: it would come too late
+                return await self._look(visit)
+            outcome = await self._call(
+                visit.partner, _effect(visit, details, holder), min(left_s, self._settings.deadline_ms / 1000)
+            )
+            now = _reasoned(visit, told(outcome), outcome)
+            if now.state is _S.NOT_SENT and visit.payment is not None:  # it is paid: it may be tried again
+                expires_at = dt.datetime.now(dt.UTC) + self._pay_within
+                now = now._replace(state=_S.DUE, payment=None, opening=None, expires_at=expires_at)
+            # yes or no of the merchant is taken from a request that was overtaken too
+            is_answer = now.state in (_S.DONE, _S.REFUSED)
+            now = await self._write(now, {_S.INTENT, _S.UNSURE} if is_answer else {_S.INTENT})
+        except NOT_NOW as error:
+            log.warning("an outcome was not written", reference=str(visit.reference), error=type(error).__name__)
+            return visit  # the intent is there: the resolver finds out, and answers the key
+        if now.state in (_S.NOT_SENT, _S.DUE):
+            raise _not_told(outcome)
+        return now
+
+    @asynccontextmanager
+    async def _database(self) -> "AsyncIterator[AnyConnection]":
+        async with self._turn, self._pool.acquire() as connection:
+            yield connection
+
+    async def _write(self, visit: Visit, before: Collection[VisitState], owes: bool = True) -> Visit:
+        """Move it on, with all that goes with the move; returns how it stands, if somebody else was first too."""
+        async with self._database() as connection:
+            keys = await self._data_keys.current(connection, ("answers",))
+            async with connection.transaction():
+                moved = await self._move(connection, visit, before, keys["answers"], owes)
+        if not moved:
+            return await self._look(visit)
+        VISITS.labels(visit.kind, visit.partner, visit.state).inc()
+        return visit
+
+    async def _move(
+        self, connection: "AnyConnection", visit: Visit, before: Collection[VisitState], data_key_id: int, owes: bool
+    ) -> bool:
+        """`owes`: the key of the request gets this as its answer; an answer that it has stays."""
+        if not await visits.move(connection, visit, before, self._again_in(visit)):
+            return False
+        if visit.benefits and visit.state in (_S.REFUSED, _S.NOT_SENT, _S.EXPIRED):
+            await benefits.give_back(connection, [visit.reference])
+        key = (visit.caller, visit.idempotency_key)
+        if visit.state is _S.NOT_SENT or (visit.state is _S.DUE and _S.INTENT in before):
+            await idempotency.give_back(connection, [key])
+        elif owes:
+            await idempotency.keep(connection, {key: self._kept.seal(data_key_id, key, answer_of(visit))})
+        return True
+
+    def _again_in(self, visit: Visit) -> dt.timedelta | None:
+        if visit.state is _S.DUE:
+            return self._pay_within
+        if visit.state is _S.UNSURE:
+            return dt.timedelta(milliseconds=self._settings.retry_ms)
+        return self.lease if visit.state is _S.INTENT else None
+
+    async def _look(self, visit: Visit) -> Visit:
+        async with self._database() as connection:
+            found = await visits.find(connection, visit.reference)
+        assert found is not None, "visits are never deleted"
+        return found
+
+    async def _call(self, partner: str, operation: Operation, within_s: float) -> Outcome:
+        return await self._partners.call(partner, operation, time.monotonic() + within_s)
+
+
+def _effect(visit: Visit, details: Details, holder: str) -> Operation:
+    """What the merchant is told, as it was first said but for what is not kept of it."""
+    assert visit.expires_at is not None, "what is told has a time"
+    match visit.kind:
+        case _K.CHECK_IN:
+            return HotelCheckIn(
+                reference=visit.reference, at=visit.created_at, terminal_id=visit.terminal_id,
+                booking=details.booking, holder=Secret(holder), rate_percent=visit.rate_percent or 0,
+            )  # fmt: skip
+        case _K.BILL:
+            return TillDiscount(
+                reference=visit.reference, at=visit.created_at, terminal_id=visit.terminal_id, ticket=details.ticket,
+                amount_fen=visit.fee_fen or 0, discount_fen=visit.discount_fen or 0,
+            )  # fmt: skip
+    return OpenBarrier(
+        reference=visit.reference, at=visit.created_at, terminal_id=visit.terminal_id,
+        way=Way.ENTRY if visit.kind is _K.ENTRY else Way.EXIT, plate=details.plate, ticket=details.ticket,
+        open_before=visit.expires_at,
+    )  # fmt: skip
+
+
+def _reasoned(visit: Visit, state: VisitState, outcome: Outcome) -> Visit:
+    reason = outcome.code.value if isinstance(outcome, Declined) and state is _S.REFUSED else None
+    return visit._replace(state=state, reason=reason)
+
+
+def _not_told(outcome: Outcome) -> Problem:
+    if outcome == NotSent(Why.CANNOT_BUILD):  # nor will it be, however often it is tried again
+        return Problem(
+            "validation_failed", errors=[FieldError("$.details", "do not fit what the merchant's system takes")]
+        )
+    return unavailable("the merchant's system cannot be reached")

@@ -1,0 +1,84 @@
+"""Visits while gateways are killed, each with a control: what acts acts once, in time, or never."""
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from gateway.store.embedded import EmbeddedPostgres
+from tests.faults.waiting import gone, send, tree
+from tests.running import eventually
+from tests.visits import CHEAP, ENDS_S, PATH, Street, barriers, body_of, street_at
+
+KNOWN = "SELECT reference FROM visit ORDER BY created_at DESC LIMIT 1"
+
+
+@pytest.mark.parametrize("bug", ["dies_before_it_tells", "tells_again"], ids=["as it is", "control"])
+async def test_killed_between_intent_and_message_no_barrier_opens_later(
+    tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str
+) -> None:
+    environment = {"DIED": str(tmp_path / "died")}
+    async with street_at(tmp_path, postgres, bug, environment) as street:
+        card = await street.card()
+        with pytest.raises((OSError, aiohttp.ClientError)):
+            await street.visit(card, "parking.exit", "L-2", key="killed", plate=CHEAP)
+        reference = str(await eventually(lambda: street.fetch(KNOWN), ENDS_S, "it is committed"))
+        assert await street.came_to(reference) == ("refused" if bug == "dies_before_it_tells" else "opened")
+        assert barriers(await street.book(reference)) == ([] if bug == "dies_before_it_tells" else ["out"])
+        if bug == "dies_before_it_tells":
+            assert (await street.operation(reference))["reason"] == "not_found"
+            claimed = await street.fetch(
+                "SELECT coalesce(sum(delta), 0) FROM benefit_claim WHERE source = $1", reference
+            )
+            assert claimed == 0
+            status, answer = await street.visit(card, "parking.exit", "L-2", key="killed", plate=CHEAP)
+            assert (status, answer["reference"], answer["status"]) == (200, reference, "refused")
+
+
+async def test_killed_while_the_lot_answers_the_key_gets_what_it_came_to(
+    tmp_path: Path, postgres: EmbeddedPostgres, template: str
+) -> None:
+    async with street_at(tmp_path, postgres) as street:
+        card = await street.card()
+        await street.host.faults({"kind": "late", "ms": 60_000})
+        body = body_of(card, "parking.entry", "L-1")
+        task = asyncio.create_task(street.merchant.effect(PATH, body, key="killed"))
+        reference = str(await eventually(lambda: _in_book(street), ENDS_S, "the lot has opened"))
+        processes = tree(street.running.pid)
+        send(processes, signal.SIGKILL)
+        await gone(processes, 5)
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            await task
+        await street.host.faults()
+        await street.running.start()
+        assert await street.came_to(reference) == "opened"
+        assert barriers(await street.book(reference)) == ["in"]
+        status, answer = await street.visit(card, "parking.entry", "L-1", key="killed")
+        assert status in (200, 202) and answer["reference"] == reference
+
+
+@pytest.mark.parametrize("bug", ["", "told_anew"], ids=["as it is", "control"])
+async def test_a_lost_answer_opens_once(tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str) -> None:
+    async with street_at(tmp_path, postgres, bug) as street:
+        await street.host.faults({"kind": "drop_after"})
+        _, answer = await street.visit(await street.card(), "parking.entry", "L-1")
+        await street.host.faults()
+        assert await street.came_to(answer["reference"]) == "opened"
+        assert (len(barriers(await street.host.lines())) == 1) == (not bug)
+
+
+@pytest.mark.parametrize("bug", ["", "merchants_believed"], ids=["as it is", "control"])
+async def test_a_forged_answer_is_none(tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str) -> None:
+    async with street_at(tmp_path, postgres, bug) as street:
+        await street.host.faults({"kind": "bad_signature"}, {"kind": "decline"})
+        _, answer = await street.visit(await street.card(), "parking.entry", "L-1")
+        assert answer["status"] == ("refused" if bug else "pending")
+
+
+async def _in_book(street: Street) -> str:
+    """The reference of what a lot has done."""
+    lines = await street.host.lines()
+    return str(lines[0]["reference"]) if lines else ""

@@ -1,0 +1,91 @@
+"""What the database itself refuses of visits."""
+
+import datetime as dt
+import itertools
+from collections.abc import AsyncIterator
+from typing import TypeAlias
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from gateway.domain.ids import uuid7
+from gateway.domain.scenes import VisitKind
+from gateway.domain.visits import BEGINNINGS, OPEN, TRANSITIONS, VisitState
+from gateway.store import visits
+from gateway.store.payments import created_at
+from gateway.store.visits import Visit
+from tests.conftest import Database
+
+_S = VisitState
+LEASE = dt.timedelta(seconds=60)
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+def new_reference() -> UUID:
+    now = int(dt.datetime.now(dt.UTC).timestamp() * 1000)
+    return UUID(bytes=uuid7(now, uuid4().bytes[:10]))
+
+
+def visit(state: VisitState = _S.ASKING) -> Visit:
+    reference = new_reference()
+    made = Visit(
+        reference, created_at(reference), VisitKind.EXIT, "demo-merchant", "key", "L-1", "lot", uuid4(), _S.ASKING,
+        fee_fen=1500, discount_fen=500, details_sealed=b"sealed", expires_at=created_at(reference) + LEASE,
+    )  # fmt: skip
+    return made._replace(state=state, reason="x" if state is _S.REFUSED else None)
+
+
+@pytest.fixture
+async def app(database: Database) -> AsyncIterator[Connection]:
+    connection = await asyncpg.connect(database.dsn, server_settings={"role": "yikatong_app"})
+    yield connection
+    await connection.close()
+
+
+async def test_the_databases_table_of_steps_is_the_domains(app: Connection) -> None:
+    rows = {tuple(row) for row in await app.fetch("SELECT before, after FROM visit_step")}
+    steps = {(before.value, after.value) for before, states in TRANSITIONS.items() for after in states}
+    assert rows == steps | {("", state.value) for state in BEGINNINGS}
+
+
+async def test_every_other_step_is_refused(app: Connection, database: Database) -> None:
+    owner = await asyncpg.connect(database.dsn)
+    try:
+        for before, after in itertools.permutations(VisitState, 2):
+            made = visit()
+            await visits.insert(app, [made], LEASE)
+            await owner.execute("SET session_replication_role = replica")  # its triggers rest: put it anywhere
+            goes_on = before in OPEN or before is _S.DUE
+            await owner.execute(
+                "UPDATE visit SET state = $2, reason = $3, next_try_at = $4 WHERE reference = $1",
+                made.reference, before, "x" if before is _S.REFUSED else None,
+                dt.datetime.now(dt.UTC) if goes_on else None,
+            )  # fmt: skip
+            await owner.execute("SET session_replication_role = origin")
+            moved = visit(after)._replace(reference=made.reference, created_at=made.created_at)
+            again_in = LEASE if after in OPEN or after is _S.DUE else None
+            allowed = after in TRANSITIONS.get(before, ())
+            try:
+                assert await visits.move(app, moved, {before}, again_in) and allowed
+            except asyncpg.CheckViolationError:
+                assert not allowed
+    finally:
+        await owner.close()
+
+
+async def test_of_two_who_move_it_the_second_does_not(app: Connection) -> None:
+    made = visit()
+    await visits.insert(app, [made], LEASE)
+    assert await visits.move(app, made._replace(state=_S.DUE), {_S.ASKING}, LEASE)
+    assert not await visits.move(app, made._replace(state=_S.NOT_SENT), {_S.ASKING}, None)
+    assert [step.state for step in await visits.history(app, made.reference)] == ["asking", "due"]
+
+
+async def test_a_payment_belongs_to_one_visit_for_ever(app: Connection) -> None:
+    payment, one, other = new_reference(), new_reference(), new_reference()
+    assert await visits.take_payments(app, [(payment, one), (payment, other)]) == {(payment, min(one, other))}
+    assert await visits.take_payments(app, [(payment, max(one, other))]) == {(payment, min(one, other))}
+    for what in ("UPDATE visit_payment SET visit = $1", "DELETE FROM visit_payment WHERE visit = $1"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await app.execute(what, one)

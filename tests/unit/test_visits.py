@@ -1,0 +1,72 @@
+"""The rules of a visit's states, whatever a merchant says, and of the merchants' blocks."""
+
+import msgspec
+import pytest
+
+from gateway.domain.callers import Caller
+from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Outcome, Pending, Unknown
+from gateway.domain.partners import Partner, mistakes_of_merchants
+from gateway.domain.scenes import VisitKind
+from gateway.domain.visits import BEGINNINGS, OPEN, TRANSITIONS, VisitState, found_out, public, told
+
+_S = VisitState
+OUTCOMES: list[Outcome] = [
+    Approved(), Pending(), NotSent("x"), Unknown("x"), *(Declined(code) for code in DeclineCode),
+]  # fmt: skip
+
+
+def test_every_answer_leads_along_the_table() -> None:
+    for outcome in OUTCOMES:
+        assert told(outcome) in TRANSITIONS[_S.INTENT]
+        for over in (False, True):
+            after = found_out(outcome, over)
+            assert after in (TRANSITIONS[_S.UNSURE] if over else {*TRANSITIONS[_S.UNSURE], None})
+            assert over or after is not _S.UNKNOWN, "it is not given up before its time"
+
+
+def test_only_a_clear_answer_says_that_it_was_done_or_refused() -> None:
+    assert [outcome for outcome in OUTCOMES if told(outcome) is _S.DONE] == [Approved()]
+    assert [outcome for outcome in OUTCOMES if found_out(outcome, True) is _S.DONE] == [Approved()]
+    unclear = [Pending(), NotSent("x"), Unknown("x"), Declined(DeclineCode.DUPLICATE)]
+    assert [outcome for outcome in OUTCOMES if found_out(outcome, True) is _S.UNKNOWN] == unclear
+    assert found_out(Declined(DeclineCode.NOT_FOUND), False) is None, "it may be on its way"
+    assert found_out(Declined(DeclineCode.NOT_FOUND), True) is _S.REFUSED
+
+
+def test_nothing_leads_out_of_a_final_state_and_what_is_open_goes_on() -> None:
+    for state in VisitState:
+        goes_on = state in OPEN or state is _S.DUE
+        assert bool(TRANSITIONS.get(state)) == goes_on
+        assert all((public(kind, state) == "pending") == (state in OPEN) for kind in VisitKind)
+    assert {*BEGINNINGS} <= {*VisitState}
+
+
+CALLER = {"name": "x", "kind": "merchant", "scopes": ["payments:write"], "algorithm": "EdDSA", "keys_file": "x"}
+CALLERS = {
+    "till": msgspec.convert(CALLER, Caller),
+    "reader": msgspec.convert(CALLER | {"scopes": ["cards:verify"]}, Caller),
+}
+
+
+def merchant(caller: str, *terminals: str) -> Partner:
+    block = {"name": "x", "adapter": "merchant_signed_http", "operations": []}
+    return msgspec.convert(block | {"merchant": {"caller": caller, "terminals": terminals}}, Partner)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "mistakes"),
+    [
+        ([merchant("till", "P-*"), merchant("till", "Q-1", "Q-2")], []),
+        ([merchant("till", "P-1"), merchant("till", "P-10")], []),
+        ([merchant("nobody", "P-1")], ["partners.0.merchant.caller: nobody is not in callers.toml"]),
+        ([merchant("reader", "P-1")], ["partners.0.merchant.caller: reader lacks the scope payments:write"]),
+        ([merchant("till", "P-1"), merchant("till", "P-*")], ["1.merchant.terminals: P-* is, or may be, there twice"]),
+        ([merchant("till", "P-*"), merchant("till", "P-1")], ["1.merchant.terminals: P-1 is, or may be, there twice"]),
+        ([merchant("till", "P-*", "P-0*")], ["0.merchant.terminals: P-0* is, or may be, there twice"]),
+        ([merchant("till", "P-1", "P-1")], ["0.merchant.terminals: P-1 is, or may be, there twice"]),
+    ],
+)
+def test_mistakes_between_blocks_are_named(blocks: list[Partner], mistakes: list[str]) -> None:
+    found = mistakes_of_merchants({str(number): block for number, block in enumerate(blocks)}, CALLERS)
+    assert len(found) == len(mistakes)
+    assert all(text.endswith(end) for text, end in zip(found, mistakes, strict=True))
