@@ -27,7 +27,8 @@ from tests.returns import PATH, day_file, line, ndjson, reversal
 from tests.running import ROOT, Client
 
 CHUNK = 20
-USES, REVERSED, BAD = 200, 30, 10
+USES_EACH, BAD = 100, 10
+"""So many uses for a cycle, so that there is something left to be killed at; every tenth is reversed."""
 ENDS_S = 60.0
 _random = random.Random(20261123)
 
@@ -63,7 +64,7 @@ class Bank(NamedTuple):
         )  # fmt: skip
 
     async def at_line(self) -> int:
-        return int(await self.owner.fetchval("SELECT coalesce(max(at_line + 1000 * pass), 0) FROM usage_file"))
+        return int(await self.owner.fetchval("SELECT coalesce(max(at_line + 100000 * pass), 0) FROM usage_file"))
 
     async def kill(self, process: asyncio.subprocess.Process) -> None:
         """With SIGKILL; then its transaction is over too."""
@@ -91,20 +92,21 @@ class Bank(NamedTuple):
             found.append(f"{len(events)} events of {len(set(events))} lines, not {len(self.lines)}")
         report = json.loads(self.file.with_name(self.file.name + ".report.json").read_text())
         figures = tuple(report[name] for name in ("created", "duplicate", "rejected"))
-        if figures != (USES + REVERSED, 0, BAD):
+        if figures != (len(self.lines), 0, BAD):
             found.append(f"created, duplicate, rejected: {figures}")
-        if await self.owner.fetchval("SELECT count(*) FROM usage_reversal") != REVERSED:
+        reversals = sum("reversal_of" in each for each in self.lines)
+        if await self.owner.fetchval("SELECT count(*) FROM usage_reversal") != reversals:
             found.append("reversals")
         if broken := await broken_rules(self.owner):
             found.append(f"ledger: {broken}")
         points = await self.owner.fetchval("SELECT coalesce(sum(points), 0) FROM points_transfer")
-        if points != (USES - REVERSED) * 1:
+        if points != len(self.lines) - 2 * reversals:
             found.append(f"{points} points")
         return found
 
 
 @pytest.fixture
-async def bank(postgres: EmbeddedPostgres, template: str, tmp_path: Path) -> AsyncIterator[Bank]:
+async def bank(postgres: EmbeddedPostgres, template: str, tmp_path: Path, cycles: int) -> AsyncIterator[Bank]:
     database = await make_database(postgres, template)
     await add_cards(database.dsn, prepare_data_dir(tmp_path, 1))
     shutil.copytree(ROOT / "config", tmp_path / "config")
@@ -112,8 +114,8 @@ async def bank(postgres: EmbeddedPostgres, template: str, tmp_path: Path) -> Asy
     settings.write_text(settings.read_text().replace("chunk_lines = 2000", f"chunk_lines = {CHUNK}"))
     scenes = tmp_path / "config" / "scenes.toml"  # no limit of a day: every use earns its point
     scenes.write_text(scenes.read_text().replace("daily_max = 200", "daily_max = 100_000"))
-    uses = [line(amount_fen=100) for _ in range(USES)]
-    lines = [*uses, *(reversal(use) for use in uses[:REVERSED])]
+    uses = [line(amount_fen=100) for _ in range(USES_EACH * max(cycles, 2))]
+    lines = [*uses, *(reversal(use) for use in uses[::10])]
     _random.shuffle(lines)
     mixed: list[dict[str, Any] | bytes] = [*lines]
     for _ in range(BAD):
@@ -141,9 +143,8 @@ async def kill_while_it_stands(bank: Bank, at: str, bug: str | None = None) -> N
 
 
 async def test_a_killed_ingest_goes_on_and_each_line_counts_once(bank: Bank, cycles: int, figure: Figure) -> None:
-    """Before the commit of a chunk of uses, of one of reversals, and at random points."""
-    for at in ("usage_file", "usage_reversal"):
-        await kill_while_it_stands(bank, at)
+    """Before the commit of a chunk of uses, at random points, and before the commit of a chunk of reversals."""
+    await kill_while_it_stands(bank, "usage_file")
     where = []
     for _ in range(cycles):
         process, until_line = await bank.begin(), await bank.at_line() + _random.randrange(3 * CHUNK)
@@ -154,6 +155,7 @@ async def test_a_killed_ingest_goes_on_and_each_line_counts_once(bank: Bank, cyc
         await until(there, ENDS_S, f"line {until_line}")
         await bank.kill(process)
         where.append(await bank.at_line())
+    await kill_while_it_stands(bank, "usage_reversal")
     await bank.finish()
     figure(kills=2 + cycles, at=str(where), lines=len(bank.lines))
     assert await bank.faults() == []
