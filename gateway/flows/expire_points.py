@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BATCH = 500
 _TURNS_MAX = 200
 _TURN_MAX_S = 30.0
+_NOBODY = UUID(int=0)
 
 
 class ExpirePoints:
@@ -49,21 +50,24 @@ class ExpirePoints:
 
     async def lots(self) -> None:
         """Points past their last day in China; empty lots of the past. Raises Problem 503, asyncpg.PostgresError."""
+        last = _NOBODY
         for _ in range(_TURNS_MAX):
             today = dt.datetime.now(CHINA).date()
             async with self._pool.acquire(_TURN_MAX_S) as connection, connection.transaction():
-                transfers = await self.end_lots(connection, today)
+                transfers = await self.end_lots(connection, today, last)
             POINTS.labels(TransferKind.EXPIRE).inc(-sum(transfer.points for transfer in transfers))
             if len(transfers) < BATCH:
                 break
+            # on the first of a month they are most of the county: the search does not walk past the done ones again
+            last = max(transfer.person_id for transfer in transfers)
         for _ in range(_TURNS_MAX):
             async with self._pool.acquire(_TURN_MAX_S) as connection:
                 if await points.sweep_lots(connection, today, BATCH) < BATCH:
                     break
 
-    async def end_lots(self, connection: "AnyConnection", today: dt.date) -> list[Transfer]:
-        """Of up to BATCH persons, inside a transaction."""
-        persons = await points.lock_due(connection, today, BATCH)
+    async def end_lots(self, connection: "AnyConnection", today: dt.date, after: UUID = _NOBODY) -> list[Transfer]:
+        """Of up to BATCH persons, inside a transaction; of those whose id is behind `after`."""
+        persons = await points.lock_due(connection, today, BATCH, after)
         lots = await points.lots_of(connection, persons)
         transfers: list[Transfer] = []
         left = []

@@ -203,16 +203,16 @@ async def earned_by(connection: "AnyConnection", event_ids: Collection[UUID]) ->
     return {row[0]: Earned(Transfer(*tuple(row)[:-1]), row[-1]) for row in rows}
 
 
-async def lock_due(connection: "AnyConnection", today: dt.date, limit: int) -> dict[UUID, Account]:
-    """Up to `limit` accounts with points past their last day that no reservation holds, locked.
+async def lock_due(connection: "AnyConnection", today: dt.date, limit: int, after: UUID) -> dict[UUID, Account]:
+    """Up to `limit` accounts with points past their last day that no reservation holds, locked; the next `after` one.
 
     The search reads without locks; what it came to is read again by whoever has them.
     """
     due = await connection.fetch(
         "SELECT person_id FROM points_lot JOIN points_account ON account_id = person_id"
-        " WHERE expires_on < $1 AND remaining > 0 GROUP BY person_id, reserved HAVING sum(remaining) > reserved"
-        " ORDER BY person_id LIMIT $2",
-        today, limit,
+        " WHERE expires_on < $1 AND remaining > 0 AND person_id > $3"
+        " GROUP BY person_id, reserved HAVING sum(remaining) > reserved ORDER BY person_id LIMIT $2",
+        today, limit, after,
     )  # fmt: skip
     return await lock(connection, [row[0] for row in due]) if due else {}
 
