@@ -85,6 +85,12 @@ class Delivery:
         async with self._pool.acquire(_TURN_MAX_S) as connection, connection.transaction():
             yield connection, await outbox.standing(connection, self.subscriber.name, self.holder)
 
+    @asynccontextmanager
+    async def look(self) -> AsyncIterator[tuple["PooledConnection", Standing]]:
+        """To read, without a lock. Raises LeaseLost, Problem 503."""
+        async with self._pool.acquire(_TURN_MAX_S) as connection:
+            yield connection, await outbox.standing(connection, self.subscriber.name, self.holder, lock=False)
+
     async def send(self, sequence: int, items: Iterable[FeedItem]) -> Outcome:
         now = self.now()
         reference = UUID(bytes=uuid7(int(now.timestamp() * 1000), secrets.token_bytes(10)))
@@ -140,30 +146,30 @@ class DeliverPages:
         """The seconds to rest. Raises LeaseLost, Problem 503."""
         if self._delivery.held >= HELD_MAX:
             return IDLE_S
-        async with self._delivery.transaction() as (connection, standing):
+        # nobody else moves the cursor: what is read here holds in the transaction below
+        async with self._delivery.look() as (connection, standing):
             if standing.next_try_at is not None and standing.next_try_at > self._delivery.now():
                 return IDLE_S
-            page = await self._next_page(connection, standing)
-        if page is None:
+            rows = await usage_events.page(connection, standing.cursor, self._limit)
+        if not rows:
             return IDLE_S
+        page = await self._prepare(rows)
         sent = await self._deliver(page)
         if any(acknowledgement(one.outcome) is None for one in sent):
             return await self._not_taken(page, [one.outcome for one in sent])
         await self._taken(page, sent)
         return 0.0
 
-    async def _next_page(self, connection: "PooledConnection", standing: Standing) -> _Page | None:
-        rows = await usage_events.page(connection, standing.cursor, self._limit)
-        if not rows:
-            return None
-        held = await outbox.cards_held(connection, self._name, {card_of(row) for row in rows})
-        going = [(card_of(row), row) for row in rows if card_of(row) not in held]
+    async def _prepare(self, rows: list[Row]) -> _Page:
         subscriber = self._delivery.subscriber
-        page = _Page(standing, rows, lanes(going, subscriber.batch_max, subscriber.lanes_max))
-        if going:
-            # before anything leaves: who sends these events again, after us, must say so
-            through = max(standing.sent, _place(going[-1][1]))
-            await outbox.sending(connection, self._name, through, sum(map(len, page.lanes)))
+        async with self._delivery.transaction() as (connection, standing):
+            held = await outbox.cards_held(connection, self._name, {card_of(row) for row in rows})
+            going = [(card_of(row), row) for row in rows if card_of(row) not in held]
+            page = _Page(standing, rows, lanes(going, subscriber.batch_max, subscriber.lanes_max))
+            if going:
+                # before anything leaves: who sends these events again, after us, must say so
+                through = max(standing.sent, _place(going[-1][1]))
+                await outbox.sending(connection, self._name, through, sum(map(len, page.lanes)))
         return page
 
     async def _deliver(self, page: _Page) -> list[_Sent]:
@@ -257,9 +263,12 @@ class DeliverHeld:
     async def turn(self) -> float:
         """The seconds to rest. Raises LeaseLost, Problem 503."""
         delivery = self._delivery
-        async with delivery.transaction() as (connection, standing):
+        async with delivery.look() as (connection, _):
             delivery.held = await outbox.count_held(connection, self._name)
-            due = await outbox.due(connection, self._name, delivery.now(), _HELD_A_TURN) if delivery.held else []
+        if not delivery.held:
+            return HELD_IDLE_S
+        async with delivery.transaction() as (connection, standing):
+            due = await outbox.due(connection, self._name, delivery.now(), _HELD_A_TURN)
             if due:
                 await outbox.sending(connection, self._name, standing.sent, len(due))
         if not due:

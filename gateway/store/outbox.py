@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 _EVENT = ", ".join(f"e.{name}" for name in Row._fields)
 
+_STANDING = (
+    "SELECT position, event_id, sent_position, sent_event_id, sequence, tries, next_try_at FROM outbox_subscriber"
+    " WHERE name = $1 AND holder = $2 AND leased_until > now()"
+)
+_STANDING_LOCKED = f"{_STANDING} FOR NO KEY UPDATE"
+
 
 class LeaseLost(Exception):
     """Another process is at this subscriber now, or may be."""
@@ -84,13 +90,12 @@ async def end_lease(connection: "AnyConnection", name: str, holder: UUID) -> Non
     )
 
 
-async def standing(connection: "AnyConnection", name: str, holder: UUID) -> Standing:
-    """Locked until the transaction ends, so that all who write for a subscriber take turns. Raises LeaseLost."""
-    row = await connection.fetchrow(
-        "SELECT position, event_id, sent_position, sent_event_id, sequence, tries, next_try_at FROM outbox_subscriber"
-        " WHERE name = $1 AND holder = $2 AND leased_until > now() FOR NO KEY UPDATE",
-        name, holder,
-    )  # fmt: skip
+async def standing(connection: "AnyConnection", name: str, holder: UUID, lock: bool = True) -> Standing:
+    """Locked until the transaction ends, so that all who write for a subscriber take turns. Raises LeaseLost.
+
+    Only to look, it need not be locked: an idle subscriber costs no write.
+    """
+    row = await connection.fetchrow(_STANDING_LOCKED if lock else _STANDING, name, holder)
     if row is None:
         raise LeaseLost
     return Standing(Cursor(row[0], row[1]), Cursor(row[2], row[3]), *row[4:])

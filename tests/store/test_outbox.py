@@ -9,11 +9,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from gateway.crypto.pseudonym import Pseudonyms
 from gateway.domain.errors import CannotStart
+from gateway.domain.masking import Secret
 from gateway.domain.operations import DeliverUsage
 from gateway.domain.outbox import SET_ASIDE_TRIES, TRIES_MAX
 from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.domain.times import CHINA
+from gateway.flows import deliver_usage
 from gateway.flows.deliver_usage import DeliverPages, Send
 from gateway.operators_outbox import dead_letters, outbox_status, replay
 from gateway.partners.call import Partners
@@ -215,6 +218,48 @@ async def test_what_only_lacked_an_answer_is_due_when_there_are_answers_again(da
         relay.now += dt.timedelta(minutes=3)
         await turn_through(relay)
         assert receiver.cards() == by_card(log)
+
+
+async def test_more_than_so_many_do_not_wait_aside(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The feed waits instead, and goes on when they are taken."""
+    monkeypatch.setattr(deliver_usage, "HELD_MAX", 5)
+    await add_events(database.dsn, Events(300, 10))
+    receiver = Receiver()
+    receiver.refuses = {event_id for event_id, _ in await logged(database.dsn)}
+    async with Relay(database.dsn, receiver, batch_max=5, lanes_max=1) as relay:
+        for _ in range(20):
+            await turn_through(relay)
+        assert await relay.rows_of("outbox_held") < 15
+        receiver.refuses = set()
+        await relay.run()
+        assert receiver.cards() == by_card(await logged(database.dsn))
+
+
+async def test_an_idle_subscriber_costs_no_write(database: Database) -> None:
+    async with Relay(database.dsn, Receiver()) as relay, relay.pool.acquire(10) as connection:
+        row = "SELECT ctid::text, xmin::text, xmax::text FROM outbox_subscriber"
+        before = await connection.fetchrow(row)
+        for _ in range(5):
+            await turn_through(relay)
+        assert await connection.fetchrow(row) == before
+        await add_events(database.dsn, Events(1, 1))
+        await turn_through(relay)
+        assert await connection.fetchrow(row) != before
+
+
+async def test_cards_are_the_subscribers_own_pseudonyms(database: Database) -> None:
+    await add_events(database.dsn, Events(3, 3))
+    seen = []
+    for name in ("bureau", "province"):
+        receiver = Receiver()
+        async with Relay(database.dsn, receiver, name) as relay:
+            await relay.run()
+        seen.append({card for _, card, *_ in receiver.arrived})
+    pseudonyms = Pseudonyms([Secret(bytes(32))])
+    cards = {card for event_id, card in await logged(database.dsn) if card != event_id}
+    assert {pseudonyms.card_ref("bureau", UUID(card).bytes) for card in cards} <= seen[0]
+    shared = seen[0] & seen[1]
+    assert len(shared) == 1, "of the event that has no card: its own id"
 
 
 async def test_one_process_at_a_time(database: Database) -> None:
