@@ -5,6 +5,7 @@ import base64
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import secrets
@@ -219,6 +220,7 @@ class Client:
         connector = aiohttp.TCPConnector(keepalive_timeout=5)
         self.session = aiohttp.ClientSession(base_url=gateway.url, connector=connector)
         self._token = ""
+        self._token_until = math.inf
 
     async def __aenter__(self) -> "Client":
         return self
@@ -252,10 +254,10 @@ class Client:
             return answer.status, await answer.json()
 
     async def token(self) -> str:
-        if not self._token:
+        if not self._token or time.monotonic() >= self._token_until:
             status, answer = await self.ask_token()
             assert status == 200, answer
-            self._token = answer["access_token"]
+            self._token, self._token_until = answer["access_token"], time.monotonic() + answer["expires_in"] / 2
         return self._token
 
     async def authorization(self) -> dict[str, str]:

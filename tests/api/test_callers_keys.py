@@ -67,7 +67,8 @@ class House:
 def configure(config: Path, port: int, ca_file: Path) -> None:
     changes = {
         "gateway.toml": (("jwks_hosts = []", f'jwks_hosts = ["127.0.0.1:{port}"]'),
-                         ('ca_file = ""', f'ca_file = "{ca_file}"'), ("period_s = 30", "period_s = 1")),
+                         ('ca_file = ""               #', f'ca_file = "{ca_file}" #'),
+                         ("period_s = 30", "period_s = 1")),
         "callers.toml": (('keys_file = "sandbox/callers/public/demo-kiosk.json"',
                           f'keys_url = "https://127.0.0.1:{port}/keys"'),),
     }  # fmt: skip

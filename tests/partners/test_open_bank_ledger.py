@@ -53,16 +53,15 @@ def on_the_way_fen(book: Book) -> int:
 
 def keeps_its_money(kind: type[Ledger], asked: list[_Deed]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        book = Book(Path(folder) / "book.ndjson")
-        bank = kind(book, OPENING_FEN)
-        for deed in asked:
-            for _ in range(2):  # the second time it changes nothing of what is owned
-                with contextlib.suppress(Refused):
-                    deed(bank)
-                owned = sum(bank.balance_fen(account) for account in HOLDERS)
-                assert owned + on_the_way_fen(book) == OPENING_FEN * len(HOLDERS)
-        balances = [bank.balance_fen(account) for account in HOLDERS]
-        book.close()
+        with contextlib.closing(Book(Path(folder) / "book.ndjson")) as book:
+            bank = kind(book, OPENING_FEN)
+            for deed in asked:
+                for _ in range(2):  # the second time it changes nothing of what is owned
+                    with contextlib.suppress(Refused):
+                        deed(bank)
+                    owned = sum(bank.balance_fen(account) for account in HOLDERS)
+                    assert owned + on_the_way_fen(book) == OPENING_FEN * len(HOLDERS)
+            balances = [bank.balance_fen(account) for account in HOLDERS]
         reopened = Book(Path(folder) / "book.ndjson")
         again = kind(reopened, OPENING_FEN)
         reopened.close()

@@ -71,7 +71,9 @@ class Book:
                 self._keep(msgspec.json.decode(text, type=BookLine))
             # what follows the last line feed was being written when the process ended, and was never answered
             os.truncate(file, len(whole) + 1 if whole else 0)
-        self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # an object, not the number: closed twice, or written to when closed, the number may be somebody else's by then
+        self._file = os.fdopen(descriptor, "ab", buffering=0)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -80,7 +82,7 @@ class Book:
         """On return the line survives the process (not the machine: it is a simulation)."""
         rest = memoryview(msgspec.json.encode(line) + b"\n")
         while rest:  # a long line may take more than one write
-            rest = rest[os.write(self._descriptor, rest) :]
+            rest = rest[self._file.write(rest) :]
         self._keep(line)
 
     def find(self, reference: str, kind: str) -> BookLine | None:
@@ -90,7 +92,7 @@ class Book:
         return list(self._lines.values())
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._file.close()
 
     def _keep(self, line: BookLine) -> None:
         self._lines[line.reference, line.kind] = line
