@@ -12,7 +12,7 @@ run: $(VENV)/.runtime
 	@exec $(BIN)/python -m gateway sandbox
 
 test: $(VENV)/.dev $(NODE_MODULES)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

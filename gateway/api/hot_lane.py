@@ -96,6 +96,7 @@ class HotLane:
             or message.upgrade
             or message.chunked
             or not payload.is_eof()
+            or not payload.total_bytes  # aiohttp's reader of nothing has no buffer either
         ):
             return False
         head = connection.head
