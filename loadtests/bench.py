@@ -74,7 +74,8 @@ class Bench:
         port = free_port()
         environment = self._environment() | {
             "PORT": str(port), "OPS_PORT": str(free_port()), "WORKERS": str(workers), "HOST": "127.0.0.1", "ISSUER": "",
-            "TRAFFIC": "off", "LOSS_ROUTES": "{}",  # a loss report is measured without the bank that is told of it
+            # the request's path alone: no subscriber of the feed, no bank that is told of a loss
+            "TRAFFIC": "off", "OUTBOX_ENABLED": "false", "LOSS_ROUTES": "{}",
         } | ({"CONFIG_DIR": str(config)} if config else {})  # fmt: skip
         for book in (self.data_dir / "sandbox" / "partners").glob("*.ndjson"):
             book.unlink()  # a partner reads its book whole when it starts
