@@ -5,6 +5,7 @@ as not standing. Its id follows from the event that brought it about: who sees t
 """
 
 from collections.abc import Mapping
+from functools import partial
 from hashlib import blake2b
 from itertools import pairwise
 from typing import NamedTuple
@@ -183,10 +184,16 @@ class Detector:
         entries = self._cards.add(f"{use.caller} {use.terminal_id}", use.recorded_us, entry)
         if len(entries) < cards_min:
             return None
-        cards, window = fullest(entries, entry, rule.window_minutes * MINUTE_US, _different)
+        subject, window_us = Subject(caller=use.caller, terminal_id=use.terminal_id), rule.window_minutes * MINUTE_US
+        finding = self._findings.get(_key(RuleName.MANY_CARDS, subject))
+        # what cannot double a finding that goes on need not be counted to the end
+        counted = partial(_different_up_to, cards_min) if (
+            finding is not None and finding.from_us <= entry[0] <= finding.until_us + window_us
+            and len(entries) < 2 * finding.stated
+        ) else _different  # fmt: skip
+        cards, window = fullest(entries, entry, window_us, counted)
         if cards < cards_min:
             return None
-        subject = Subject(caller=use.caller, terminal_id=use.terminal_id)
         return self._state(RuleName.MANY_CARDS, subject, use, rule.window_minutes, window, cards, {"cards": cards})
 
     def _sudden_volume(self, use: Seen, outlet: str | None) -> Anomaly | None:
@@ -248,8 +255,8 @@ class Detector:
         self, rule: RuleName, subject: Subject, use: Seen, window_minutes: int, evidence: list[Entry], count: int,
         figures: Mapping[str, float],
     ) -> Anomaly | None:  # fmt: skip
-        """The anomaly, unless it was stated already and has not doubled since."""
-        from_us, until_us = min(entry[0] for entry in evidence), max(entry[0] for entry in evidence)
+        """The anomaly, unless it was stated already and has not doubled since. The evidence is in order of time."""
+        from_us, until_us = evidence[0][0], evidence[-1][0]
         anomaly_id, key, near_us = _id(use, rule, subject), _key(rule, subject), window_minutes * MINUTE_US
         finding = self._findings.get(key)
         restates = None
@@ -281,6 +288,15 @@ def _refused(entries: list[Entry]) -> int:
 
 def _different(entries: list[Entry]) -> int:
     return len({mark for _, _, mark in entries})
+
+
+def _different_up_to(most: int, entries: list[Entry]) -> int:
+    different: set[bytes] = set()
+    for _, _, mark in reversed(entries):
+        different.add(mark)
+        if len(different) >= most:
+            break
+    return len(different)
 
 
 def _mark(caller: str, returned_id: str) -> bytes:

@@ -33,7 +33,7 @@ log = structlog.get_logger()
 PAGE = 500
 """Events between two breaths of the loop."""
 _PAGES_MAX = 40
-_RESTS = 4
+_RESTS = 9
 """Times as long as it works, when it is behind: requests go before, and a flood of them is looked at after it."""
 _TURN_MAX_S = 30.0
 KEEP_AFTER_S = 60.0

@@ -51,10 +51,13 @@ ORDER BY position, event_id
 LIMIT $3
 """  # noqa: S608 - a constant
 
+# the first by the feed's own index: the oldest of them would be looked for among all events of the day
 _LAG = f"""
-SELECT coalesce(extract(epoch FROM now() - min(recorded_at)), 0)::float8
-FROM usage_event
-WHERE position >= {_HORIZON} AND recorded_at > now() - interval '1 day'
+SELECT coalesce(extract(epoch FROM now() - (
+    SELECT recorded_at FROM usage_event
+    WHERE position >= {_HORIZON} AND recorded_at > now() - interval '1 day'
+    ORDER BY position, event_id LIMIT 1
+)), 0)::float8
 """  # noqa: S608 - a constant
 
 
@@ -65,6 +68,6 @@ async def page(connection: "AnyConnection", after: Cursor, limit: int) -> list[R
 
 
 async def feed_lag_s(connection: "AnyConnection") -> float:
-    """Age of the oldest event that a long-running transaction keeps out of the feed."""
+    """Age of the first event that a long-running transaction keeps out of the feed."""
     lag: float = await connection.fetchval(_LAG)
     return lag
