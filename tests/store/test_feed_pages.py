@@ -14,7 +14,7 @@ PAGE = 100
 
 _FILL = """
 INSERT INTO usage_event (event_id, position, recorded_at, occurred_at, kind, caller, scene, terminal_id, reason)
-SELECT gen_random_uuid(), $1 + n, now(), now(), 'verify', 'demo-merchant', 'market.till', 'T', 'ok'
+SELECT gen_random_uuid(), $1::bigint + n, now(), now(), 'verify', 'demo-merchant', 'market.till', 'T', 'ok'
 FROM generate_series(1, $2::integer) n
 """
 
@@ -25,26 +25,42 @@ def read(node: dict[str, Any]) -> float:
     return node["Actual Rows"] * node["Actual Loops"] if not below else sum(map(read, below))
 
 
-async def rows_read(dsn: str, statement: str) -> float:
-    """For the first page behind a cursor near the beginning, with statistics from before most events."""
+async def rows_read(dsn: str, statement: str, *arguments: object, first: int = -(10**9)) -> float:
+    """With statistics from before most events."""
     connection = await asyncpg.connect(dsn)
     try:
-        await connection.execute(_FILL, -(10**9), EVENTS // 10)
+        await connection.execute(_FILL, first, EVENTS // 10)
         await connection.execute("ANALYZE usage_event")
-        await connection.execute(_FILL, -(10**9) + EVENTS, EVENTS)
-        cursor = (-(10**9) + EVENTS, UUID(int=0))
+        await connection.execute(_FILL, first + EVENTS, EVENTS)
         # in an own plan for these values, as asyncpg's first executions have it
-        (text,) = await connection.fetchrow(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *cursor, PAGE) or ("",)
+        (text,) = await connection.fetchrow(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *arguments) or ("",)
         return read(json.loads(text)[0]["Plan"])
     finally:
         await connection.close()
 
 
+BEGINNING = (-(10**9) + EVENTS, UUID(int=0), PAGE)
+
+
 async def test_a_page_reads_a_page(database: Database) -> None:
-    assert PAGE <= await rows_read(database.dsn, usage_events._PAGE) < 3 * PAGE
+    assert PAGE <= await rows_read(database.dsn, usage_events._PAGE, *BEGINNING) < 3 * PAGE
 
 
 async def test_control_by_its_statistics_it_reads_everything(database: Database) -> None:
     plain = usage_events._PAGE.replace("((SELECT $1::bigint), (SELECT $2::uuid))", "($1, $2)")
     assert plain != usage_events._PAGE
-    assert await rows_read(database.dsn, plain) > EVENTS / 2
+    assert await rows_read(database.dsn, plain, *BEGINNING) > EVENTS / 2
+
+
+async def test_the_lag_reads_next_to_nothing(database: Database) -> None:
+    assert await rows_read(database.dsn, usage_events._LAG) < PAGE  # nothing is held back
+    assert await rows_read(database.dsn, usage_events._LAG, first=10**12) < PAGE  # all that is new is
+
+
+async def test_control_the_oldest_is_looked_for_among_all(database: Database) -> None:
+    oldest = """
+    SELECT coalesce(extract(epoch FROM now() - min(recorded_at)), 0)::float8 FROM usage_event
+    WHERE position >= pg_snapshot_xmin(pg_current_snapshot())::text::bigint + (SELECT xid_offset FROM feed_origin)
+      AND recorded_at > now() - interval '1 day'
+    """
+    assert await rows_read(database.dsn, oldest, first=10**12) > EVENTS / 2
