@@ -68,8 +68,8 @@ async def assert_fit(connection: "AnyConnection") -> None:
 
 
 FOR_VERIFIES = {"plan_cache_mode": "force_generic_plan"}
-"""Of connections whose statements are prepared once and look rows up by their keys: PostgreSQL would plan anew for every
-small batch, which takes longer (250 us for a verify) than what it hopes to gain."""
+"""Of connections whose statements are prepared once and look rows up by their keys: PostgreSQL would plan anew for
+every small batch, which takes longer (250 us for a verify) than what it hopes to gain."""
 
 
 FOR_EFFECTS = FOR_VERIFIES | {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
