@@ -170,7 +170,7 @@ class Gateway:
         if not verify.ecard_partner:
             return None
         lookups: Lookups = Batcher(
-            partial(connect, self._dsn, self.settings.gateway.database, "yikatong ecards"),
+            partial(connect, self._dsn, self.settings.gateway.database, "yikatong ecards", FOR_EFFECTS),
             ecards.look,
             batch_max=verify.batch_max,
             queue_max=verify.queue_max,

@@ -27,8 +27,9 @@ class Found(NamedTuple):
 
 
 # a replaced card keeps its number: the one that is not cancelled, else the newest
+# no EXISTS: while its table is thought small, PostgreSQL reads all of it for each batch, and looks the codes up in memory
 _LOOK = """
-SELECT EXISTS (SELECT FROM code_use WHERE code_digest = asked.code_digest),
+SELECT (SELECT true FROM code_use WHERE code_digest = asked.code_digest) IS NOT NULL,
        (SELECT card_id FROM card JOIN person USING (person_id)
         WHERE number_index = asked.number_index AND id_number_index = asked.id_number_index
         ORDER BY status = 9, issued_on DESC, card_id DESC LIMIT 1)
