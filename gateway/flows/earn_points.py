@@ -68,8 +68,12 @@ class EarnPoints:
         reversing = {use.event_id: use for use in uses if use.reverses is not None}
         if not earning and not reversing:
             return EarnFigures()
-        await points.lock_holders(connection, [use.card_id.hex for use in (*earning.values(), *reversing.values())])
-        wanted = [each for use in earning.values() if (each := _earning(rules, use)) is not None]
+        cards = [use.card_id.hex for use in (*earning.values(), *reversing.values())]
+        holders = await points.lock_holders(connection, cards)
+        wanted = [
+            each for use, holder in zip(earning.values(), holders, strict=False)
+            if holder and (each := _earning(rules, use, holder)) is not None
+        ]  # fmt: skip
         granted = await points.earn(connection, wanted, ISSUED) if wanted else 0
         taken = await _take_back(connection, rules, reversing) if reversing else []
         await points.post(connection, taken)
@@ -78,7 +82,7 @@ class EarnPoints:
         )
 
 
-def _earning(rules: EarnRules, use: Use) -> Earning | None:
+def _earning(rules: EarnRules, use: Use, person_id: str) -> Earning | None:
     """What a use would earn if no limit of its day were reached."""
     rule = rules.scenes[use.scene]
     amount = min(earned(rule, use.amount_fen), rule.daily_max)
@@ -86,7 +90,7 @@ def _earning(rules: EarnRules, use: Use) -> Earning | None:
         return None
     day = use.occurred_at.astimezone(CHINA).date()
     return Earning(
-        use.event_id.hex, str(uuid7_unix_ms(use.event_id)), use.card_id.hex, use.scene, day.isoformat(),
+        use.event_id.hex, str(uuid7_unix_ms(use.event_id)), use.card_id.hex, person_id, use.scene, day.isoformat(),
         expires_on(day, rules.valid_months).isoformat(), str(amount), str(rule.daily_max),
     )  # fmt: skip
 

@@ -4,27 +4,26 @@
 -- and would compare all with all, or read the whole county.
 WITH asked AS MATERIALIZED (
     SELECT item, transfer_id::uuid, 'epoch'::timestamptz + unix_ms::bigint * interval '1 millisecond' AS created_at,
-           card_id::uuid, scene, day::date, expires_on::date, points::int, daily_max::int
+           card_id::uuid, person_id::uuid, scene, day::date, expires_on::date, points::int, daily_max::int
     FROM unnest(string_to_array($1, E'\x1f'), string_to_array($2, E'\x1f'), string_to_array($3, E'\x1f'),
                 string_to_array($4, E'\x1f'), string_to_array($5, E'\x1f'), string_to_array($6, E'\x1f'),
-                string_to_array($7, E'\x1f'), string_to_array($8, E'\x1f'))
-         WITH ORDINALITY AS a(transfer_id, unix_ms, card_id, scene, day, expires_on, points, daily_max, item)
+                string_to_array($7, E'\x1f'), string_to_array($8, E'\x1f'), string_to_array($9, E'\x1f'))
+         WITH ORDINALITY AS a(transfer_id, unix_ms, card_id, person_id, scene, day, expires_on, points, daily_max, item)
 ), fresh AS MATERIALIZED (
-    SELECT a.*, p.account_id AS person_id, p.balance, p.entries,
+    SELECT a.*, p.place, p.balance, p.entries,
            -- a shortfall was spent: whoever could earn it again would earn without a limit
            a.daily_max - (SELECT coalesce(sum(t.points), 0)::bigint FROM points_transfer t
-                          WHERE t.person_id = p.account_id AND t.day = a.day AND t.scene = a.scene
-                            AND t.kind IN ('earn', 'take_back') AND t.created_at > $9 AND t.created_at <= $11) AS room
+                          WHERE t.person_id = a.person_id AND t.day = a.day AND t.scene = a.scene
+                            AND t.kind IN ('earn', 'take_back') AND t.created_at > $10 AND t.created_at <= $12) AS room
     FROM asked a
     CROSS JOIN LATERAL (
-        SELECT account_id, balance, entries FROM points_account
-        WHERE account_id = (SELECT person_id FROM card WHERE card.card_id = a.card_id) OFFSET 0
+        SELECT ctid AS place, balance, entries FROM points_account WHERE account_id = a.person_id OFFSET 0
     ) p
     WHERE NOT EXISTS (SELECT FROM points_transfer t
                       WHERE t.transfer_id = a.transfer_id AND t.created_at = a.created_at)
 ), granted AS MATERIALIZED (
-    SELECT item, transfer_id, created_at, card_id, scene, day, expires_on, person_id, balance, entries, points
-    FROM (SELECT item, transfer_id, created_at, card_id, scene, day, expires_on, person_id, balance, entries,
+    SELECT item, transfer_id, created_at, card_id, scene, day, expires_on, person_id, place, balance, entries, points
+    FROM (SELECT item, transfer_id, created_at, card_id, scene, day, expires_on, person_id, place, balance, entries,
                  -- what of the room is left to it by those before it
                  (greatest(least(upto, room), 0) - greatest(least(upto - points, room), 0))::int AS points
           FROM (SELECT *, sum(points) OVER (PARTITION BY person_id, scene, day ORDER BY item) AS upto FROM fresh) counted
@@ -32,16 +31,17 @@ WITH asked AS MATERIALIZED (
     WHERE points > 0
 ), transferred AS (
     INSERT INTO points_transfer (transfer_id, created_at, kind, person_id, card_id, counter, points, day, scene)
-    SELECT transfer_id, created_at, 'earn', person_id, card_id, $10, points, day, scene FROM granted
+    SELECT transfer_id, created_at, 'earn', person_id, card_id, $11, points, day, scene FROM granted
 ), kept AS (
     INSERT INTO points_lot (person_id, expires_on, remaining)
     SELECT person_id, expires_on, sum(points) FROM granted GROUP BY person_id, expires_on
     ON CONFLICT (person_id, expires_on) DO UPDATE SET remaining = points_lot.remaining + EXCLUDED.remaining
 ), moved AS (
+    -- by their places, which cannot change while they are locked: by their ids, all accounts of the county would be read
     UPDATE points_account account
     SET balance = account.balance + total.points, entries = account.entries + total.entries
-    FROM (SELECT person_id, sum(points) AS points, count(*) AS entries FROM granted GROUP BY person_id) total
-    WHERE account.account_id = total.person_id
+    FROM (SELECT place, sum(points) AS points, count(*) AS entries FROM granted GROUP BY place) total
+    WHERE account.ctid = total.place
 ), entered AS (
     INSERT INTO points_entry (transfer_id, account_id, created_at, person_id, number, points, previous, current)
     SELECT transfer_id, person_id, created_at, person_id, entries + row_number() OVER so_far, points,
@@ -53,11 +53,11 @@ WITH asked AS MATERIALIZED (
     UPDATE points_account account
     SET balance = account.balance - total.points, entries = account.entries + total.entries
     FROM (SELECT sum(points) AS points, count(*) AS entries FROM granted) total
-    WHERE account.account_id = $10 AND total.entries > 0
+    WHERE account.account_id = $11 AND total.entries > 0
     RETURNING account.balance + total.points AS balance, account.entries - total.entries AS entries
 ), counted AS (
     INSERT INTO points_entry (transfer_id, account_id, created_at, person_id, number, points, previous, current)
-    SELECT transfer_id, $10, created_at, person_id, issued.entries + row_number() OVER so_far, -points,
+    SELECT transfer_id, $11, created_at, person_id, issued.entries + row_number() OVER so_far, -points,
            issued.balance - sum(points) OVER so_far + points, issued.balance - sum(points) OVER so_far
     FROM granted, issued
     WINDOW so_far AS (ORDER BY item)

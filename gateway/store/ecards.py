@@ -27,7 +27,7 @@ class Found(NamedTuple):
 
 
 # a replaced card keeps its number: the one that is not cancelled, else the newest
-# no EXISTS: while its table is thought small, PostgreSQL reads all of it for each batch, and looks the codes up in memory
+# no EXISTS: while its table is thought small, PostgreSQL would read all of it for each batch
 _LOOK = """
 SELECT (SELECT true FROM code_use WHERE code_digest = asked.code_digest) IS NOT NULL,
        (SELECT card_id FROM card JOIN person USING (person_id)

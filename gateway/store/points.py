@@ -42,6 +42,7 @@ class Earning(NamedTuple):
     unix_ms: str
     """Of the event's id."""
     card_id: str
+    person_id: str
     scene: str
     day: str
     expires_on: str
@@ -81,20 +82,22 @@ ORDER BY person_id ON CONFLICT DO NOTHING
 # Thousands of ids as one text. LATERAL with OFFSET 0 or FOR UPDATE looks each up by its key, in their order: a plan
 # that is kept for all later texts does not know how many there are, and might read the whole table for them.
 _OPEN_HOLDERS = """
-WITH holder AS MATERIALIZED (
-    SELECT DISTINCT person_id FROM unnest(string_to_array($1, E'\\x1f')::uuid[]) AS asked(card_id),
-        LATERAL (SELECT person_id FROM card WHERE card.card_id = asked.card_id OFFSET 0) AS found
+WITH asked AS MATERIALIZED (
+    SELECT item, (SELECT person_id FROM card WHERE card.card_id = asked.card_id)
+    FROM unnest(string_to_array($1, E'\\x1f')::uuid[]) WITH ORDINALITY AS asked(card_id, item)
 ), opened AS (
     INSERT INTO points_account (account_id, kind)
-    SELECT person_id, 'citizen' FROM holder
-    WHERE (SELECT true FROM points_account WHERE account_id = person_id) IS NULL
+    SELECT DISTINCT person_id, 'citizen' FROM asked
+    WHERE person_id IS NOT NULL AND (SELECT true FROM points_account WHERE account_id = person_id) IS NULL
     ORDER BY person_id ON CONFLICT DO NOTHING
 )
-SELECT coalesce(string_agg(person_id::text, E'\\x1f' ORDER BY person_id), '') FROM holder
+SELECT coalesce(string_agg(coalesce(person_id::text, ''), E'\\x1f' ORDER BY item), '') FROM asked
 """
 _LOCK_HOLDERS = """
-SELECT count(*) FROM unnest(string_to_array($1, E'\\x1f')::uuid[]) AS asked(account_id),
-    LATERAL (SELECT FROM points_account held WHERE held.account_id = asked.account_id FOR UPDATE) AS locked
+SELECT count(*) FROM (
+    SELECT DISTINCT account_id FROM unnest(string_to_array($1, E'\\x1f', '')::uuid[]) AS asked(account_id)
+    ORDER BY account_id
+) asked, LATERAL (SELECT FROM points_account held WHERE held.account_id = asked.account_id FOR UPDATE) AS locked
 """
 _LOCK = """
 SELECT account_id, balance, reserved FROM points_account
@@ -160,10 +163,14 @@ async def lock(connection: "AnyConnection", account_ids: Collection[UUID]) -> di
     return {row[0]: Account(row[1], row[2]) for row in await connection.fetch(_LOCK, list(account_ids))}
 
 
-async def lock_holders(connection: "AnyConnection", card_ids: Sequence[str]) -> None:
-    """lock() for the holders of cards, thousands at once; the ids as hex. Those who have no account get one."""
-    holders = await connection.fetchval(_OPEN_HOLDERS, _SEPARATOR.join(card_ids))
+async def lock_holders(connection: "AnyConnection", card_ids: Sequence[str]) -> list[str]:
+    """lock() for the holders of cards, thousands at once; the ids as hex. Those who have no account get one.
+
+    Returns the holders, one for each card; empty for a card that does not exist.
+    """
+    holders: str = await connection.fetchval(_OPEN_HOLDERS, _SEPARATOR.join(card_ids))
     await connection.execute(_LOCK_HOLDERS, holders)
+    return holders.split(_SEPARATOR)
 
 
 async def earn(connection: "AnyConnection", earnings: Sequence[Earning], issuer: UUID) -> int:
@@ -173,7 +180,7 @@ async def earn(connection: "AnyConnection", earnings: Sequence[Earning], issuer:
     """
     columns = [*zip(*earnings, strict=True)]
     # no transfer was made before its day, or is newer than these: other partitions are not looked into
-    since = dt.datetime.combine(dt.date.fromisoformat(min(columns[4])), dt.time(), dt.UTC) - dt.timedelta(days=2)
+    since = dt.datetime.combine(dt.date.fromisoformat(min(columns[5])), dt.time(), dt.UTC) - dt.timedelta(days=2)
     until = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
     points: int = await connection.fetchval(_EARN, *map(_SEPARATOR.join, columns), since, issuer, until)
     return points
