@@ -1,6 +1,6 @@
 """Identifiers: UUIDv7 for everything we name ourselves, GB 11643 numbers for people."""
 
-from datetime import date
+import datetime as dt
 from uuid import UUID
 
 _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
@@ -15,9 +15,12 @@ def uuid7(unix_ms: int, random_bytes: bytes) -> bytes:
     )
 
 
+_LATEST_MS = int(dt.datetime(9999, 1, 1, tzinfo=dt.UTC).timestamp()) * 1000
+
+
 def uuid7_unix_ms(value: UUID) -> int:
-    """The time (ms) inside a UUIDv7."""
-    return value.int >> 80
+    """The time (ms) inside a UUIDv7; at most 9999-01-01, for one that is made up may be beyond the calendar."""
+    return min(value.int >> 80, _LATEST_MS)
 
 
 def id_number_check(first17: str) -> str:
@@ -25,12 +28,12 @@ def id_number_check(first17: str) -> str:
     return _CHECKS[sum(w * (ord(c) - 48) for w, c in zip(_WEIGHTS, first17, strict=True)) % 11]
 
 
-def is_id_number(text: str, today: date) -> bool:
+def is_id_number(text: str, today: dt.date) -> bool:
     """Whether text is a well-formed GB 11643 number: digits, a real birth date up to today, the right check."""
     if len(text) != 18 or not (text[:17].isascii() and text[:17].isdigit()):
         return False
     try:
-        born = date(int(text[6:10]), int(text[10:12]), int(text[12:14]))
+        born = dt.date(int(text[6:10]), int(text[10:12]), int(text[12:14]))
     except ValueError:
         return False
     return born <= today and id_number_check(text[:17]) == text[17]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import nats.errors
-import nats.js.errors
 import structlog
 from nats.aio.client import Client
 from nats.js.api import Header
@@ -31,7 +30,7 @@ log = structlog.get_logger()
 
 _CONNECT_S = 3.0
 _ACKNOWLEDGED_S = 10.0
-_FAILURES = (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError)
+_CLOSED_S = 1.0
 _encode = msgspec.json.Encoder().encode
 
 
@@ -43,28 +42,38 @@ class NatsStream:
         self._data_dir = data_dir
         self._client: Client | None = None
         self._stream: JetStreamContext | None = None
+        self._sending = asyncio.Lock()  # pages, and what waits aside, go over one connection
 
     async def send(self, op: DeliverUsage) -> Outcome:
-        """Approved when the stream has acknowledged every event; its messages leave in the batch's order."""
-        try:
-            stream = await self._connected()
-        except _FAILURES as error:
-            log.warning("no stream", error=type(error).__name__)
-            return NotSent(Why.NO_CONNECTION)
-        try:
-            async with asyncio.timeout(_ACKNOWLEDGED_S):
-                waiting = [await self._publish(stream, item) for item in op.items]
-                acknowledged = await asyncio.gather(*waiting)
-        except _FAILURES as error:
-            log.warning("not acknowledged by the stream", error=type(error).__name__)
-            await self.close()
-            return Unknown(Why.NO_ANSWER)
+        """Approved when the stream has acknowledged every event; its messages leave in the batch's order.
+
+        Whatever the client or its server raise is an outcome: it must not end the loops beside it.
+        """
+        async with self._sending:
+            try:
+                stream = await self._connected()
+            except Exception as error:  # noqa: BLE001 - nothing was sent
+                log.warning("no stream", error=type(error).__name__)
+                return NotSent(Why.NO_CONNECTION)
+            try:
+                async with asyncio.timeout(_ACKNOWLEDGED_S):
+                    waiting = [await self._publish(stream, item) for item in op.items]
+                    acknowledged = await asyncio.gather(*waiting)
+            except Exception as error:  # noqa: BLE001 - whatever it was, some may have arrived
+                log.warning("not acknowledged by the stream", error=type(error).__name__)
+                await self.close()
+                return Unknown(Why.NO_ANSWER)
         return Approved(facts={"duplicates": sum(bool(ack.duplicate) for ack in acknowledged), "refused": []})
 
     async def close(self) -> None:
+        """Within _CLOSED_S: the client would wait for what it has not sent until the kernel gives up."""
         client, self._client, self._stream = self._client, None, None
         if client is not None:
-            await client.close()
+            try:
+                async with asyncio.timeout(_CLOSED_S):
+                    await client.close()
+            except Exception as error:  # noqa: BLE001 - it is given up in any case
+                log.warning("stream's connection not closed well", error=type(error).__name__)
 
     async def _publish(self, stream: "JetStreamContext", item: FeedItem) -> "asyncio.Future[PubAck]":
         subject = f"{self._settings.subject}.{item.event.scene}"
@@ -72,13 +81,13 @@ class NatsStream:
         return await stream.publish_async(subject, _encode(item), stream=self._settings.stream, headers=headers)
 
     async def _connected(self) -> "JetStreamContext":
-        """To a stream that is there. Raises _FAILURES."""
+        """To a stream that is there, and takes our subjects."""
         if self._client is not None and self._client.is_connected and self._stream is not None:
             return self._stream
         await self.close()
         settings = self._settings
-        credentials = self._data_dir / settings.credentials_file if settings.credentials_file else None
-        self._client = client = Client()
+        credentials = self._credentials()
+        self._client = client = _OnlyByTls() if settings.url.startswith("tls://") else Client()
         async with asyncio.timeout(_CONNECT_S):
             await client.connect(
                 settings.url,
@@ -92,9 +101,22 @@ class NatsStream:
                 tls=self._tls(),
             )
             stream = client.jetstream()
-            await stream.stream_info(settings.stream)
+            takes = (await stream.stream_info(settings.stream)).config.subjects or []
+        if not any(_covers(pattern, f"{settings.subject}.>") for pattern in takes):
+            log.error("the stream does not take the subjects of usage events", stream=settings.stream)
+            raise nats.errors.BadSubjectError
         self._stream = stream
         return stream
+
+    def _credentials(self) -> Path | None:
+        """Raises OSError, ValueError: the client would look for ever for what is missing in the file."""
+        if not self._settings.credentials_file:
+            return None
+        file = self._data_dir / self._settings.credentials_file
+        text = file.read_text()
+        if not all(f"BEGIN {part}" in text for part in ("NATS USER JWT", "USER NKEY SEED")):
+            raise ValueError(f"{file.name} is no file of NATS credentials")
+        return file
 
     def _tls(self) -> ssl.SSLContext | None:
         if not self._settings.url.startswith("tls://"):
@@ -103,6 +125,27 @@ class NatsStream:
         context = ssl.create_default_context(cafile=ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
+
+
+class _OnlyByTls(Client):
+    """Does not tell who we are to a server that speaks without TLS: the library goes by what the server asks for."""
+
+    def _connect_command(self) -> bytes:
+        if not self._server_info.get("tls_required"):
+            raise nats.errors.SecureConnRequiredError
+        command: bytes = super()._connect_command()
+        return command
+
+
+def _covers(pattern: str, subject: str) -> bool:
+    """Whether a stream's pattern takes all that ours does: `*` is any one word, a last `>` all that follow."""
+    words, ours = pattern.split("."), subject.split(".")
+    for place, word in enumerate(words):
+        if word == ">":
+            return len(ours) > place
+        if place >= len(ours) or ours[place] == ">" or word not in ("*", ours[place]):
+            return False
+    return len(words) == len(ours)
 
 
 async def _tell(error: Exception) -> None:

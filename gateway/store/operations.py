@@ -6,13 +6,13 @@ from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+from gateway.domain.ids import uuid7_unix_ms
 from gateway.store import idempotency
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
 _AROUND = dt.timedelta(hours=1)
-_LATEST_MS = int(dt.datetime(9999, 1, 1, tzinfo=dt.UTC).timestamp()) * 1000
 
 
 class Operation(NamedTuple):
@@ -71,8 +71,7 @@ def recorded_between(reference: UUID) -> tuple[dt.datetime, dt.datetime]:
 
     A caller may have made the reference up: a time beyond the calendar is one at which nothing was recorded.
     """
-    milliseconds = min(reference.int >> 80, _LATEST_MS)
-    made = dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+    made = dt.datetime.fromtimestamp(uuid7_unix_ms(reference) / 1000, dt.UTC)
     return made - _AROUND, made + _AROUND
 
 

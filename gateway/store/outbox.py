@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+from gateway.domain.outbox import SET_ASIDE_TRIES
 from gateway.store.usage_events import Cursor, Row
 
 if TYPE_CHECKING:
@@ -205,10 +206,13 @@ async def settle(
 
 
 async def wake(connection: "AnyConnection", name: str, now: dt.datetime) -> None:
-    """It answers again: what only lacked an answer is due at once."""
+    """It answers again: what only lacked an answer is due at once. Each once: who fails alone then has to wait, or
+    every short outage would take a try of its 72 hours."""
     await connection.execute(
-        "UPDATE outbox_held SET next_try_at = $2 WHERE subscriber = $1 AND next_try_at > $2 AND code IS NULL", name, now
-    )
+        "UPDATE outbox_held SET next_try_at = $2"
+        " WHERE subscriber = $1 AND next_try_at > $2 AND code IS NULL AND tries <= $3",
+        name, now, SET_ASIDE_TRIES,
+    )  # fmt: skip
 
 
 async def _promote(connection: "AnyConnection", name: str, cards: Collection[UUID], now: dt.datetime) -> None:

@@ -178,6 +178,29 @@ async def test_twelve_tries_over_72_hours_then_a_dead_letter_that_can_be_sent_ag
         assert receiver.arrived[-1][0] == bad and receiver.arrived[-1][2:] == (True, True)
 
 
+async def hours_until_one_is_given_up(dsn: str) -> float:
+    """With fifteen events among many that are never answered: each of them looks like the end of an outage."""
+    await add_events(dsn, Events(600, 200))
+    log, receiver = await logged(dsn), Receiver()
+    receiver.poison = {log[37 * n][0] for n in range(1, 16)}
+    async with Relay(dsn, receiver) as relay:
+        began, soon = relay.now, dt.timedelta(seconds=40)
+        while await relay.rows_of("outbox_dead_letter") == 0:
+            at = await turn_through(relay)
+            relay.now = max(at or began, relay.now + soon)
+        assert not receiver.poison & {one[0] for one in receiver.arrived}
+        return (relay.now - began) / dt.timedelta(hours=1)
+
+
+async def test_those_without_an_answer_have_their_72_hours_too(database: Database) -> None:
+    assert await hours_until_one_is_given_up(database.dsn) > 60  # one early try each, when there are answers again
+
+
+async def test_control_each_of_them_wakes_all_before_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "SET_ASIDE_TRIES", TRIES_MAX)
+    assert await hours_until_one_is_given_up(database.dsn) < 12
+
+
 async def turn_through(relay: Relay) -> dt.datetime | None:
     """All that can be done now; returns the time when there is more."""
     while 0.0 in (await relay.pages.turn(), await relay.held.turn()):

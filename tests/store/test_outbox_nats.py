@@ -14,6 +14,7 @@ from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
 from gateway.domain.outcome import NotSent
+from gateway.partners import nats_stream
 from gateway.partners.nats_stream import NatsStream
 from gateway.settings import load
 from tests.conftest import Database
@@ -77,9 +78,9 @@ async def jetstream(running: Server) -> AsyncIterator[JetStreamContext]:
         await client.close()
 
 
-async def add_stream(running: Server) -> None:
+async def add_stream(running: Server, subject: str = "yikatong.usage.>") -> None:
     async with jetstream(running) as js:
-        await js.add_stream(StreamConfig(name="usage", subjects=["yikatong.usage.>"]))
+        await js.add_stream(StreamConfig(name="usage", subjects=[subject]))
 
 
 async def read(running: Server) -> list[tuple[str, str]]:
@@ -99,9 +100,9 @@ async def read(running: Server) -> list[tuple[str, str]]:
         return found
 
 
-def stream_of(running: Server, folder: Path) -> NatsStream:
+def stream_of(running: Server, folder: Path, **changes: str) -> NatsStream:
     settings = load({}).gateway.outbox.nats
-    return NatsStream(msgspec.structs.replace(settings, url=running.url), folder)
+    return NatsStream(msgspec.structs.replace(settings, **({"url": running.url} | changes)), folder)
 
 
 async def test_every_event_is_a_message_once_whoever_is_killed(database: Database, tmp_path: Path) -> None:
@@ -126,13 +127,22 @@ async def test_every_event_is_a_message_once_whoever_is_killed(database: Databas
         assert {tuple(of_one) for of_one in by_card(messages)} == by_card(log)
 
 
-@pytest.mark.parametrize("missing", ["server", "stream"])
+@pytest.mark.parametrize("missing", ["server", "stream", "its subjects", "TLS", "credentials", "half of them"])
 async def test_without_a_stream_nothing_is_sent(database: Database, tmp_path: Path, missing: str) -> None:
     await add_events(database.dsn, Events(10, 3))
     async with server(tmp_path / "nats") as running:
+        changes: dict[str, str] = {}
         if missing == "server":
             await running.kill()
-        sending = stream_of(running, tmp_path)
+        elif missing != "stream":
+            await add_stream(running, "yikatong.other.>" if missing == "its subjects" else "yikatong.usage.>")
+        if missing == "TLS":  # the server speaks without: it must not be told who we are
+            changes["url"] = running.url.replace("nats://", "tls://")
+        elif "credentials" in missing or "half" in missing:
+            changes["credentials_file"] = "user.creds"
+        if missing == "half of them":
+            (tmp_path / "user.creds").write_text("-----BEGIN USER NKEY SEED-----\nSU\n------END USER NKEY SEED------\n")
+        sending = stream_of(running, tmp_path, **changes)
         outcomes = []
 
         async def send(op):  # type: ignore[no-untyped-def]
@@ -143,6 +153,16 @@ async def test_without_a_stream_nothing_is_sent(database: Database, tmp_path: Pa
             assert await relay.pages.turn() > 0
         await sending.close()
         assert [type(outcome) for outcome in outcomes] == [NotSent]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "covers"),
+    [("yikatong.usage.>", True), ("yikatong.>", True), (">", True), ("*.usage.>", True), ("yikatong.usage", False),
+     ("yikatong.usage.*", False), ("yikatong.usage.transit", False), ("yikatong.other.>", False),
+     ("yikatong.usage.a.>", False)],
+)  # fmt: skip
+def test_which_streams_take_our_subjects(pattern: str, covers: bool) -> None:
+    assert nats_stream._covers(pattern, "yikatong.usage.>") is covers
 
 
 def test_it_is_off_by_default() -> None:

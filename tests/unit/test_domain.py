@@ -27,6 +27,7 @@ from gateway.domain.masking import Secret, age_band, age_on, mask_name
 from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation, TransitQr
 from gateway.domain.scenes import Scene
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
+from gateway.store.payments import created_at
 from tests.running import ROOT
 
 TODAY = dt.date(2026, 11, 23)
@@ -242,3 +243,10 @@ def test_every_problem_has_a_status_and_a_title_and_is_raised_somewhere() -> Non
 def test_a_problem_of_no_known_code_is_a_mistake_of_ours() -> None:
     with pytest.raises(KeyError):
         Problem("no_such_code")
+
+
+def test_a_time_beyond_the_calendar_is_its_last_year() -> None:
+    """A caller may have made the reference up."""
+    latest = uuid7_unix_ms(UUID("ffffffff-ffff-7fff-8fff-ffffffffffff"))
+    assert dt.datetime.fromtimestamp(latest / 1000, dt.UTC).year == 9999
+    assert created_at(UUID("ffffffff-ffff-7fff-8fff-ffffffffffff")).year == 9999
