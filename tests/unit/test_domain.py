@@ -99,7 +99,7 @@ def test_every_single_digit_error_is_found(place: str, born: dt.date, number: in
             assert not is_id_number(whole[:position] + digit + whole[position + 1 :], TODAY)
 
 
-@given(st.integers(0, (1 << 48) - 1), st.binary(min_size=10, max_size=10))
+@given(st.integers(0, 253_370_764_800_000), st.binary(min_size=10, max_size=10))
 def test_a_uuid7_is_one_and_keeps_its_time(unix_ms: int, chance: bytes) -> None:
     value = UUID(bytes=uuid7(unix_ms, chance))
     assert (value.version, value.variant) == (7, "specified in RFC 4122")
