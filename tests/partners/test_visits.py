@@ -81,6 +81,8 @@ async def test_an_exit_is_paid_and_opens_once(street: Street) -> None:
     status, again = await street.open(reference, payment)
     assert (status, again["code"]) == (409, "visit_state")
     assert await street.steps(reference) == ["asking", "due", "intent", "done"]
+    kept = "SELECT count(*) FROM visit WHERE reference = $1 AND details_sealed IS NOT NULL"
+    assert await street.fetch(kept, reference) == 0, "the plate is erased"
     for shown in (await street.operation(reference), await street.operation(opened["operation"])):
         assert (shown["status"], shown["payment"]) == ("opened", payment)
     code, said = await show(street.running, opened["operation"])

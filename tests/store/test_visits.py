@@ -31,9 +31,12 @@ def visit(state: VisitState = _S.ASKING) -> Visit:
     reference = new_reference()
     made = Visit(
         reference, created_at(reference), VisitKind.EXIT, "demo-merchant", "key", "L-1", "lot", uuid4(), _S.ASKING,
-        fee_fen=1500, discount_fen=500, details_sealed=b"sealed", expires_at=created_at(reference) + LEASE,
+        fee_fen=1500, discount_fen=500, expires_at=created_at(reference) + LEASE,
     )  # fmt: skip
-    return made._replace(state=state, reason="x" if state is _S.REFUSED else None)
+    return made._replace(
+        state=state, reason="x" if state is _S.REFUSED else None,
+        details_sealed=None if state is _S.ASKING else b"sealed",
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -58,9 +61,9 @@ async def test_every_other_step_is_refused(app: Connection, database: Database) 
             await owner.execute("SET session_replication_role = replica")  # its triggers rest: put it anywhere
             goes_on = before in OPEN or before is _S.DUE
             await owner.execute(
-                "UPDATE visit SET state = $2, reason = $3, next_try_at = $4 WHERE reference = $1",
+                "UPDATE visit SET state = $2, reason = $3, next_try_at = $4, details_sealed = $5 WHERE reference = $1",
                 made.reference, before, "x" if before is _S.REFUSED else None,
-                dt.datetime.now(dt.UTC) if goes_on else None,
+                dt.datetime.now(dt.UTC) if goes_on else None, b"sealed" if before in (_S.DUE, _S.INTENT) else None,
             )  # fmt: skip
             await owner.execute("SET session_replication_role = origin")
             moved = visit(after)._replace(reference=made.reference, created_at=made.created_at)
@@ -77,9 +80,31 @@ async def test_every_other_step_is_refused(app: Connection, database: Database) 
 async def test_of_two_who_move_it_the_second_does_not(app: Connection) -> None:
     made = visit()
     await visits.insert(app, [made], LEASE)
-    assert await visits.move(app, made._replace(state=_S.DUE), {_S.ASKING}, LEASE)
+    assert await visits.move(app, made._replace(state=_S.DUE, details_sealed=b"sealed"), {_S.ASKING}, LEASE)
     assert not await visits.move(app, made._replace(state=_S.NOT_SENT), {_S.ASKING}, None)
     assert [step.state for step in await visits.history(app, made.reference)] == ["asking", "due"]
+
+
+async def test_by_what_the_lot_knows_the_car_is_kept_while_it_may_have_to_be_told(app: Connection) -> None:
+    """Whoever moves it on erases it; with a statement that forgets it the database does not go along."""
+    for last in (_S.EXPIRED, _S.DONE, _S.UNSURE):
+        made = visit()
+        await visits.insert(app, [made], LEASE)
+        made = made._replace(state=_S.DUE, details_sealed=b"sealed")
+        assert await visits.move(app, made, {_S.ASKING}, LEASE)
+        if last is not _S.EXPIRED:
+            assert await visits.move(app, made._replace(state=_S.INTENT), {_S.DUE}, LEASE)
+        standing = await visits.find(app, made.reference)
+        assert standing is not None and standing.details_sealed == b"sealed"
+        with pytest.raises(asyncpg.CheckViolationError, match="visit_details_while_needed"):
+            await app.execute(
+                "UPDATE visit SET state = $2, next_try_at = $3 WHERE reference = $1", made.reference, last,
+                dt.datetime.now(dt.UTC) if last is _S.UNSURE else None,
+            )  # fmt: skip
+        again_in = LEASE if last is _S.UNSURE else None
+        assert await visits.move(app, made._replace(state=last), {standing.state}, again_in)
+        over = await visits.find(app, made.reference)
+        assert over is not None and over.state is last and over.details_sealed is None
 
 
 async def test_a_payment_belongs_to_one_visit_for_ever(app: Connection) -> None:
