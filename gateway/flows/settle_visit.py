@@ -9,7 +9,7 @@ import datetime as dt
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -169,6 +169,8 @@ class SettleVisit:
             if arrival.visit.state is not _S.ASKING:
                 return answer_of(await self._tell(arrival.visit, arrival.details, arrival.holder))
             visit = await self._ask_fee(arrival)
+            if visit.state is _S.NOT_SENT:  # it was given up meanwhile, and its key given back
+                raise unavailable("the fee came too late")
             if visit.state is _S.INTENT:
                 visit = await self._tell(visit, arrival.details, "")
             return answer_of(visit)
@@ -197,7 +199,8 @@ class SettleVisit:
             case _S.ASKING:  # whoever was at it is gone, and had told the merchant nothing
                 await self._write(visit._replace(state=_S.NOT_SENT), {_S.ASKING})
             case _S.DUE:
-                await self._write(visit._replace(state=_S.EXPIRED), {_S.DUE})
+                # its key has its answer, and may be in use for something else by now
+                await self._write(visit._replace(state=_S.EXPIRED), {_S.DUE}, owes=False)
             case _S.INTENT:  # perhaps it was sent
                 await self._find_out(await self._write(visit._replace(state=_S.UNSURE), {_S.INTENT}, owes=False))
             case _:
@@ -300,7 +303,14 @@ class SettleVisit:
 
     @asynccontextmanager
     async def _database(self) -> "AsyncIterator[AnyConnection]":
-        async with self._turn, self._pool.acquire() as connection:
+        """When it is our turn. Raises Problem 503: it does not come."""
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(_WRITING_S):
+                    await held.enter_async_context(self._turn)
+                    connection = await held.enter_async_context(self._pool.acquire())
+            except TimeoutError:
+                raise unavailable("too many outcomes are being written") from None
             yield connection
 
     async def _write(self, visit: Visit, before: Collection[VisitState], owes: bool = True) -> Visit:

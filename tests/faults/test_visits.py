@@ -11,7 +11,7 @@ import pytest
 from gateway.store.embedded import EmbeddedPostgres
 from tests.faults.waiting import gone, send, tree
 from tests.running import eventually
-from tests.visits import CHEAP, ENDS_S, PATH, Street, barriers, body_of, street_at
+from tests.visits import CHEAP, DEAR, ENDS_S, PATH, Street, barriers, body_of, street_at
 
 KNOWN = "SELECT reference FROM visit ORDER BY created_at DESC LIMIT 1"
 
@@ -82,3 +82,21 @@ async def _in_book(street: Street) -> str:
     """The reference of what a lot has done."""
     lines = await street.host.lines()
     return str(lines[0]["reference"]) if lines else ""
+
+
+async def test_a_fee_that_comes_when_the_visit_was_given_up_is_due_nowhere(
+    tmp_path: Path, postgres: EmbeddedPostgres, template: str
+) -> None:
+    async with street_at(tmp_path, postgres, deadline_ms=4000) as street:
+        card = await street.card()
+        await street.host.faults({"kind": "delay", "ms": 2500})
+        asking = asyncio.create_task(street.visit(card, "parking.exit", "L-2", key="given-up", plate=DEAR))
+        # as if whoever is at it stood still: its lease is over
+        overtake = "UPDATE visit SET next_try_at = now() WHERE state = 'asking' RETURNING reference"
+        reference = str(await eventually(lambda: street.fetch(overtake), ENDS_S, "the fee is being asked"))
+        status, answer = await asking
+        assert (status, answer["code"]) == (503, "unavailable"), answer
+        assert await street.steps(reference) == ["asking", "not_sent"]
+        await street.host.faults()
+        status, answer = await street.visit(card, "parking.exit", "L-2", key="given-up", plate=DEAR)
+        assert (status, answer["status"]) == (200, "due"), "the key was given back"
