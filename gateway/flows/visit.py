@@ -205,17 +205,24 @@ class OpenExit:
         callers = [asked.caller_id for asked in batch]
         found = await visits.lock(connection, [asked.what.visit for asked in batch], callers)
         objections = await self._objections(connection, batch, found)
-        wanted = [asked.what for asked in batch if asked.reference not in objections]
-        have = await visits.take_payments(connection, [(paid.payment, paid.visit) for paid in wanted]) if wanted else ()
+        # a payment is taken for ever, so of several for one visit only the first may be
+        wanted: dict[UUID, UUID] = {}
+        for asked in batch:
+            if asked.reference not in objections:
+                wanted.setdefault(asked.what.visit, asked.what.payment)
+        pairs = [(payment, visit) for visit, payment in wanted.items()]
+        have = await visits.take_payments(connection, pairs) if pairs else ()
         done: Results = []
         for asked in batch:
             paid: Paid = asked.what
             if (problem := objections.get(asked.reference)) is not None:
                 done.append(problem)
-            elif (paid.payment, paid.visit) not in have:
-                done.append(Problem("payment_used"))
             elif found[paid.visit].state is not _S.DUE:  # another of this batch has opened it
                 done.append(Problem("visit_state"))
+            elif wanted[paid.visit] != paid.payment:  # another of this batch was to open it, and its payment was used
+                done.append(unavailable("the visit was being opened with another payment"))
+            elif (paid.payment, paid.visit) not in have:
+                done.append(Problem("payment_used"))
             else:
                 visit = found[paid.visit] = found[paid.visit]._replace(
                     state=_S.INTENT, idempotency_key=asked.key, payment=paid.payment, opening=asked.reference,
