@@ -118,6 +118,8 @@ class MerchantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def __post_init__(self) -> None:
         if not (self.fields.reference and self.answers.reference and self.answers.status):
             raise ValueError("fields.reference, answers.reference and answers.status are needed")
+        if self.paths.open_barrier and not self.fields.open_before:  # a late one would open for the next car
+            raise ValueError("fields.open_before is needed with paths.open_barrier")
         places = [place.split(".") for place in msgspec.structs.astuple(self.fields) if place]
         if any(one == other[: len(one)] for one in places for other in places if one is not other):
             raise ValueError("fields: one is in the place of another")

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from adapters.merchant_signed_http import MerchantSettings
 from gateway.domain.callers import Caller
 from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Outcome, Pending, Unknown
 from gateway.domain.partners import Partner, mistakes_of_merchants
@@ -70,3 +71,10 @@ def test_mistakes_between_blocks_are_named(blocks: list[Partner], mistakes: list
     found = mistakes_of_merchants({str(number): block for number, block in enumerate(blocks)}, CALLERS)
     assert len(found) == len(mistakes)
     assert all(text.endswith(end) for text, end in zip(found, mistakes, strict=True))
+
+
+def test_a_barrier_is_told_its_time_however_it_is_called() -> None:
+    block = {"party": "x", "done": "0", "fields": {"open_before": ""}}
+    msgspec.convert(block | {"paths": {"hotel_check_in": "/guests"}}, MerchantSettings)
+    with pytest.raises(msgspec.ValidationError, match="open_before is needed"):
+        msgspec.convert(block | {"paths": {"open_barrier": "/open"}}, MerchantSettings)
