@@ -9,6 +9,7 @@ An answer's status says what became of the operation; a question's, what became 
 """
 
 import base64
+import datetime as dt
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -78,6 +79,9 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     plate: Place = "plate"
     ticket: Place = "ticket"
     open_before: Place = "open_before"
+    """Of a barrier."""
+    act_before: Place = "act_before"
+    """Of a hotel's desk and of a till."""
     booking: Place = "booking"
     holder: Place = "holder"
     rate_percent: Place = "rate_percent"
@@ -118,8 +122,11 @@ class MerchantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def __post_init__(self) -> None:
         if not (self.fields.reference and self.answers.reference and self.answers.status):
             raise ValueError("fields.reference, answers.reference and answers.status are needed")
-        if self.paths.open_barrier and not self.fields.open_before:  # a late one would open for the next car
+        # who is told no time may act when a car, a guest or a bill has gone
+        if self.paths.open_barrier and not self.fields.open_before:
             raise ValueError("fields.open_before is needed with paths.open_barrier")
+        if (self.paths.hotel_check_in or self.paths.till_discount) and not self.fields.act_before:
+            raise ValueError("fields.act_before is needed with paths.hotel_check_in and paths.till_discount")
         places = [place.split(".") for place in msgspec.structs.astuple(self.fields) if place]
         if any(one == other[: len(one)] for one in places for other in places if one is not other):
             raise ValueError("fields: one is in the place of another")
@@ -146,9 +153,9 @@ class Adapter:
     def __init__(self, settings: MerchantSettings) -> None:
         self._settings = settings
         fields = settings.fields
-        self._shown = {fields.reference, fields.at, fields.open_before, fields.way, fields.rate_percent} | {
-            fields.amount_fen, fields.discount_fen, settings.answers.reference, settings.answers.status,
-            settings.answers.fee_fen,
+        self._shown = {fields.reference, fields.at, fields.open_before, fields.act_before, fields.way} | {
+            fields.rate_percent, fields.amount_fen, fields.discount_fen, settings.answers.reference,
+            settings.answers.status, settings.answers.fee_fen,
         }  # fmt: skip
         self._codes = {settings.done, settings.pending, *settings.declines}
 
@@ -201,9 +208,9 @@ class Adapter:
         paths = self._settings.paths
         match op:
             case OpenBarrier():
-                words, before = self._settings.words, op.open_before.astimezone(CHINA)
+                words = self._settings.words
                 way = {"way": words.entry if op.way is Way.ENTRY else words.exit}
-                return paths.open_barrier, _car(op) | way | {"open_before": before.isoformat(timespec="seconds")}
+                return paths.open_barrier, _car(op) | way | {"open_before": _until(op.open_before)}
             case ParkingFee():
                 return paths.parking_fee, _car(op)
             case HotelCheckIn():
@@ -211,13 +218,14 @@ class Adapter:
                 if not _MASKED.fullmatch(holder) or not 0 <= op.rate_percent <= 100:
                     raise CannotBuild("the holder is not masked, or the rate is no part of a price")
                 guest = {"terminal_id": _text(op.terminal_id), "booking": _text(op.booking), "holder": _text(holder)}
-                return paths.hotel_check_in, guest | {"rate_percent": op.rate_percent}
+                stay = {"rate_percent": op.rate_percent, "act_before": _until(op.act_before)}
+                return paths.hotel_check_in, guest | stay
             case TillDiscount():
                 if not 0 <= op.discount_fen <= op.amount_fen <= _FEN_MAX:
                     raise CannotBuild("a discount is at most the amount")
                 bill = {"terminal_id": _text(op.terminal_id), "ticket": _text(op.ticket)}
                 amounts = {"amount_fen": self._money(op.amount_fen), "discount_fen": self._money(op.discount_fen)}
-                return paths.till_discount, bill | amounts
+                return paths.till_discount, bill | amounts | {"act_before": _until(op.act_before)}
             case QueryStatus(original=OpenBarrier() | HotelCheckIn() | TillDiscount()):
                 return paths.query_status, {}
         raise CannotBuild("not an operation of this dialect")
@@ -297,6 +305,10 @@ def _car(op: OpenBarrier | ParkingFee) -> dict[str, Any]:
     return {
         "terminal_id": _text(op.terminal_id), "plate": _text(op.plate.reveal()), "ticket": _text(op.ticket)
     }  # fmt: skip
+
+
+def _until(time: dt.datetime) -> str:
+    return time.astimezone(CHINA).isoformat(timespec="seconds")
 
 
 def _text(text: str) -> str:

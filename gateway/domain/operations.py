@@ -180,6 +180,8 @@ class HotelCheckIn(Operation, frozen=True, kw_only=True):
     holder: Secret[str]
     """Masked: `*三`, never more."""
     rate_percent: int
+    act_before: dt.datetime
+    """Not later: by then the guest may have gone."""
 
 
 class TillDiscount(Operation, frozen=True, kw_only=True):
@@ -190,6 +192,8 @@ class TillDiscount(Operation, frozen=True, kw_only=True):
     amount_fen: int
     """Before the discount."""
     discount_fen: int
+    act_before: dt.datetime
+    """Not later: by then the bill may have been paid."""
 
 
 class QueryStatus(Operation, frozen=True, kw_only=True):

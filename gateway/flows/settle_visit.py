@@ -364,11 +364,13 @@ def _effect(visit: Visit, details: Details, holder: str) -> Operation:
             return HotelCheckIn(
                 reference=visit.reference, at=visit.created_at, terminal_id=visit.terminal_id,
                 booking=details.booking, holder=Secret(holder), rate_percent=visit.rate_percent or 0,
+                act_before=visit.expires_at,
             )  # fmt: skip
         case _K.BILL:
             return TillDiscount(
                 reference=visit.reference, at=visit.created_at, terminal_id=visit.terminal_id, ticket=details.ticket,
                 amount_fen=visit.fee_fen or 0, discount_fen=visit.discount_fen or 0,
+                act_before=visit.expires_at,
             )  # fmt: skip
     return OpenBarrier(
         reference=visit.reference, at=visit.created_at, terminal_id=visit.terminal_id,

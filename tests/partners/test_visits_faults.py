@@ -67,10 +67,20 @@ async def test_what_never_arrived_is_refused_when_its_time_is_over(street: Stree
     assert left == 0, "the benefit is given back"
 
 
-async def test_a_barrier_that_would_open_too_late_stays_closed(street: Street) -> None:
+@pytest.mark.parametrize(
+    ("scene", "terminal", "details"),
+    [
+        ("parking.entry", "L-1", {}),
+        ("hotel.checkin", "H-1", {"booking": "late"}),
+        ("dining.till", "D-1", {"ticket": "late", "amount_fen": 2000}),
+    ],
+)
+async def test_what_would_act_too_late_does_not(
+    street: Street, scene: str, terminal: str, details: dict[str, Any]
+) -> None:
     """The message stands somewhere for longer than it is good."""
     await street.host.faults({"kind": "delay", "ms": 3500})
-    status, answer = await street.visit(await street.card(), "parking.entry", "L-1")
+    status, answer = await street.visit(await street.card(), scene, terminal, **details)
     assert (status, answer["status"]) == (202, "pending")
     await street.host.faults()
     assert await street.came_to(answer["reference"]) == "refused"

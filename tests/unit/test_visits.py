@@ -73,8 +73,16 @@ def test_mistakes_between_blocks_are_named(blocks: list[Partner], mistakes: list
     assert all(text.endswith(end) for text, end in zip(found, mistakes, strict=True))
 
 
-def test_a_barrier_is_told_its_time_however_it_is_called() -> None:
-    block = {"party": "x", "done": "0", "fields": {"open_before": ""}}
-    msgspec.convert(block | {"paths": {"hotel_check_in": "/guests"}}, MerchantSettings)
-    with pytest.raises(msgspec.ValidationError, match="open_before is needed"):
-        msgspec.convert(block | {"paths": {"open_barrier": "/open"}}, MerchantSettings)
+@pytest.mark.parametrize(
+    ("path", "field", "other"),
+    [
+        ("open_barrier", "open_before", "act_before"),
+        ("hotel_check_in", "act_before", "open_before"),
+        ("till_discount", "act_before", "open_before"),
+    ],
+)
+def test_what_acts_is_told_its_time_however_it_is_called(path: str, field: str, other: str) -> None:
+    block = {"party": "x", "done": "0", "paths": {path: "/act"}}
+    msgspec.convert(block | {"fields": {other: ""}}, MerchantSettings)
+    with pytest.raises(msgspec.ValidationError, match=f"{field} is needed"):
+        msgspec.convert(block | {"fields": {field: ""}}, MerchantSettings)

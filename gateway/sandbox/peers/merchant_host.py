@@ -182,8 +182,7 @@ class Merchants:
 
     def _open(self, message: Message, reference: str) -> Message:
         gate = message["gate"]
-        if dt.datetime.fromisoformat(gate["until"]) < dt.datetime.now(dt.UTC):
-            raise Refused(_LOT.not_allowed)  # too late: another car may stand there
+        _in_time(gate["until"], _LOT)
         facts = {"at": LOT, "gate": gate["no"], "way": {"1": "in", "2": "out"}[gate["direction"]]}
         self._once(BookLine(reference, "barrier", 0, "done", facts))
         return {}
@@ -196,6 +195,7 @@ class Merchants:
         return {"result": {"toPay": 500 if last in "13579" else 1500}}
 
     def _guest(self, message: Message, reference: str) -> Message:
+        _in_time(message["until"], _HOTEL)
         facts = {"at": HOTEL, "name": str(message["guestName"]), "rate": int(message["rate"])}
         if not message["bookingNo"]:
             raise Refused(_HOTEL.not_found)
@@ -204,11 +204,18 @@ class Merchants:
 
     def _bill(self, message: Message, reference: str) -> Message:
         bill = message["bill"]
+        _in_time(bill["until"], _RESTAURANT)
         total, off = _fen(bill["total"]), _fen(bill["off"])
         if not 0 <= off <= total:
             raise ValueError
         self._once(BookLine(reference, "discount", off, "done", {"at": RESTAURANT, "bill": str(bill["no"])}))
         return {}
+
+
+def _in_time(until: str, words: Words) -> None:
+    """Raises Refused: another car may stand there by now, the guest have gone, the bill be paid."""
+    if dt.datetime.fromisoformat(until) < dt.datetime.now(dt.UTC):
+        raise Refused(words.not_allowed)
 
 
 def _fen(yuan: str) -> int:

@@ -36,11 +36,13 @@ EXIT = OpenBarrier(
 )  # fmt: skip
 FEE = ParkingFee(reference=UUID(OURS), at=NOW, terminal_id="P-0002", plate=Secret(PLATE), ticket="K-17")
 GUEST = HotelCheckIn(
-    reference=UUID(OURS), at=NOW, terminal_id="H-0001", booking="B-2026-1", holder=Secret(HOLDER), rate_percent=90
-)
+    reference=UUID(OURS), at=NOW, terminal_id="H-0001", booking="B-2026-1", holder=Secret(HOLDER), rate_percent=90,
+    act_before=NOW.replace(second=30),
+)  # fmt: skip
 BILL = TillDiscount(
-    reference=UUID(OURS), at=NOW, terminal_id="D-0001", ticket="K-18", amount_fen=8805, discount_fen=300
-)
+    reference=UUID(OURS), at=NOW, terminal_id="D-0001", ticket="K-18", amount_fen=8805, discount_fen=300,
+    act_before=NOW.replace(second=30),
+)  # fmt: skip
 
 
 def query(original: Operation) -> QueryStatus:
@@ -106,9 +108,12 @@ PARTS = {
     "fee": ("/gate/fee", _CAR + "}"),
     "guest": (
         "/desk/guest",
-        f',"gate":{{"no":"H-0001"}},"guest":{{"order":"B-2026-1","name":"{HOLDER}","rate":90}}',
+        f',"gate":{{"no":"H-0001"}},"guest":{{"order":"B-2026-1","name":"{HOLDER}","rate":90}},"until":"{SOON}"',
     ),
-    "bill": ("/till/bill", ',"gate":{"no":"D-0001","ticket":"K-18"},"bill":{"sum":8805,"off":300}'),
+    "bill": (
+        "/till/bill",
+        f',"gate":{{"no":"D-0001","ticket":"K-18"}},"bill":{{"sum":8805,"off":300}},"until":"{SOON}"',
+    ),
     "query": ("/ask", ""),
 }
 DIALECT = {
@@ -121,7 +126,8 @@ DIALECT = {
     "headers": {"party": "X-App", "at": "X-When", "nonce": "X-Once", "signature": "X-Sign"},
     "fields": {
         "reference": "head.requestId", "at": "head.time", "terminal_id": "gate.no", "way": "gate.direction",
-        "plate": "gate.plate", "ticket": "gate.ticket", "open_before": "gate.until", "booking": "guest.order",
+        "plate": "gate.plate", "ticket": "gate.ticket", "open_before": "gate.until", "act_before": "until",
+        "booking": "guest.order",
         "holder": "guest.name", "rate_percent": "guest.rate", "amount_fen": "bill.sum", "discount_fen": "bill.off",
     },
     "answers": {"reference": "head.requestId", "status": "result.code", "fee_fen": "result.toPay"},

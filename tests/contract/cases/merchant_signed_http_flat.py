@@ -41,8 +41,11 @@ PARTS = {
     "entry": ("/in-out", f',"lane":"P-0001","plateNo":"{PLATE}","inOut":"entry","validUntil":"{SOON}"'),
     "exit": ("/in-out", f'{_CAR},"inOut":"exit","validUntil":"{SOON}"'),
     "fee": ("/charge", _CAR),
-    "guest": ("/guests", f',"lane":"H-0001","bookingNo":"B-2026-1","guestName":"{HOLDER}","discountRate":90'),
-    "bill": ("/bills", ',"lane":"D-0001","slip":"K-18","total":"88.05","minus":"3.00"'),
+    "guest": (
+        "/guests",
+        f',"lane":"H-0001","bookingNo":"B-2026-1","guestName":"{HOLDER}","discountRate":90,"actBefore":"{SOON}"',
+    ),
+    "bill": ("/bills", f',"lane":"D-0001","slip":"K-18","total":"88.05","minus":"3.00","actBefore":"{SOON}"'),
     "query": ("/state", ""),
 }
 DIALECT = {
@@ -54,7 +57,8 @@ DIALECT = {
     },
     "fields": {
         "reference": "serialNo", "at": "", "terminal_id": "lane", "way": "inOut", "plate": "plateNo", "ticket": "slip",
-        "open_before": "validUntil", "booking": "bookingNo", "holder": "guestName", "rate_percent": "discountRate",
+        "open_before": "validUntil", "act_before": "actBefore",
+        "booking": "bookingNo", "holder": "guestName", "rate_percent": "discountRate",
         "amount_fen": "total", "discount_fen": "minus",
     },
     "answers": {"reference": "orderNo", "status": "state", "fee_fen": "due"},
