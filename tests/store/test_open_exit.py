@@ -1,18 +1,24 @@
-"""Exits that are opened in one batch: of the payments no more is taken than opens."""
+"""Exits that are opened in one batch: of the payments no more is taken than opens. And who writes takes turns."""
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+import pytest
 
 from gateway.configuration import Visits
 from gateway.domain.errors import Problem
+from gateway.domain.masking import Secret
 from gateway.domain.payments import PaymentState
 from gateway.domain.visits import VisitState
+from gateway.flows import settle_visit
 from gateway.flows.effects import Asked, Begun
 from gateway.flows.settle_visit import SettleVisit
 from gateway.flows.visit import OpenExit, Paid
+from gateway.settings import load
 from gateway.store import payments, visits
+from gateway.store.pool import Pool
 from tests.conftest import Database
 from tests.store.test_payments import intent
 from tests.store.test_visits import LEASE, new_reference, visit
@@ -63,3 +69,20 @@ async def test_only_one_payment_is_taken_for_a_visit(database: Database) -> None
         assert taken == {first, second}
     finally:
         await connection.close()
+
+
+async def test_who_waits_for_its_turn_to_write_is_told_in_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle_visit, "_WRITING_S", 0.1)
+    pool = Pool(Secret(database.dsn), load({}).gateway.database, "test")
+    await pool.open()
+    try:
+        one = SettleVisit(pool, NOBODY, NOBODY, SETTINGS)
+        async with one._turn, asyncio.timeout(5):  # somebody writes, and comes to no end
+            with pytest.raises(Problem, match="unavailable"):
+                await one._look(visit())
+        with pytest.raises(AssertionError, match="never deleted"):  # its turn has come
+            await one._look(visit())
+    finally:
+        await pool.close()
