@@ -30,8 +30,8 @@ from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.domain.partners import KeyKind, PartnerKey
 from gateway.partners.contract import CallContext, HttpReply, HttpRequest
 from gateway.partners.keys import Keys, read_key
-from gateway.sandbox.peers.control import Book, Faults, control_application
-from gateway.sandbox.peers.open_bank_host import HOST, OPENING_FEN, OpenBank, open_keys
+from gateway.sandbox.peers.control import HOST, Book, Faults, control_application
+from gateway.sandbox.peers.open_bank_host import OPENING_FEN, OpenBank, open_keys
 from gateway.sandbox.peers.open_bank_ledger import Ledger
 
 AT = dt.datetime(2026, 11, 23, 10, 0, tzinfo=dt.timezone(dt.timedelta(hours=8)))

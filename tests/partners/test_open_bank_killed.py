@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from gateway.domain.outcome import Approved, Declined, NotSent, Unknown
-from gateway.sandbox.peers.control import Book, BookLine
-from gateway.sandbox.peers.open_bank_host import HOST, OPENING_FEN
+from gateway.sandbox.peers.control import HOST, Book, BookLine
+from gateway.sandbox.peers.open_bank_host import OPENING_FEN
 from tests.faults.planted import plant
 from tests.faults.waiting import gone, tree, until
 from tests.partners.hosts import Host

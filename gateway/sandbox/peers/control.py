@@ -9,12 +9,15 @@ import json
 import os
 import random
 import secrets
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from aiohttp import web
+
+HOST = "127.0.0.1"
 
 FaultKind = Literal[
     "delay", "drop_before", "drop_after", "half_close", "garbage", "duplicate", "late", "bad_signature", "decline"
@@ -158,3 +161,18 @@ def cut(request: web.Request, sent: bytes) -> web.Response:
         transport.write(sent)
         transport.close()
     return web.Response()
+
+
+async def serve_until_told(host: web.Application, port: int, control: web.Application, control_port: int) -> None:
+    """A simulated partner on loopback until SIGTERM or SIGINT. Prints `ready` and both ports for who started it."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    runners = [web.AppRunner(app, access_log=None, shutdown_timeout=1) for app in (host, control)]
+    for runner, wanted in zip(runners, (port, control_port), strict=True):
+        await runner.setup()
+        await web.TCPSite(runner, HOST, wanted).start()
+    print("ready", *(runner.addresses[0][1] for runner in runners), flush=True)  # noqa: T201 - who started it waits
+    await stopping.wait()
+    for runner in runners:
+        await runner.cleanup()

@@ -16,7 +16,6 @@ import hmac
 import json
 import os
 import secrets
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +30,7 @@ from cryptography.hazmat.primitives.padding import PKCS7
 from gateway.crypto.key_files import write_private
 from gateway.processes import end_with_parent, leave_no_core
 from gateway.sandbox.county import Citizen, County, read_county
-from gateway.sandbox.peers.control import Book, BookLine, Fault, Faults, control_application
+from gateway.sandbox.peers.control import Book, BookLine, Fault, Faults, control_application, serve_until_told
 
 PATH = "/CSB"
 ACCESS_KEY = "sandbox-county-330424"
@@ -289,17 +288,7 @@ async def serve(port: int, control_port: int, book_file: Path, data_dir: Path, s
     book, faults = Book(book_file), Faults(seed)
     platform = Platform(read_county(data_dir), book)
     host = Host(platform, shared_keys(data_dir / "sandbox" / "partners" / "ecard-platform"), faults)
-    runners = [web.AppRunner(app, access_log=None) for app in (host.application(), control(platform, faults, book))]
-    for runner, number in zip(runners, (port, control_port), strict=True):
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", number).start()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    print("ready", *(runner.addresses[0][1] for runner in runners), flush=True)  # noqa: T201 - who started it waits
-    await stop.wait()
-    for runner in runners:
-        await runner.cleanup()
+    await serve_until_told(host.application(), port, control(platform, faults, book), control_port)
     book.close()
 
 

@@ -16,7 +16,6 @@ import hmac
 import json
 import os
 import secrets
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,9 +26,8 @@ from gateway.crypto import sm2
 from gateway.crypto.ciphers import hmac_sm3
 from gateway.crypto.key_files import write_private
 from gateway.processes import end_with_parent
-from gateway.sandbox.peers.control import Book, BookLine, Fault, Faults, control_application
+from gateway.sandbox.peers.control import Book, BookLine, Fault, Faults, control_application, serve_until_told
 
-HOST = "127.0.0.1"
 BODY_MAX_BYTES = 65_536
 LOT, HOTEL, RESTAURANT = "lot", "hotel", "restaurant"
 _STALE_S = 300
@@ -292,24 +290,9 @@ def open_keys(folder: Path) -> dict[str, Seal]:
 
 async def serve(port: int, control_port: int, book_file: Path, keys_folder: Path) -> None:
     """Until SIGTERM or SIGINT."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     book, faults = Book(book_file), Faults()
     merchants = Merchants(open_keys(keys_folder), book, faults)
-    ports = []
-    runners = [
-        web.AppRunner(app, access_log=None, shutdown_timeout=1)
-        for app in (merchants.application(), control_application(faults, book))
-    ]
-    for runner, wanted in zip(runners, (port, control_port), strict=True):
-        await runner.setup()
-        await web.TCPSite(runner, HOST, wanted).start()
-        ports.append(runner.addresses[0][1])
-    print("ready", *ports, flush=True)  # noqa: T201 - who started it waits for this line
-    await stopping.wait()
-    for runner in runners:
-        await runner.cleanup()
+    await serve_until_told(merchants.application(), port, control_application(faults, book), control_port)
     book.close()
 
 

@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import secrets
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +23,9 @@ from gateway.crypto import sm2
 from gateway.crypto.ciphers import DoesNotOpen, sm4_cbc_decrypt, sm4_cbc_encrypt
 from gateway.crypto.key_files import write_private
 from gateway.processes import end_with_parent
-from gateway.sandbox.peers.control import Book, BookLine, Faults, control_application, cut, deliver
+from gateway.sandbox.peers.control import Book, BookLine, Faults, control_application, cut, deliver, serve_until_told
 from gateway.sandbox.peers.open_bank_ledger import OK, Ledger, Payment, Refused
 
-HOST = "127.0.0.1"
 BODY_MAX_BYTES = 4 * 1024 * 1024
 OPENING_FEN = 1_000_000
 BAD_SIGNATURE, BAD_FORMAT = "800001", "800002"
@@ -276,25 +274,9 @@ def _fen(yuan: str) -> int:
 
 async def serve(port: int, control_port: int, book_file: Path, keys_folder: Path) -> None:
     """Until SIGTERM or SIGINT."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     book, faults = Book(book_file), Faults()
     bank = OpenBank(open_keys(keys_folder), Ledger(book, OPENING_FEN), faults)
-    ports = []
-    runners = [
-        web.AppRunner(app, access_log=None, shutdown_timeout=1)
-        for app in (bank.application(), control_application(faults, book))
-    ]
-    for runner, wanted in zip(runners, (port, control_port), strict=True):
-        await runner.setup()
-        site = web.TCPSite(runner, HOST, wanted)
-        await site.start()
-        ports.append(runner.addresses[0][1])
-    print("ready", *ports, flush=True)  # noqa: T201 - who started it waits for this line
-    await stopping.wait()
-    for runner in runners:
-        await runner.cleanup()
+    await serve_until_told(bank.application(), port, control_application(faults, book), control_port)
     book.close()
 
 

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import secrets
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,10 +28,9 @@ from gateway.crypto import sm2
 from gateway.crypto.ciphers import hmac_sm3
 from gateway.crypto.key_files import write_private
 from gateway.processes import end_with_parent
-from gateway.sandbox.peers.control import Faults, control_application, cut, deliver
+from gateway.sandbox.peers.control import Faults, control_application, cut, deliver, serve_until_told
 from gateway.sandbox.peers.usage_feed_book import Arrived, FeedBook
 
-HOST = "127.0.0.1"
 BODY_MAX_BYTES = 16 * 1024 * 1024
 CLOCK_S = 300
 _NONCE = re.compile("[0-9a-f]{32}")
@@ -189,29 +187,15 @@ def _digest(body: bytes) -> str:
 
 async def serve(port: int, control_port: int, book_file: Path, keys_folder: Path, kind: str) -> None:
     """Until SIGTERM or SIGINT."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     book, faults = FeedBook(book_file), Faults()
     subscriber = Subscriber(open_keys(keys_folder, kind), book, faults)
 
     async def figures(_: web.Request) -> web.Response:
         return web.json_response(book.figures())
 
-    ports = []
-    runners = [
-        web.AppRunner(app, access_log=None, shutdown_timeout=1)
-        for app in (subscriber.application(), control_application(faults, book, {"/figures": figures}))
-    ]
-    for runner, wanted in zip(runners, (port, control_port), strict=True):
-        await runner.setup()
-        site = web.TCPSite(runner, HOST, wanted)
-        await site.start()
-        ports.append(runner.addresses[0][1])
-    print("ready", *ports, flush=True)  # noqa: T201 - who started it waits for this line
-    await stopping.wait()
-    for runner in runners:
-        await runner.cleanup()
+    await serve_until_told(
+        subscriber.application(), port, control_application(faults, book, {"/figures": figures}), control_port
+    )
     book.close()
 
 
