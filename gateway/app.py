@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_DRAIN_S = 3.0
+_DRAIN_S = 2.5
 _GAUGE_PERIOD_S = 1.0
 _A_CARD_REF = "{card_ref:(?!redemptions$)[^{}/]+}"
 """In paths: /v1/points/redemptions is another resource."""

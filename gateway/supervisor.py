@@ -37,7 +37,7 @@ from gateway.store.pool import assert_fit
 log = structlog.get_logger()
 
 _READY_S = 30.0
-_DRAIN_S = 4.5
+_DRAIN_S = 4.0
 _CRASHES_MAX = 5
 _CRASHES_WITHIN_S = 30.0
 _POSTGRES_LOOK_S = 0.2

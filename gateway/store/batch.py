@@ -129,8 +129,7 @@ class Batcher(Generic[Item, Answer]):
                     await self._serve_one_batch()
             finally:
                 self._fail(len(self._queue), "the gateway is stopping")
-                for connection in self._free:
-                    connection.terminate()
+                self._drop_free()
 
     async def _connect_ahead(self) -> None:
         """Connect before the first item needs it; a database that is away is met again then."""
@@ -184,6 +183,7 @@ class Batcher(Generic[Item, Answer]):
             self._statement_s = time.monotonic() - began
             log.warning("batch failed", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
             connection.terminate()
+            self._drop_free()
             self._queue.extendleft(reversed(taken))
             self._fail(len(taken), self._not_known)
             return
@@ -223,3 +223,8 @@ class Batcher(Generic[Item, Answer]):
         connection = await self._connect()
         self._connected_once = True
         return connection
+
+    def _drop_free(self) -> None:
+        """What ended one connection has mostly ended the other, which would show it by a second failed batch."""
+        while self._free:
+            self._free.pop().terminate()

@@ -79,6 +79,32 @@ async def test_the_loop_outlives_what_a_dying_database_raises(error: BaseExcepti
         assert await answers([batches.ask("b"), batches.ask("c")]) == ["b", "c"]
 
 
+async def test_connections_that_ended_together_cost_one_batch() -> None:
+    """A server that was restarted has ended them all, and a client may learn of each only by using it."""
+    ended: set[int] = set()
+    connected: list[StubConnection] = []
+
+    async def connect() -> Any:
+        connected.append(StubConnection())
+        return connected[-1]
+
+    async def execute(connection: object, batch: Sequence[str], timeout: float) -> Sequence[str]:
+        if id(connection) in ended:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        return batch
+
+    batches: Batcher[str, str] = Batcher(
+        connect, execute, batch_max=2, queue_max=10, deadline_s=1, on_batch=lambda figures: None
+    )
+    loop = asyncio.create_task(batches.run())
+    assert await answers([batches.ask("a")]) == ["a"]
+    assert len(connected) > 1
+    ended.update(map(id, connected))
+    assert [await answers([batches.ask(letter)]) for letter in "bcd"] == [[503], ["c"], ["d"]]
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)
+
+
 async def test_nobody_is_left_waiting_when_the_loop_fails() -> None:
     """A mistake of ours ends the loop, and the worker with it: its callers hear 503 at once, not nothing."""
     async with batcher(FailingOnce(RuntimeError("a mistake"))) as batches:
