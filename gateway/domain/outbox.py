@@ -1,6 +1,7 @@
 """The outward feed (domain.md §8): usage events are brought to subscribers, at least once, in order per card.
 
-An event has twelve tries over 72 hours (reliability.md §1). What could not leave at all was no try: it waits.
+An event has twelve tries over 72 hours (reliability.md §1). What could not leave at all was no try: it waits. Nor
+is it one while the subscriber acknowledges nothing whatever it is sent.
 """
 
 import datetime as dt

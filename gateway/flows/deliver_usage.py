@@ -46,6 +46,10 @@ IDLE_S = 0.5
 HELD_IDLE_S = 1.0
 HELD_MAX = 100_000
 """So many may wait aside; then the feed waits too."""
+ASIDE_IN_A_ROW = 8
+"""Events set aside while the subscriber acknowledged nothing at all: from so many on it is the subscriber, not they."""
+ASIDE_WHILE_OUT = dt.timedelta(hours=1)
+"""Between one and the next then: should they be at fault after all, the feed still comes past them."""
 _HELD_A_TURN = 64
 _SHRINK = 8
 _TURN_MAX_S = 30.0
@@ -78,6 +82,13 @@ class Delivery:
         self.chance = chance
         self.held = 0
         """Events that wait aside, as of late."""
+        self.aside_in_a_row = 0
+        """Events without an answer set aside since the last acknowledgement."""
+
+    @property
+    def out(self) -> bool:
+        """It is reached and answers nothing that counts: an outage, which is not the fault of what was sent."""
+        return self.aside_in_a_row >= ASIDE_IN_A_ROW
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[tuple["PooledConnection", Standing]]:
@@ -97,6 +108,8 @@ class Delivery:
         outcome = await self._send(DeliverUsage(reference=reference, at=now, sequence=sequence, items=tuple(items)))
         if acknowledgement(outcome) is None:
             OUTBOX_FAILURES.labels(self.subscriber.name, "not_sent" if was_no_try(outcome) else "no_answer").inc()
+        else:
+            self.aside_in_a_row = 0
         return outcome
 
     def item(self, row: Row, redelivery: bool, replayed: bool = False) -> FeedItem:
@@ -141,6 +154,7 @@ class DeliverPages:
         """Of the next page: small after a failure, so that one event that cannot be taken is found."""
         self._failures = 0
         """In a row."""
+        self._aside_at = delivery.now()
 
     async def turn(self) -> float:
         """The seconds to rest. Raises LeaseLost, Problem 503."""
@@ -244,11 +258,15 @@ class DeliverPages:
         at = next_try(tries, now, self._delivery.chance())
         assert at is not None
         async with self._delivery.transaction() as (connection, _):
-            if tries < SET_ASIDE_TRIES:
-                await outbox.failed(connection, self._name, tries, at)
+            if tries < SET_ASIDE_TRIES or (self._delivery.out and now < self._aside_at + ASIDE_WHILE_OUT):
+                await outbox.failed(connection, self._name, min(tries, SET_ASIDE_TRIES - 1), at)
                 return
             await outbox.hold(connection, self._name, [_held(row, None, tries, at, True)], now)
             await outbox.acknowledged(connection, self._name, _place(row))
+        self._delivery.aside_in_a_row += 1
+        self._aside_at = now
+        if self._delivery.aside_in_a_row == ASIDE_IN_A_ROW:
+            log.error("the subscriber acknowledges nothing: its events wait", subscriber=self._name)
         log.warning("a usage event is set aside: no clear answer", subscriber=self._name, event_id=str(row.event_id))
 
 
@@ -302,8 +320,9 @@ class DeliverHeld:
                 delivered.append(row)
             elif not was_no_try(outcome):
                 code = told.refused[row.event_id] if told is not None else None
-                at = next_try(tries + 1, now, self._delivery.chance())
-                failures.append(Failed(row.position, row.event_id, code, tries + 1, at))
+                counted = max(tries, 1) if told is None and self._delivery.out else tries + 1
+                at = next_try(counted, now, self._delivery.chance())
+                failures.append(Failed(row.position, row.event_id, code, counted, at))
         async with self._delivery.transaction() as (connection, _):
             dead = await outbox.settle(connection, self._name, delivered, failures, now)
         if dead:

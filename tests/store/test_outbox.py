@@ -17,7 +17,7 @@ from gateway.domain.outbox import SET_ASIDE_TRIES, TRIES_MAX
 from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.domain.times import CHINA
 from gateway.flows import deliver_usage
-from gateway.flows.deliver_usage import DeliverPages, Send
+from gateway.flows.deliver_usage import ASIDE_IN_A_ROW, DeliverPages, Send
 from gateway.operators_outbox import dead_letters, outbox_status, replay
 from gateway.partners.call import Partners
 from gateway.partners.phases import Why
@@ -241,6 +241,52 @@ async def test_what_only_lacked_an_answer_is_due_when_there_are_answers_again(da
         relay.now += dt.timedelta(minutes=3)
         await turn_through(relay)
         assert receiver.cards() == by_card(log)
+
+
+async def days_of_errors(dsn: str) -> tuple[int, int]:
+    """Everything is answered with an error for 80 hours, then all is well: (events given up, events that waited)."""
+    await add_events(dsn, Events(150, 150))
+    log, receiver = await logged(dsn), Receiver()
+    receiver.poison = {event_id for event_id, _ in log}
+    async with Relay(dsn, receiver) as relay:
+        for _ in range(160):
+            await turn_through(relay)
+            relay.now += dt.timedelta(minutes=30)
+        dead, aside = await relay.rows_of("outbox_dead_letter"), await relay.rows_of("outbox_held")
+        receiver.poison = set()
+        await relay.run()
+        assert len(receiver.arrived) == len(log) - dead
+        assert dead or receiver.cards() == by_card(log)
+    return dead, aside
+
+
+async def test_an_outage_that_is_answered_with_errors_gives_nothing_up(database: Database) -> None:
+    """And what leaves its place in the feed for it is one event an hour."""
+    dead, aside = await days_of_errors(database.dsn)
+    assert dead == 0
+    assert ASIDE_IN_A_ROW <= aside <= ASIDE_IN_A_ROW + 80
+
+
+async def test_control_events_that_are_blamed_for_an_outage_are_given_up(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliver_usage, "ASIDE_IN_A_ROW", 1_000_000)
+    dead, _ = await days_of_errors(database.dsn)
+    assert dead > 0
+
+
+async def test_bad_events_in_a_row_do_not_stop_the_feed(database: Database) -> None:
+    """More of them than look like an outage: what is behind them is brought, within hours."""
+    await add_events(database.dsn, Events(60, 60))
+    log, receiver = await logged(database.dsn), Receiver()
+    receiver.poison = {event_id for event_id, _ in log[: ASIDE_IN_A_ROW + 2]}
+    behind = {card for _, card in log[: ASIDE_IN_A_ROW + 2]}
+    others = sum(card not in behind for _, card in log)
+    async with Relay(database.dsn, receiver, batch_max=5, lanes_max=1) as relay:
+        for _ in range(60):
+            await turn_through(relay)
+            relay.now += dt.timedelta(minutes=5)
+        assert len(receiver.arrived) == others > 0
 
 
 async def test_more_than_so_many_do_not_wait_aside(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
