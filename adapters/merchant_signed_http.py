@@ -25,6 +25,7 @@ from gateway.domain.operations import (
     QueryStatus,
     TillDiscount,
     Way,
+    name_of,
 )
 from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome, Pending, Unknown
 from gateway.domain.times import CHINA
@@ -152,6 +153,7 @@ class Adapter:
 
     def __init__(self, settings: MerchantSettings) -> None:
         self._settings = settings
+        self.offered = frozenset(op for op in self.OPERATIONS if getattr(settings.paths, name_of(op)))
         fields = settings.fields
         self._shown = {fields.reference, fields.at, fields.open_before, fields.act_before, fields.way} | {
             fields.rate_percent, fields.amount_fen, fields.discount_fen, settings.answers.reference,

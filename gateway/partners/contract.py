@@ -79,7 +79,10 @@ WireReply = HttpReply | LinkFrame
 
 
 class Adapter(Protocol):
-    """One dialect. Built by the registry with its checked settings: `Adapter(settings)`."""
+    """One dialect. Built by the registry with its checked settings: `Adapter(settings)`.
+
+    Where settings may leave operations out, it also has `offered`, those of OPERATIONS that they leave.
+    """
 
     TRANSPORT: ClassVar[Transport]
     OPERATIONS: ClassVar[frozenset[type[Operation]]]

@@ -237,13 +237,24 @@ def _adapter(
         elif table != wanted and given is not None:
             mistakes.append(f"partners.toml: {path}.{table}: adapters/{block.adapter}.py does not speak over it")
     settings = convert(dialect, kind.Settings, "partners.toml", f"{path}.dialect", mistakes)
+    if settings is None:
+        return None
     try:
-        return kind(settings) if settings is not None else None
+        adapter = kind(settings)
+        offered: frozenset[type[Operation]] = getattr(adapter, "offered", kind.OPERATIONS)
     except ValueError as error:
         mistakes.append(f"partners.toml: {path}.dialect: {error}")
+        return None
     except Exception as error:  # noqa: BLE001 - an adapter's mistake refuses its block, and not the gateway
         mistakes.append(f"partners.toml: {path}.adapter: adapters/{block.adapter}.py raised {type(error).__name__}")
-    return None
+        return None
+    left_out = kind.OPERATIONS - offered
+    mistakes.extend(
+        f"partners.toml: {path}.operations: the settings in {path}.dialect leave {name} out"
+        for name in block.operations
+        if OPERATIONS.get(name) in left_out
+    )
+    return adapter
 
 
 def _keys(

@@ -171,7 +171,7 @@ async def test_the_gateway_does_what_the_contract_says(
             "--max-examples", str(EXAMPLES), "--phases", "examples,coverage,fuzzing", "--checks", "all",
             "--continue-on-failure", "--no-color", cwd=tmp_path, env=environment, stdout=stream, stderr=stream,
         )  # fmt: skip
-        async with asyncio.timeout(240):
+        async with asyncio.timeout(280):
             code = await process.wait()
     said = say.read_text()
     assert code == 0, said[-6000:]

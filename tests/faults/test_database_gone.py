@@ -15,9 +15,9 @@ from tests.faults.home import Figure, Home, locked
 from tests.faults.load import ANSWER_S, SLACK_S, VERIFY, Outcome, check
 from tests.faults.waiting import send, tree, until
 from tests.registry import CARDS
-from tests.running import Client, verify_body
+from tests.running import BUSY, Client, verify_body
 
-AGAIN_S = 5.0
+AGAIN_S = 5.0 * BUSY
 FREED_S = 2.0
 ON_ITS_WAY_S = 0.2
 """What the database had answered before it stood still has reached our client by then."""

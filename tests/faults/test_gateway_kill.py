@@ -9,11 +9,12 @@ import pytest
 from tests.faults.home import Figure, Home
 from tests.faults.load import Findings, check
 from tests.faults.waiting import gone, send, tree, until
+from tests.running import BUSY
 
 NOTHING_LEFT_S = 2.0
-READY_S = 5.0
+READY_S = 5.0 * BUSY
 ACKS_S = 15.0
-WORKER_BACK_S = 5.0
+WORKER_BACK_S = 5.0 * BUSY
 KILLS_OF_ONE_GATEWAY = 4  # it gives up when its workers end more often than that within half a minute
 
 _random = random.Random(20261123)

@@ -24,7 +24,7 @@ from tests.registry import CARDS
 from tests.running import ASSERTION_TYPE, ROOT, Client, Running, eventually, request, send_raw, verify_body
 
 OK = CARDS[0]
-OVERLAP_S = 10
+OVERLAP_S = 16
 FORM = "application/x-www-form-urlencoded"
 
 

@@ -12,10 +12,10 @@ from tests.faults.home import Figure, Home, configured, locked
 from tests.faults.load import ANSWER_S, SLACK_S, Load, Outcome, check
 from tests.faults.waiting import until
 from tests.faults.wire import Answer, get, verify, wires
-from tests.running import Client
+from tests.running import BUSY, Client
 
 AT_ONCE_S = 0.25
-AGAIN_S = 2.0
+AGAIN_S = 2.0 * BUSY
 BATCH_MAX, QUEUE_MAX = 4, 8
 ASKED = 48
 

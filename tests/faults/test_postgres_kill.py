@@ -7,8 +7,9 @@ import time
 from tests.faults.home import Figure, Home
 from tests.faults.load import Findings, Load, Outcome, check
 from tests.faults.waiting import gone, send, tree, until
+from tests.running import BUSY
 
-AGAIN_S = 5.0
+AGAIN_S = 5.0 * BUSY
 ACKS_S = 15.0
 
 _random = random.Random(20261123)

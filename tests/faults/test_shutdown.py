@@ -12,9 +12,9 @@ from tests.faults.load import Outcome, check
 from tests.faults.waiting import gone, tree, until
 from tests.faults.wire import Answer, Wire, get, verify, wires
 from tests.registry import CARDS
-from tests.running import Client
+from tests.running import BUSY, Client
 
-ENDED_S = 5.0
+ENDED_S = 5.0 * BUSY
 SENT_S = 0.05
 """What our client began so long before the signal was on its way by then."""
 IN_FLIGHT = 24

@@ -138,7 +138,7 @@ async def test_the_queue_is_bounded_and_its_calls_end_at_their_deadlines(peer: P
     peer.reading.clear()
     tasks = list[asyncio.Task[str]]()
     while len(link._queue) < 20:
-        tasks.append(asyncio.create_task(ask(link, f"k{len(tasks)}", 0.3, filler=4_000)))
+        tasks.append(asyncio.create_task(ask(link, f"k{len(tasks)}", 1.5, filler=4_000)))
         await asyncio.sleep(0)
     assert await ask(link, "one-more", 0.3) == "not sent: the link's queue is full"
     outcomes = await asyncio.gather(*tasks)

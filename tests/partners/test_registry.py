@@ -135,6 +135,32 @@ def test_what_is_shipped_and_the_good_block_are_good(tmp_path: Path) -> None:
     assert set(read(configure(tmp_path, GOOD))) == {"bank"}
 
 
+LOT = """
+[partners.lot]
+name = "示范"
+adapter = "merchant_signed_http"
+operations = ["open_barrier", "parking_fee", "query_status"]
+http = { base_url = "http://127.0.0.1:1" }
+merchant = { caller = "demo-merchant", terminals = ["L-*"] }
+[partners.lot.keys]
+sign = { kind = "hmac-sm3", file = "mac.key" }
+partner = { kind = "hmac-sm3", file = "mac.key" }
+[partners.lot.dialect]
+party = "p"
+done = "0"
+paths = { open_barrier = "/open", parking_fee = "/fee", query_status = "/state" }
+"""
+
+
+def test_an_operation_that_the_settings_of_a_dialect_leave_out(tmp_path: Path) -> None:
+    assert set(read(configure(tmp_path, LOT))) == {"lot"}
+    found = mistakes_of(tmp_path, LOT.replace(', parking_fee = "/fee", query_status = "/state"', ""))
+    assert found == [
+        f"partners.toml: partners.lot.operations: the settings in partners.lot.dialect leave {name} out"
+        for name in ("parking_fee", "query_status")
+    ]
+
+
 SIGNED = """
 [partners.signed]
 name = "示范"
