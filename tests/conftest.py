@@ -88,7 +88,7 @@ _LOT = """
 [partners.lot]
 name = "停车场(合成)"
 adapter = "merchant_signed_http"
-operations = ["open_barrier", "parking_fee", "query_status"]
+operations = ["open_barrier", "parking_fee"]
 http = { base_url = "http://127.0.0.1:1" }
 merchant = { caller = "demo-merchant", terminals = ["P-*"] }
 keys = { sign = { kind = "hmac-sm3", file = "lot.key" }, partner = { kind = "hmac-sm3", file = "lot.key" } }

@@ -20,6 +20,7 @@ CAPPED_MAX = 16
 _AGE_MAX = 150
 _KNOWN_SETS_MAX = 4096
 _KNOWN_DAYS_MAX = 8
+_KNOWN_REGIONS_MAX = 4000
 
 
 class Refusal(StrEnum):
@@ -196,6 +197,7 @@ class SceneBenefits:
         self._by_level = {level: _bits(level in row.talent for row in rows) for row in rows for level in row.talent}
         self._capped = _bits(row.caps is not None for row in rows)
         self._by_day: dict[dt.date, tuple[int, int]] = {}
+        self._by_region: dict[str, int] = {}
         self._known: dict[int, Entitled] = {}
 
     def entitled(self, facts: Facts) -> Entitled:
@@ -267,10 +269,15 @@ class SceneBenefits:
         return found
 
     def _of_region(self, region: str) -> int:
-        by_prefix = self._by_prefix
-        return (
-            self._anywhere | by_prefix.get(region[:2], 0) | by_prefix.get(region[:4], 0) | by_prefix.get(region[:6], 0)
-        )
+        found = self._by_region.get(region)
+        if found is None:
+            found = self._anywhere
+            for length in (2, 4, 6):
+                found |= self._by_prefix.get(region[:length], 0)
+            if len(self._by_region) >= _KNOWN_REGIONS_MAX:
+                self._by_region.clear()
+            self._by_region[region] = found
+        return found
 
     def _of_age(self, age: int) -> int:
         return self._by_age[min(max(age, 0), _AGE_MAX)]

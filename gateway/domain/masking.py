@@ -21,9 +21,9 @@ def age_on(birth: date, today: date) -> int:
 _BANDS: Final = ("0-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "70-79", "80-89", "90+")
 
 
-def age_band(birth: date, today: date) -> str:
-    """The decade of a person's age on a day: `60-69`, the last `90+`."""
-    decade = age_on(birth, today) // 10
+def age_band(age: int) -> str:
+    """The decade of an age: `60-69`, the last `90+`."""
+    decade = age // 10
     return _BANDS[0 if decade < 0 else 9 if decade > 9 else decade]
 
 

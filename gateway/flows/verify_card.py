@@ -41,6 +41,7 @@ class Holder(msgspec.Struct, frozen=True, gc=False):
     name: str
     """Masked: `*三`."""
     age_band: str
+    """On the day of the use."""
 
 
 class BenefitRefusal(msgspec.Struct, frozen=True, gc=False):
@@ -142,10 +143,10 @@ class VerifyCard:
             )
             return answer, None
         plain = _decode_holder(self._sealer.open(HOLDER_COLUMN, card_id.bytes, holder_sealed))
-        holder = Holder(mask_name(plain.name), age_band(plain.birth_date, dt.datetime.now(CHINA).date()))
+        facts = _facts(presented, judged, plain)
+        holder = Holder(mask_name(plain.name), age_band(facts.age))
         entitled, want = NOTHING, None
         if rules is not None:
-            facts = _facts(presented, judged, plain)
             entitled = rules.entitled(facts)
             if entitled.capped:
                 want = Want(

@@ -25,12 +25,21 @@ log = structlog.get_logger()
 IN_FLIGHT_MAX = 2
 """Statements at a time: while one waits for its commit, the next can be read and decided."""
 
-WORTH_A_SECOND = 24
+WORTH_A_SECOND = 36
 """So many have to wait for a second statement, unless a batcher is told otherwise."""
 QUICK_S = 0.02
 
 LEAST_SHARE = 0.5
 """An item that has waited longer than this share of its time is not sent: a late one would cut off the fresh ones."""
+
+_SERVER_ENDED = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+)
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -162,8 +171,7 @@ class Batcher(Generic[Item, Answer]):
 
     async def _serve_one_batch(self) -> None:
         try:
-            async with asyncio.timeout(max(self._queue[0][2] - time.monotonic(), 0.001)):
-                connection = await self._connected()
+            connection = self._free_one() or await self._new_one(max(self._queue[0][2] - time.monotonic(), 0.001))
         except (*GONE, asyncpg.PostgresError, UnfitDatabase) as error:
             if self._connected_once:
                 self._connected_once = False
@@ -183,7 +191,8 @@ class Batcher(Generic[Item, Answer]):
             self._statement_s = time.monotonic() - began
             log.warning("batch failed", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
             connection.terminate()
-            self._drop_free()
+            if isinstance(error, _SERVER_ENDED) and not isinstance(error, TimeoutError):
+                self._drop_free()
             self._queue.extendleft(reversed(taken))
             self._fail(len(taken), self._not_known)
             return
@@ -215,12 +224,16 @@ class Batcher(Generic[Item, Answer]):
             sink(None, unavailable(detail))
         self._on_delivered()
 
-    async def _connected(self) -> "Connection":
+    def _free_one(self) -> "Connection | None":
         while self._free:
             connection = self._free.pop()
             if not connection.is_closed():
                 return connection
-        connection = await self._connect()
+        return None
+
+    async def _new_one(self, timeout_s: float) -> "Connection":
+        async with asyncio.timeout(timeout_s):
+            connection = await self._connect()
         self._connected_once = True
         return connection
 

@@ -5,7 +5,8 @@
 -- taking them apart costs here.
 WITH presented AS (
     SELECT item, event_id::uuid, decode(chip_index, 'hex') AS chip_index, card_id::uuid, caller, scene, terminal_id,
-           'epoch'::timestamptz + occurred_us::bigint * interval '1 microsecond' AS occurred_at,
+           to_timestamp(occurred_us::bigint / 1e6::float8) AS occurred_at,  -- exact: 53 bits are enough for microseconds
+           date '1970-01-01' + ((occurred_us::bigint + 28800000000) / 86400000000)::int AS china_day,
            media::smallint, preset, medium
     FROM unnest(string_to_array($1, E'\x1f'), string_to_array($2, E'\x1f', ''), string_to_array($3, E'\x1f', ''),
                 string_to_array($4, E'\x1f'), string_to_array($5, E'\x1f'), string_to_array($6, E'\x1f'),
@@ -35,9 +36,9 @@ WITH presented AS (
                WHEN p.preset IS NOT NULL THEN p.preset
                WHEN (SELECT string_to_array($11, E'\x1f'))[c.status + 1] <> 'ok'
                    THEN (SELECT string_to_array($11, E'\x1f'))[c.status + 1]
---code         WHEN p.medium = 'ecard' AND NOT EXISTS (SELECT FROM ecard e WHERE e.card_id = c.card_id)
+--code         WHEN p.medium = 'ecard' AND (SELECT true FROM ecard e WHERE e.card_id = c.card_id) IS NULL
 --code             THEN 'not_activated'
-               WHEN c.valid_until < (p.occurred_at AT TIME ZONE 'Asia/Shanghai')::date THEN 'expired'
+               WHEN c.valid_until < p.china_day THEN 'expired'
                WHEN (p.media >> CASE WHEN p.medium IS NULL THEN c.generation ELSE 1 END) & 1 = 0
                    THEN 'scene_not_allowed'
                WHEN greatest(c.status_as_of, s.as_of) < now() - $12::interval THEN 'status_stale'
@@ -56,7 +57,7 @@ WITH presented AS (
 ), recorded AS (
     INSERT INTO usage_event (event_id, position, recorded_at, occurred_at, kind, caller, card_id, medium, region,
                              scene, terminal_id, reason)
-    SELECT event_id, pg_current_xact_id()::text::bigint + (SELECT xid_offset FROM feed_origin), now(), occurred_at,
+    SELECT event_id, (SELECT pg_current_xact_id()::text::bigint + xid_offset FROM feed_origin), now(), occurred_at,
            'verify', caller, card_id, medium, region, scene, terminal_id, reason
     FROM judged
 )

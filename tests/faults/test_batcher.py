@@ -79,8 +79,20 @@ async def test_the_loop_outlives_what_a_dying_database_raises(error: BaseExcepti
         assert await answers([batches.ask("b"), batches.ask("c")]) == ["b", "c"]
 
 
-async def test_connections_that_ended_together_cost_one_batch() -> None:
-    """A server that was restarted has ended them all, and a client may learn of each only by using it."""
+@pytest.mark.parametrize(
+    ("error", "made"),
+    [
+        (asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"), 3),
+        (asyncpg.AdminShutdownError("terminating connection due to administrator command"), 3),
+        (asyncpg.CheckViolationError("no partition of relation found for row"), 2),
+        (asyncpg.QueryCanceledError("canceling statement due to statement timeout"), 2),
+        (TimeoutError(), 2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_connections_that_ended_together_cost_one_batch(error: Exception, made: int) -> None:
+    """A server that was restarted has ended them all, and a client may learn of each only by using it. What is wrong
+    with one batch ends one connection."""
     ended: set[int] = set()
     connected: list[StubConnection] = []
 
@@ -90,7 +102,9 @@ async def test_connections_that_ended_together_cost_one_batch() -> None:
 
     async def execute(connection: object, batch: Sequence[str], timeout: float) -> Sequence[str]:
         if id(connection) in ended:
-            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+            ended.clear()
+            ended.update(map(id, connected) if made == 3 else ())
+            raise error
         return batch
 
     batches: Batcher[str, str] = Batcher(
@@ -98,9 +112,10 @@ async def test_connections_that_ended_together_cost_one_batch() -> None:
     )
     loop = asyncio.create_task(batches.run())
     assert await answers([batches.ask("a")]) == ["a"]
-    assert len(connected) > 1
+    assert len(connected) == 2
     ended.update(map(id, connected))
     assert [await answers([batches.ask(letter)]) for letter in "bcd"] == [[503], ["c"], ["d"]]
+    assert len(connected) == made
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
 

@@ -12,7 +12,7 @@ from gateway.store.pool import GONE
 
 
 async def serve_one_batch(self: "Batcher[Any, Any]") -> None:
-    connection = await self._connected()
+    connection = self._free_one() or await self._new_one(5.0)
     taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]
     left = max(taken[0][2] - time.monotonic(), 0.001)
     try:
