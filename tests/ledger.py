@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -20,7 +21,7 @@ from tests.registry import TODAY, TestCard, add_cards, add_sources, new_card
 from tests.running import Running
 
 if TYPE_CHECKING:
-    from gateway.store.pool import Connection
+    from gateway.store.pool import AnyConnection, Connection
 
 
 def new_id(unix_ms: int | None = None) -> UUID:
@@ -65,13 +66,19 @@ def _opening(card_id: UUID, person_id: UUID, share: int) -> Transfer:
     )  # fmt: skip
 
 
+async def persons_of(connection: "AnyConnection", card_ids: Sequence[UUID]) -> dict[UUID, UUID]:
+    """The holders of cards."""
+    rows = await connection.fetch("SELECT card_id, person_id FROM card WHERE card_id = ANY($1)", list(card_ids))
+    return {row[0]: row[1] for row in rows}
+
+
 async def add_holder(gateway: Running, amount: int, status: CardStatus = CardStatus.NORMAL) -> TestCard:
     """A card of its own for one test, whose holder has points."""
     dsn, card = gateway.environment["DATABASE_URL"], new_card(status)
     (card_id,) = await add_cards(dsn, open_folder(gateway.data_dir / "keys"), (card,))
     connection = await asyncpg.connect(dsn)
     try:
-        persons = await points.persons_of(connection, [card_id])
+        persons = await persons_of(connection, [card_id])
         if amount:
             await open_points(connection, persons, amount, lots=2)
     finally:

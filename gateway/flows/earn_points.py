@@ -68,14 +68,15 @@ class EarnPoints:
         reversing = {use.event_id: use for use in uses if use.reverses is not None}
         if not earning and not reversing:
             return EarnFigures()
-        cards = [use.card_id.hex for use in (*earning.values(), *reversing.values())]
-        holders = await points.lock_holders(connection, cards)
+        cards = [use.card_id for use in (*earning.values(), *reversing.values())]
+        holders = await points.lock_holders(connection, [card_id.hex for card_id in cards])
+        holder_of = {card_id: holder for card_id, holder in zip(cards, holders, strict=True) if holder}
         wanted = [
-            each for use, holder in zip(earning.values(), holders, strict=False)
-            if holder and (each := _earning(rules, use, holder)) is not None
+            each for use in earning.values()
+            if use.card_id in holder_of and (each := _earning(rules, use, holder_of[use.card_id])) is not None
         ]  # fmt: skip
         granted = await points.earn(connection, wanted, ISSUED) if wanted else 0
-        taken = await _take_back(connection, rules, reversing) if reversing else []
+        taken = await _take_back(connection, rules, reversing, holder_of) if reversing else []
         await points.post(connection, taken)
         return EarnFigures(
             granted, -sum(transfer.points for transfer in taken), sum(transfer.shortfall for transfer in taken)
@@ -95,10 +96,12 @@ def _earning(rules: EarnRules, use: Use, person_id: str) -> Earning | None:
     )  # fmt: skip
 
 
-async def _take_back(connection: "AnyConnection", rules: EarnRules, asked: Mapping[UUID, Use]) -> list[Transfer]:
+async def _take_back(
+    connection: "AnyConnection", rules: EarnRules, asked: Mapping[UUID, Use], holder_of: Mapping[UUID, str]
+) -> list[Transfer]:
     """The transfers that undo what the reversed events had earned; their lots are written."""
     done = await points.known(connection, list(asked))
-    persons = await points.persons_of(connection, {use.card_id for use in asked.values()})
+    persons = {use.card_id: UUID(holder_of[use.card_id]) for use in asked.values() if use.card_id in holder_of}
     accounts = await points.lock(connection, set(persons.values()))
     reversals = [use for key, use in asked.items() if key not in done and use.card_id in persons]
     undone: dict[UUID, int] = {}

@@ -79,8 +79,8 @@ SELECT DISTINCT person_id, 'citizen' FROM card
 WHERE card_id = ANY($1) AND NOT EXISTS (SELECT FROM points_account WHERE account_id = person_id)
 ORDER BY person_id ON CONFLICT DO NOTHING
 """
-# Thousands of ids as one text. LATERAL with OFFSET 0 or FOR UPDATE looks each up by its key, in their order: a plan
-# that is kept for all later texts does not know how many there are, and might read the whole table for them.
+# Thousands of ids as one text. A subquery for each, or LATERAL with FOR UPDATE, looks each up by its key, in their
+# order: a plan that is kept for all later texts does not know how many there are, and might read the whole table.
 _OPEN_HOLDERS = """
 WITH asked AS MATERIALIZED (
     SELECT item, (SELECT person_id FROM card WHERE card.card_id = asked.card_id)
@@ -150,12 +150,6 @@ async def open_merchant(connection: "AnyConnection", accounts: Mapping[UUID, str
         " ORDER BY account_id ON CONFLICT DO NOTHING",
         list(accounts), list(accounts.values()),
     )  # fmt: skip
-
-
-async def persons_of(connection: "AnyConnection", card_ids: Collection[UUID]) -> dict[UUID, UUID]:
-    """The holders of cards."""
-    rows = await connection.fetch("SELECT card_id, person_id FROM card WHERE card_id = ANY($1)", list(card_ids))
-    return {row[0]: row[1] for row in rows}
 
 
 async def lock(connection: "AnyConnection", account_ids: Collection[UUID]) -> dict[UUID, Account]:

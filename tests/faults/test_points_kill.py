@@ -12,10 +12,9 @@ import asyncpg
 import pytest
 
 from gateway.crypto.key_files import open_folder
-from gateway.store import points
 from tests.faults.home import Figure, Home
 from tests.faults.test_effects_kill import Desk, Outcome, Wanted, check, connected, kill_under_load
-from tests.ledger import open_points, rules_broken_at
+from tests.ledger import open_points, persons_of, rules_broken_at
 from tests.registry import add_cards, new_card
 from tests.running import MANY
 
@@ -60,7 +59,7 @@ async def outlet_at(home: Home) -> AsyncIterator[tuple[Outlet, aiohttp.ClientSes
     ids = await add_cards(home.dsn, open_folder(home.data_dir / "keys"), tuple(cards))
     owner = await asyncpg.connect(home.dsn)
     try:
-        await open_points(owner, await points.persons_of(owner, ids), HELD, lots=3)
+        await open_points(owner, await persons_of(owner, ids), HELD, lots=3)
         async with connected(home, cards, Outlet) as (outlet, session):
             yield outlet, session
     finally:
