@@ -83,11 +83,10 @@ FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $
 """  # noqa: S608 - the names of our own fields
 
 # who moves it says everything that may change; of two who try, the second finds it elsewhere. By what the lot knows the
-# car is kept while it may still have to be told, and not a step longer
+# car is erased by the database, with the step that ends the visit
 _MOVE = """
 UPDATE visit SET state = $4, idempotency_key = $5, reason = $6, benefits = $7, fee_fen = $8, discount_fen = $9,
-       payment = $10, opening = $11, expires_at = $13, next_try_at = now() + $14::interval,
-       details_sealed = CASE WHEN $4 IN ('due', 'intent') THEN $12::bytea END
+       payment = $10, opening = $11, details_sealed = $12, expires_at = $13, next_try_at = now() + $14::interval
 WHERE reference = $1 AND created_at = $2 AND state = ANY($3) RETURNING true
 """
 
