@@ -1,6 +1,7 @@
 """A page of the feed costs what a page costs, however many events are behind it."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -20,14 +21,18 @@ FROM generate_series(1, $2::integer) n
 
 
 def read(node: dict[str, Any]) -> float:
-    """Rows that the scans of a plan have brought up."""
-    below = node.get("Plans", [])
-    return node["Actual Rows"] * node["Actual Loops"] if not below else sum(map(read, below))
+    """Rows that the scans of a plan have looked at, whether they were any good or not."""
+    if below := node.get("Plans", []):
+        return sum(map(read, below))
+    in_vain = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+    return float((node["Actual Rows"] + in_vain) * node["Actual Loops"])
 
 
-async def rows_read(dsn: str, statement: str, *arguments: object, first: int = -(10**9)) -> float:
+async def rows_read(
+    dsn: str, statement: str, *arguments: object, first: int = -(10**9), settings: Mapping[str, str] | None = None
+) -> float:
     """With statistics from before most events."""
-    connection = await asyncpg.connect(dsn)
+    connection = await asyncpg.connect(dsn, server_settings=dict(settings or {}))
     try:
         await connection.execute(_FILL, first, EVENTS // 10)
         await connection.execute("ANALYZE usage_event")
@@ -55,6 +60,12 @@ async def test_control_by_its_statistics_it_reads_everything(database: Database)
 async def test_the_lag_reads_next_to_nothing(database: Database) -> None:
     assert await rows_read(database.dsn, usage_events._LAG) < PAGE  # nothing is held back
     assert await rows_read(database.dsn, usage_events._LAG, first=10**12) < PAGE  # all that is new is
+
+
+async def test_control_without_an_index_rows_are_looked_at_in_vain(database: Database) -> None:
+    """None of them leaves its scan."""
+    off = dict.fromkeys(("enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"), "off")
+    assert await rows_read(database.dsn, usage_events._LAG, settings=off) > EVENTS
 
 
 async def test_control_the_oldest_is_looked_for_among_all(database: Database) -> None:
