@@ -197,8 +197,9 @@ PARTNER_LINK_EVENTS = Counter(
 )
 PARTNER_RELOADS = Counter("yikatong_partner_reloads_total", "Changes of partners noticed", ("result",))
 FEED_LAG_SECONDS = Gauge(
-    "yikatong_feed_lag_seconds", "Age of the oldest event that the feed cannot show yet", multiprocess_mode="mostrecent"
-)
+    "yikatong_feed_lag_seconds", "Age of the first event that a running transaction keeps out of the feed",
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
 OUTBOX_EVENTS = CounterTally(
     Counter("yikatong_outbox_events_total", "Usage events brought, by what was said of them", ("subscriber", "result"))
 )

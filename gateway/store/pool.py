@@ -67,14 +67,15 @@ async def assert_fit(connection: "AnyConnection") -> None:
         raise UnfitDatabase(f"schema version {version}, must be {latest()}: run `python -m gateway migrate`")
 
 
-FOR_VERIFIES = {"plan_cache_mode": "force_generic_plan"}
-"""Of connections whose statements are prepared once and look rows up by their keys: PostgreSQL would plan anew for
-every small batch, which takes longer (250 us for a verify) than what it hopes to gain."""
+ONE_PLAN = {"plan_cache_mode": "force_generic_plan"}
+"""Of connections that look rows up by their keys with statements prepared once (verifies, effects, outcomes, benefits,
+e-cards): PostgreSQL would plan anew for every small batch, which takes longer (250 us for a verify) than what it hopes
+to gain."""
 
 
-FOR_EFFECTS = FOR_VERIFIES | {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
-"""Settings of connections that look few rows up by their keys: a plan made while a table was empty would read all of it
-later, until its statistics are taken."""
+FOR_EFFECTS = ONE_PLAN | {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+"""... and few of them: a plan made while a table was empty would read all of it later, until its statistics are
+taken."""
 
 
 FOR_RETURNS = {"enable_seqscan": "off", "enable_mergejoin": "off"}
