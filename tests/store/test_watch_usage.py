@@ -2,8 +2,10 @@
 
 import datetime as dt
 import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -16,7 +18,7 @@ from gateway.domain.masking import Secret
 from gateway.flows import watch_usage
 from gateway.flows.watch_usage import WatchUsage
 from gateway.settings import Settings, load
-from gateway.store import anomalies
+from gateway.store import anomalies, usage_events
 from gateway.store.pool import Pool
 from tests.conftest import Database
 from tests.running import ROOT
@@ -161,6 +163,36 @@ async def test_more_than_a_page(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     await bench.refuse(17)
     await bench.watch.turn()
     assert await bench.found() == [("refusals", 8), ("refusals", 16)]
+
+
+async def rests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds after each of three full pages, for which the database lets it wait."""
+    slow = usage_events._PAGE.replace("ORDER BY", "AND (SELECT pg_sleep(0.1)::text) = '' ORDER BY")
+    assert slow != usage_events._PAGE
+    taken: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        taken.append(seconds)
+
+    monkeypatch.setattr(usage_events, "_PAGE", slow)
+    monkeypatch.setattr(watch_usage, "PAGE", 3)
+    monkeypatch.setattr(watch_usage, "asyncio", SimpleNamespace(sleep=rest))
+    await bench.refuse(10)
+    await bench.watch.turn()
+    assert len(taken) == 3
+    return taken
+
+
+async def test_it_rests_for_what_it_worked_and_not_for_what_it_waited(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 < min(await rests(bench, monkeypatch)) < watch_usage._REST_MAX_S
+
+
+async def test_no_page_is_worth_more_than_a_short_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting taken for work, 30 times as long, which is also the control of the test above."""
+    monkeypatch.setattr(watch_usage, "time", SimpleNamespace(thread_time=time.monotonic, monotonic=time.monotonic))
+    assert await rests(bench, monkeypatch) == [watch_usage._REST_MAX_S] * 3
 
 
 async def test_a_reversal_is_restated_and_shown_by_its_last_word(bench: Bench) -> None:
