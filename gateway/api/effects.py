@@ -5,9 +5,11 @@ from typing import Any
 from aiohttp import web
 
 from gateway.api.middleware import JSON, Call
-from gateway.flows.effects import Kind
+from gateway.domain.errors import Problem
+from gateway.flows.effects import Kind, Unfit
 
 JSON_HEADERS = {"Content-Type": JSON}
+_UNFIT = Unfit()
 
 
 async def do_once(call: Call, kind: Kind, what: Any) -> web.Response:
@@ -19,3 +21,8 @@ async def do_once(call: Call, kind: Kind, what: Any) -> web.Response:
     )
     headers = JSON_HEADERS | {"Idempotency-Replayed": "true"} if replayed else JSON_HEADERS
     return web.Response(status=answer.status, body=answer.body, headers=headers)
+
+
+async def refuse(call: Call, problem: Problem) -> web.Response:
+    """What today's configuration says against a request, unless its key has its answer. Raises as do_once() does."""
+    return await do_once(call, _UNFIT, problem)

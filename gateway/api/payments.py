@@ -5,10 +5,11 @@ from uuid import UUID
 
 from aiohttp import web
 
-from gateway.api.effects import do_once
+from gateway.api.effects import do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import PaymentRequest, RefundRequest, ReversalRequest, decoder
 from gateway.api.references import reference_of
+from gateway.directory import KnownScene
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.presentations import EcardCode
 from gateway.flows.pay import Pay, PayOrder, RefundPayment, ReversePayment, Undo
@@ -29,13 +30,10 @@ class Payments(NamedTuple):
 async def pay(call: Call) -> web.Response:
     gateway = call.gateway
     asked: PaymentRequest = _decode_payment(call.body)
-    scene = gateway.directory.scenes.get(asked.scene)
-    if scene is None:
-        raise Problem("validation_failed", errors=[FieldError("$.scene", "is not a scene of this gateway")])
-    if not scene.money:
-        raise Problem("validation_failed", errors=[FieldError("$.scene", "is one where no money moves")])
-    if asked.amount_fen > gateway.settings.gateway.payments.amount_max_fen:
-        raise Problem("validation_failed", errors=[FieldError("$.amount_fen", "is more than may be paid at once")])
+    try:
+        scene = _scene(call, asked)
+    except Problem as problem:
+        return await refuse(call, problem)
     presented = gateway.verify_card.present(
         call.caller_id, asked.presentation, asked.scene, scene.media[call.caller.caller.kind],
         asked.terminal_id, None,
@@ -58,6 +56,23 @@ async def reverse_payment(call: Call) -> web.Response:
 async def refund_payment(call: Call) -> web.Response:
     asked: RefundRequest = _decode_refund(call.body)
     return await do_once(call, call.gateway.payments.refund, Undo(_reference(call), asked.amount_fen))
+
+
+def _scene(call: Call, asked: PaymentRequest) -> KnownScene:
+    """Raises Problem 422: this may not be paid there."""
+    gateway = call.gateway
+    scene = gateway.directory.scenes.get(asked.scene)
+    if scene is None:
+        raise _invalid("$.scene", "is not a scene of this gateway")
+    if not scene.money:
+        raise _invalid("$.scene", "is one where no money moves")
+    if asked.amount_fen > gateway.settings.gateway.payments.amount_max_fen:
+        raise _invalid("$.amount_fen", "is more than may be paid at once")
+    return scene
+
+
+def _invalid(field: str, message: str) -> Problem:
+    return Problem("validation_failed", errors=[FieldError(field, message)])
 
 
 def _reference(call: Call) -> UUID:

@@ -8,14 +8,14 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from gateway.api.effects import JSON_HEADERS, do_once
+from gateway.api.effects import JSON_HEADERS, do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import RedemptionEnd, RedemptionRequest, effect_decoder
 from gateway.api.references import reference_of
 from gateway.crypto.pseudonym import CARD_REF_PATTERN
 from gateway.domain.errors import FieldError, Problem
-from gateway.domain.points import REDEEMED
 from gateway.domain.presentations import EcardCode
+from gateway.domain.redemptions import Outlet
 from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, End, ReservePoints, Wish
 from gateway.store import points
 
@@ -52,15 +52,18 @@ async def redeem(call: Call) -> web.Response:
     gateway = call.gateway
     asked: RedemptionRequest = _decode_redemption(call.body)
     settings = gateway.directory.points
-    credit, problem = _credit(call, asked)
+    try:
+        outlet = _outlet(call, asked)
+    except Problem as problem:
+        return await refuse(call, problem)
     scene = gateway.directory.scenes[settings.scene]
     presented = gateway.verify_card.present(
         call.caller_id, asked.presentation, settings.scene, scene.media[call.caller.caller.kind], asked.outlet_id, None
     )
-    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None and problem is None:
+    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
         presented = await gateway.ask_ecard.complete(presented, asked.presentation)
     reserved_for = dt.timedelta(seconds=settings.reserved_for_s)
-    wish = Wish(presented, asked.points, asked.item, asked.outlet_id, credit, reserved_for, problem)
+    wish = Wish(presented, asked.points, asked.item, asked.outlet_id, outlet.credit, reserved_for)
     response = await do_once(call, gateway.redemptions.reserve, wish)
     wish.count(scene.field, call.caller_id)
     return response
@@ -96,18 +99,17 @@ async def _end(call: Call, kind: CommitRedemption | CancelRedemption) -> web.Res
     return response
 
 
-def _credit(call: Call, asked: RedemptionRequest) -> tuple[UUID, Problem | None]:
-    """The account that gets the points at the caller's own outlet, and what is wrong unless it gives out the item for
-    these points."""
+def _outlet(call: Call, asked: RedemptionRequest) -> Outlet:
+    """The caller's own outlet, which gives out the item for these points. Raises Problem 422."""
     settings = call.gateway.directory.points
     outlet = settings.outlets.get(asked.outlet_id)
     if outlet is None or outlet.caller != call.caller_id:
-        return REDEEMED, _invalid("$.outlet_id", "is not an outlet of this caller")
+        raise _invalid("$.outlet_id", "is not an outlet of this caller")
     if asked.item not in outlet.items:
-        return outlet.credit, _invalid("$.item", "is not given out at this outlet")
+        raise _invalid("$.item", "is not given out at this outlet")
     if asked.points != settings.items[asked.item].points:
-        return outlet.credit, _invalid("$.points", "is not the price of the item")
-    return outlet.credit, None
+        raise _invalid("$.points", "is not the price of the item")
+    return outlet
 
 
 def _invalid(field: str, message: str) -> Problem:

@@ -6,10 +6,11 @@ from uuid import UUID
 
 from aiohttp import web
 
-from gateway.api.effects import do_once
+from gateway.api.effects import do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import VisitDetails, VisitOpening, VisitRequest, effect_decoder
 from gateway.api.references import reference_of
+from gateway.directory import KnownScene
 from gateway.domain.errors import FieldError, Problem
 from gateway.domain.masking import Secret
 from gateway.domain.presentations import EcardCode
@@ -32,6 +33,27 @@ class Visits(NamedTuple):
 async def visit(call: Call) -> web.Response:
     gateway = call.gateway
     asked: VisitRequest = _decode_visit(call.body)
+    try:
+        scene, kind, order = _order(call, asked)
+    except Problem as problem:
+        return await refuse(call, problem)
+    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
+        order.presented = await gateway.ask_ecard.complete(order.presented, asked.presentation)
+    try:
+        return await do_once(call, gateway.visits.begin[kind], order)
+    finally:
+        order.count(scene.field, call.caller_id)
+
+
+async def open_exit(call: Call) -> web.Response:
+    asked: VisitOpening = _decode_opening(call.body)
+    reference = reference_of(call.request.match_info["reference"])
+    return await do_once(call, call.gateway.visits.open, Paid(reference, UUID(asked.payment)))
+
+
+def _order(call: Call, asked: VisitRequest) -> tuple[KnownScene, VisitKind, VisitOrder]:
+    """Raises Problem 422: no such visit is possible there."""
+    gateway = call.gateway
     scene = gateway.directory.scenes.get(asked.scene)
     if scene is None:
         raise _invalid("$.scene", "is not a scene of this gateway")
@@ -44,19 +66,7 @@ async def visit(call: Call) -> web.Response:
     presented = gateway.verify_card.present(
         call.caller_id, asked.presentation, asked.scene, scene.media[call.caller.caller.kind], asked.terminal_id, None
     )
-    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
-        presented = await gateway.ask_ecard.complete(presented, asked.presentation)
-    order = VisitOrder(presented, partner, details, scene.benefits)
-    try:
-        return await do_once(call, gateway.visits.begin[scene.visit], order)
-    finally:
-        order.count(scene.field, call.caller_id)
-
-
-async def open_exit(call: Call) -> web.Response:
-    asked: VisitOpening = _decode_opening(call.body)
-    reference = reference_of(call.request.match_info["reference"])
-    return await do_once(call, call.gateway.visits.open, Paid(reference, UUID(asked.payment)))
+    return scene, scene.visit, VisitOrder(presented, partner, details, scene.benefits)
 
 
 def _partner(call: Call, terminal_id: str, kind: VisitKind) -> str:

@@ -112,6 +112,18 @@ class TwoStep(Protocol):
         ...
 
 
+class Unfit:
+    """Kind of effect of a request that does not fit today's configuration; `what` is the Problem.
+
+    It is told when the key was claimed: a repetition of a request that did fit has its answer, whatever changed since.
+    """
+
+    name = "unfit"
+
+    async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Sequence[Done | Problem]:
+        return [asked.what for asked in batch]
+
+
 class Effect(NamedTuple):
     """One request on its way."""
 

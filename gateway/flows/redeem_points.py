@@ -56,23 +56,17 @@ class RedemptionAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Wish:
-    """What a person wants to have; `judged` and `state` are there once it was carried out.
-
-    `problem` is why the wish does not fit today's outlets and prices. It is told by perform() alone: a repetition of a
-    wish that did fit has its answer, whatever changed since.
-    """
+    """What a person wants to have; `judged` and `state` are there once it was carried out."""
 
     def __init__(
-        self, presented: Presented, amount: int, item: str, outlet_id: str, credit: UUID, reserved_for: dt.timedelta,
-        problem: Problem | None = None,
-    ) -> None:  # fmt: skip
+        self, presented: Presented, amount: int, item: str, outlet_id: str, credit: UUID, reserved_for: dt.timedelta
+    ) -> None:
         self.presented = presented
         self.points = amount
         self.item = item
         self.outlet_id = outlet_id
         self.credit = credit
         self.reserved_for = reserved_for
-        self.problem = problem
         self.judged: Judged | None = None
         self.state: RedemptionState | None = None
 
@@ -109,11 +103,6 @@ class ReservePoints:
         self._verify_timeout_s = verify_timeout_s
 
     async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Results:
-        fit = [asked for asked in batch if asked.what.problem is None]
-        done = iter(await self._reserve(connection, fit) if fit else ())
-        return [asked.what.problem or next(done) for asked in batch]
-
-    async def _reserve(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Results:
         presented = [asked.what.presented for asked in batch]
         judged = await verify_batch(connection, presented, self._status_max_age, self._verify_timeout_s)
         held = await redemptions.lock_holders(connection, {row[1] for row in judged if row[0] == Reason.OK})

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.domain.cards import CardStatus
 from gateway.store.embedded import EmbeddedPostgres
+from tests.api.test_changes import put
 from tests.api.test_evidence import show
 from tests.running import eventually
 from tests.visits import CHEAP, DEAR, ENDS_S, Street, barriers, street_at
@@ -166,6 +167,39 @@ async def test_what_is_wrong_is_named(
 ) -> None:
     status, answer = await street.visit(await street.card(), scene, terminal, **details)
     assert (status, answer["code"], answer["errors"][0]["field"]) == (422, "validation_failed", field)
+
+
+CHANGES = {
+    "nobody acts there": ("scenes.toml", 'visit = "check_in"\n', "", "$.scene"),
+    "it is another visit": ("scenes.toml", 'visit = "check_in"\n', 'visit = "bill"\n', "$.details.amount_fen"),
+    "the merchant has gone": ("partners.toml", '"H-*"', '"X-*"', "$.terminal_id"),
+}
+"""In which file, what becomes what, and what does not fit then."""
+
+
+@pytest.mark.parametrize("name", CHANGES)
+async def test_a_repeated_visit_has_its_answer_whatever_changed_since(street: Street, name: str) -> None:
+    card, (file, before, after, field) = await street.card(), CHANGES[name]
+    text = (Path(street.running.environment["CONFIG_DIR"]) / file).read_text()
+    assert text.count(before) == 1
+    key = f"before-{name}".replace(" ", "-")
+    first = await street.visit(card, "hotel.checkin", "H-1", key, booking="B-1")
+    assert (first[0], first[1]["status"]) == (200, "checked_in")
+
+    async def new_ones_are(status: int) -> bool:
+        return (await street.visit(card, "hotel.checkin", "H-1", booking="B-2"))[0] == status
+
+    put(street.running, file, text.replace(before, after))
+    await eventually(lambda: new_ones_are(422), 60, "the change is taken up")
+    assert await street.visit(card, "hotel.checkin", "H-1", key, booking="B-1") == first
+    assert (await street.visit(card, "hotel.checkin", "H-1", key, booking="B-2"))[1]["code"] == "idempotency_key_reused"
+    status, answer = await street.visit(card, "hotel.checkin", "H-1", f"meanwhile-{key}", booking="B-3")
+    assert (status, answer["code"], answer["errors"][0]["field"]) == (422, "validation_failed", field)
+
+    put(street.running, file, text)
+    await eventually(lambda: new_ones_are(200), 60, "it is as before")
+    status, _ = await street.visit(card, "hotel.checkin", "H-1", f"meanwhile-{key}", booking="B-3")
+    assert status == 200, "a refusal was not kept"
 
 
 async def test_a_new_merchant_is_one_block(street: Street) -> None:

@@ -1,0 +1,36 @@
+"""Scenes change while the gateway runs, and what was paid before is still answered as it was."""
+
+import json
+from pathlib import Path
+
+from tests.api.test_changes import put
+from tests.running import eventually
+from tests.tills import PATH, Till, order
+from tests.tills import till as till
+
+
+async def test_a_repeated_payment_has_its_answer_though_no_money_moves_there_now(till: Till) -> None:
+    card = await till.card()
+    body = order(card)
+    scenes = (Path(till.gateway.environment["CONFIG_DIR"]) / "scenes.toml").read_text()
+    head, block, rest = scenes.partition('[scenes."market.till"]')
+    assert "money = true" in rest.partition("[scenes.")[0]
+    first = await till.merchant.effect(PATH, body, key="before")
+    assert first[0] == 200
+
+    async def new_ones_are(status: int) -> bool:
+        return (await till.merchant.effect(PATH, order(card)))[0] == status
+
+    put(till.gateway, "scenes.toml", head + block + rest.replace("money = true\n", "", 1))
+    await eventually(lambda: new_ones_are(422), 60, "the scene takes no money")
+    status, raw, headers = await till.merchant.effect(PATH, body, key="before")
+    assert (status, raw, headers["Idempotency-Replayed"]) == (200, first[1], "true")
+    other = order(card)
+    status, raw, _ = await till.merchant.effect(PATH, other, key="before")
+    assert (status, json.loads(raw)["code"]) == (422, "idempotency_key_reused")
+    status, raw, _ = await till.merchant.effect(PATH, other, key="meanwhile")
+    assert (status, json.loads(raw)["errors"][0]["field"]) == (422, "$.scene")
+
+    put(till.gateway, "scenes.toml", scenes)
+    await eventually(lambda: new_ones_are(200), 60, "it takes money again")
+    assert (await till.merchant.effect(PATH, other, key="meanwhile"))[0] == 200, "a refusal was not kept"
