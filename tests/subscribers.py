@@ -14,7 +14,10 @@ import asyncpg
 
 from gateway.crypto.pseudonym import Pseudonyms
 from gateway.domain.masking import Secret
+from gateway.domain.operations import DeliverUsage
+from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.flows.deliver_usage import IDLE_S, DeliverHeld, DeliverPages, Delivery, Send, Subscriber
+from gateway.partners.phases import Why
 from gateway.settings import Settings, load
 from gateway.store import outbox
 from gateway.store.pool import Pool
@@ -182,3 +185,46 @@ class Relay:
                     return turn
                 self.now = max(self.now, time)
         raise AssertionError(f"not done in {turns_max} turns")
+
+
+class Receiver:
+    """A subscriber in the test's own process. `poison`: a batch with such an event is not answered; `refuses` one."""
+
+    def __init__(self) -> None:
+        self.arrived: list[tuple[str, str, bool, bool]] = []
+        """(event_id, card_ref, redelivery, replayed) of what it took, in order."""
+        self.calls: list[list[str]] = []
+        self.poison: set[str] = set()
+        self.refuses: set[str] = set()
+        self.reached = True
+
+    async def __call__(self, op: DeliverUsage) -> Outcome:
+        ids = [item.event.event_id for item in op.items]
+        if not self.reached:
+            return NotSent(Why.NO_CONNECTION)
+        self.calls.append(ids)
+        if self.poison.intersection(ids):
+            return Unknown("HTTP 500")
+        known, barred, refused, duplicates = {one[0] for one in self.arrived}, set(), [], 0
+        for item in op.items:
+            event = item.event
+            card = event.card_ref if isinstance(event.card_ref, str) else event.event_id
+            if event.event_id in known:
+                assert item.redelivery
+                duplicates += 1
+            elif event.event_id in self.refuses or card in barred:
+                barred.add(card)
+                refused.append([event.event_id, "unknown_scene" if event.event_id in self.refuses else "behind"])
+            else:
+                self.arrived.append((event.event_id, card, item.redelivery, item.replayed))
+        return Approved(facts={"duplicates": duplicates, "refused": refused})
+
+    def cards(self) -> set[tuple[str, ...]]:
+        return by_card([(event_id, card) for event_id, card, *_ in self.arrived])
+
+
+async def turn_through(relay: Relay) -> dt.datetime | None:
+    """All that can be done now; returns the time when there is more."""
+    while 0.0 in (await relay.pages.turn(), await relay.held.turn()):
+        pass
+    return await relay.next_time()

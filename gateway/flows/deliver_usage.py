@@ -312,7 +312,8 @@ class DeliverHeld:
         now = self._delivery.now()
         delivered: list[Row] = []
         failures: list[Failed] = []
-        for (row, tries, *_), outcome in zip(due, outcomes, strict=True):
+        for event, outcome in zip(due, outcomes, strict=True):
+            row, tries, at = event.row, event.tries, event.regular_at
             told = acknowledgement(outcome)
             if told is not None:
                 self._delivery.count(told, 1)
@@ -320,9 +321,10 @@ class DeliverHeld:
                 delivered.append(row)
             elif not was_no_try(outcome):
                 code = told.refused[row.event_id] if told is not None else None
-                counted = max(tries, 1) if told is None and self._delivery.out else tries + 1
-                at = next_try(counted, now, self._delivery.chance())
-                failures.append(Failed(row.position, row.event_id, code, counted, at))
+                if at is None:
+                    tries = max(tries, 1) if told is None and self._delivery.out else tries + 1
+                    at = next_try(tries, now, self._delivery.chance())
+                failures.append(Failed(row.position, row.event_id, code, tries, at))
         async with self._delivery.transaction() as (connection, _):
             dead = await outbox.settle(connection, self._name, delivered, failures, now)
         if dead:

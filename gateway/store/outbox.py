@@ -5,7 +5,6 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-from gateway.domain.outbox import SET_ASIDE_TRIES
 from gateway.store.usage_events import Cursor, Row
 
 if TYPE_CHECKING:
@@ -54,6 +53,8 @@ class Due(NamedTuple):
     tries: int
     sent: bool
     replayed: bool
+    regular_at: dt.datetime | None
+    """Its turn would have come then: it was woken, and this try counts for nothing."""
 
 
 class Failed(NamedTuple):
@@ -164,13 +165,14 @@ async def due(connection: "AnyConnection", name: str, now: dt.datetime, limit: i
             UPDATE outbox_held h SET sent = true FROM chosen
             WHERE h.subscriber = $1 AND h.position = chosen.position AND h.event_id = chosen.event_id
         )
-        SELECT {_EVENT}, chosen.tries, chosen.sent, chosen.replayed
+        SELECT {_EVENT}, chosen.tries, chosen.sent, chosen.replayed,
+               CASE WHEN chosen.regular_at > chosen.next_try_at THEN chosen.regular_at END
         FROM chosen JOIN usage_event e USING (position, event_id, recorded_at)
         ORDER BY e.position, e.event_id
         """,  # noqa: S608 - names of columns
         name, now, limit,
     )  # fmt: skip
-    return [Due(Row(*row[:-3]), *row[-3:]) for row in rows]
+    return [Due(Row(*row[:-4]), *row[-4:]) for row in rows]
 
 
 async def settle(
@@ -184,7 +186,8 @@ async def settle(
         name, [row.position for row in delivered], [row.event_id for row in delivered],
     )}  # fmt: skip
     await connection.execute(
-        "UPDATE outbox_held h SET code = f.code, tries = f.tries, next_try_at = f.next_try_at"
+        "UPDATE outbox_held h SET code = f.code, tries = f.tries, next_try_at = f.next_try_at,"
+        " regular_at = CASE WHEN h.regular_at > h.next_try_at THEN h.regular_at END"  # woken already, until its own try
         " FROM unnest($2::bigint[], $3::uuid[], $4::text[], $5::smallint[], $6::timestamptz[])"
         " AS f (position, event_id, code, tries, next_try_at)"
         " WHERE h.subscriber = $1 AND h.position = f.position AND h.event_id = f.event_id",
@@ -206,12 +209,14 @@ async def settle(
 
 
 async def wake(connection: "AnyConnection", name: str, now: dt.datetime) -> None:
-    """It answers again: what only lacked an answer is due at once. Each once: who fails alone then has to wait, or
-    every short outage would take a try of its 72 hours."""
+    """It answers again: what only lacked an answer is due at once, each event once between two of its own tries.
+
+    Otherwise each of many that are never answered would wake all the others, whenever the feed has come past it.
+    """
     await connection.execute(
-        "UPDATE outbox_held SET next_try_at = $2"
-        " WHERE subscriber = $1 AND next_try_at > $2 AND code IS NULL AND tries <= $3",
-        name, now, SET_ASIDE_TRIES,
+        "UPDATE outbox_held SET regular_at = next_try_at, next_try_at = $2"
+        " WHERE subscriber = $1 AND next_try_at > $2 AND code IS NULL AND regular_at IS NULL",
+        name, now,
     )  # fmt: skip
 
 
