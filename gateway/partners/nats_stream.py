@@ -20,6 +20,7 @@ from gateway.configuration import OutboxNats
 from gateway.domain.operations import DeliverUsage
 from gateway.domain.outbox import FeedItem
 from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
+from gateway.log import describe
 from gateway.partners.phases import Why
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 _CONNECT_S = 3.0
 _ACKNOWLEDGED_S = 10.0
 _CLOSED_S = 1.0
+_AWAY = (nats.errors.Error, OSError, TimeoutError, ValueError)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -53,14 +55,14 @@ class NatsStream:
             try:
                 stream = await self._connected()
             except Exception as error:  # noqa: BLE001 - nothing was sent
-                log.warning("no stream", error=type(error).__name__)
+                log.warning("no stream", error=_named(error))
                 return NotSent(Why.NO_CONNECTION)
             try:
                 async with asyncio.timeout(_ACKNOWLEDGED_S):
                     waiting = [await self._publish(stream, item) for item in op.items]
                     acknowledged = await asyncio.gather(*waiting)
             except Exception as error:  # noqa: BLE001 - whatever it was, some may have arrived
-                log.warning("not acknowledged by the stream", error=type(error).__name__)
+                log.warning("not acknowledged by the stream", error=_named(error))
                 await self.close()
                 return Unknown(Why.NO_ANSWER)
         return Approved(facts={"duplicates": sum(bool(ack.duplicate) for ack in acknowledged), "refused": []})
@@ -73,7 +75,7 @@ class NatsStream:
                 async with asyncio.timeout(_CLOSED_S):
                     await client.close()
             except Exception as error:  # noqa: BLE001 - it is given up in any case
-                log.warning("stream's connection not closed well", error=type(error).__name__)
+                log.warning("stream's connection not closed well", error=_named(error))
 
     async def _publish(self, stream: "JetStreamContext", item: FeedItem) -> "asyncio.Future[PubAck]":
         subject = f"{self._settings.subject}.{item.event.scene}"
@@ -110,12 +112,18 @@ class NatsStream:
 
     def _credentials(self) -> Path | None:
         """Raises OSError, ValueError: the client would look for ever for what is missing in the file."""
-        if not self._settings.credentials_file:
+        name = self._settings.credentials_file
+        if not name:
             return None
-        file = self._data_dir / self._settings.credentials_file
-        text = file.read_text()
+        file = self._data_dir / name
+        try:
+            text = file.read_text()
+        except (OSError, ValueError):
+            log.error("the stream's credentials cannot be read", file=name)
+            raise
         if not all(f"BEGIN {part}" in text for part in ("NATS USER JWT", "USER NKEY SEED")):
-            raise ValueError(f"{file.name} is no file of NATS credentials")
+            log.error("the stream's credentials are not whole", file=name)
+            raise ValueError(f"{name} is no file of NATS credentials")
         return file
 
     def _tls(self) -> ssl.SSLContext | None:
@@ -146,6 +154,12 @@ def _covers(pattern: str, subject: str) -> bool:
         if place >= len(ours) or ours[place] == ">" or word not in ("*", ours[place]):
             return False
     return len(words) == len(ours)
+
+
+def _named(error: Exception) -> str:
+    """By its type: a text may quote what is secret. What no server and no file brings about is a mistake: with its
+    place."""
+    return type(error).__name__ if isinstance(error, _AWAY) else describe(type(error), error.__traceback__)
 
 
 async def _tell(error: Exception) -> None:

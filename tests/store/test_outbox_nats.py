@@ -1,18 +1,23 @@
 """The fan-out to NATS JetStream against a real server, which is killed in between."""
 
 import asyncio
+import datetime as dt
 import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import msgspec
 import nats
 import pytest
+from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
+from structlog.testing import capture_logs
 
+from gateway.domain.operations import DeliverUsage
 from gateway.domain.outcome import NotSent
 from gateway.partners import nats_stream
 from gateway.partners.nats_stream import NatsStream
@@ -150,9 +155,31 @@ async def test_without_a_stream_nothing_is_sent(database: Database, tmp_path: Pa
             return outcomes[-1]
 
         async with Relay(database.dsn, send, "nats", 500, 1) as relay:
-            assert await relay.pages.turn() > 0
+            with capture_logs() as lines:
+                assert await relay.pages.turn() > 0
         await sending.close()
         assert [type(outcome) for outcome in outcomes] == [NotSent]
+        assert lines[-1]["event"] == "no stream" and " at " not in lines[-1]["error"]
+        assert [line["file"] for line in lines if "file" in line] == ["user.creds"] * ("credentials_file" in changes)
+        assert "SEED" not in str(lines)
+
+
+class Mistaken(Client):
+    """As if the library had changed."""
+
+    async def connect(self, *_: object, **__: object) -> None:
+        raise AttributeError("of a user called SECRET")
+
+
+async def test_a_mistake_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_stream, "Client", Mistaken)
+    now = dt.datetime.now(dt.UTC)
+    sending = NatsStream(load({}).gateway.outbox.nats, tmp_path)
+    with capture_logs() as lines:
+        outcome = await sending.send(DeliverUsage(reference=uuid4(), at=now, sequence=1, items=()))
+    assert isinstance(outcome, NotSent)
+    assert "AttributeError at " in lines[0]["error"] and "test_outbox_nats.py" in lines[0]["error"]
+    assert "SECRET" not in str(lines)
 
 
 @pytest.mark.parametrize(
