@@ -28,6 +28,8 @@ class Use(NamedTuple):
     event_id: UUID
     """A UUIDv7 of ours: it becomes the id of the transfer, and so nothing is earned twice for it."""
     card_id: UUID
+    person_id: UUID
+    """Its holder."""
     scene: str
     amount_fen: int
     occurred_at: dt.datetime
@@ -57,7 +59,7 @@ class EarnPoints:
         self._rules = rules
 
     async def earn(self, connection: "AnyConnection", uses: Sequence[Use]) -> EarnFigures:
-        """Inside a transaction. An event that earned before earns nothing more; a card that is not known, nothing.
+        """Inside a transaction. An event that earned before earns nothing more.
 
         A reversal takes back what its event had earned, at most what the person can still spend; what is missing stays
         in the transfer's shortfall. Raises asyncpg.PostgresError.
@@ -68,22 +70,17 @@ class EarnPoints:
         reversing = {use.event_id: use for use in uses if use.reverses is not None}
         if not earning and not reversing:
             return EarnFigures()
-        cards = [use.card_id for use in (*earning.values(), *reversing.values())]
-        holders = await points.lock_holders(connection, [card_id.hex for card_id in cards])
-        holder_of = {card_id: holder for card_id, holder in zip(cards, holders, strict=True) if holder}
-        wanted = [
-            each for use in earning.values()
-            if use.card_id in holder_of and (each := _earning(rules, use, holder_of[use.card_id])) is not None
-        ]  # fmt: skip
+        await points.lock_persons(connection, {use.person_id.hex for use in (*earning.values(), *reversing.values())})
+        wanted = [each for use in earning.values() if (each := _earning(rules, use)) is not None]
         granted = await points.earn(connection, wanted, ISSUED) if wanted else 0
-        taken = await _take_back(connection, rules, reversing, holder_of) if reversing else []
+        taken = await _take_back(connection, rules, reversing) if reversing else []
         await points.post(connection, taken)
         return EarnFigures(
             granted, -sum(transfer.points for transfer in taken), sum(transfer.shortfall for transfer in taken)
         )
 
 
-def _earning(rules: EarnRules, use: Use, person_id: str) -> Earning | None:
+def _earning(rules: EarnRules, use: Use) -> Earning | None:
     """What a use would earn if no limit of its day were reached."""
     rule = rules.scenes[use.scene]
     amount = min(earned(rule, use.amount_fen), rule.daily_max)
@@ -91,19 +88,16 @@ def _earning(rules: EarnRules, use: Use, person_id: str) -> Earning | None:
         return None
     day = use.occurred_at.astimezone(CHINA).date()
     return Earning(
-        use.event_id.hex, str(uuid7_unix_ms(use.event_id)), use.card_id.hex, person_id, use.scene, day.isoformat(),
-        expires_on(day, rules.valid_months).isoformat(), str(amount), str(rule.daily_max),
+        use.event_id.hex, str(uuid7_unix_ms(use.event_id)), use.card_id.hex, use.person_id.hex, use.scene,
+        day.isoformat(), expires_on(day, rules.valid_months).isoformat(), str(amount), str(rule.daily_max),
     )  # fmt: skip
 
 
-async def _take_back(
-    connection: "AnyConnection", rules: EarnRules, asked: Mapping[UUID, Use], holder_of: Mapping[UUID, str]
-) -> list[Transfer]:
+async def _take_back(connection: "AnyConnection", rules: EarnRules, asked: Mapping[UUID, Use]) -> list[Transfer]:
     """The transfers that undo what the reversed events had earned; their lots are written."""
     done = await points.known(connection, list(asked))
-    persons = {use.card_id: UUID(holder_of[use.card_id]) for use in asked.values() if use.card_id in holder_of}
-    accounts = await points.lock(connection, set(persons.values()))
-    reversals = [use for key, use in asked.items() if key not in done and use.card_id in persons]
+    accounts = await points.lock(connection, {use.person_id for use in asked.values()})
+    reversals = [use for key, use in asked.items() if key not in done]
     undone: dict[UUID, int] = {}
     originals: dict[UUID, Transfer] = {}
     for key, earned_by in (
@@ -113,13 +107,13 @@ async def _take_back(
     available = defaultdict(int, {person_id: account.available for person_id, account in accounts.items()})
     lots = {
         person_id: {lot.expires_on: lot for lot in held}
-        for person_id, held in (await points.lots_of(connection, {persons[use.card_id] for use in reversals})).items()
+        for person_id, held in (await points.lots_of(connection, {use.person_id for use in reversals})).items()
     }
     changed: dict[tuple[UUID, dt.date], Lot] = {}
     transfers: list[Transfer] = []
     for use in reversals:
         original = originals.get(use.reverses) if use.reverses else None
-        if original is None or original.person_id != persons[use.card_id]:
+        if original is None or original.person_id != use.person_id:
             continue  # it earned nothing, or was another person's
         person_id = original.person_id
         due = original.points - undone.get(original.transfer_id, 0)

@@ -190,7 +190,8 @@ def _event(event_id: str, given: Given, known: Known) -> NewEvent:
 def _earning(event_id: str, given: Given, known: Known, original_id: str | None) -> Use:
     line = given.line
     reverses = None if original_id is None else UUID(original_id)
-    return Use(UUID(event_id), UUID(known.card_id), line.scene, line.amount_fen or 0, line.occurred_at, reverses)
+    card_id, person_id = UUID(known.card_id), UUID(known.person_id)
+    return Use(UUID(event_id), card_id, person_id, line.scene, line.amount_fen or 0, line.occurred_at, reverses)
 
 
 def _event_id(unix_ms: int, number: int, chance: bytes) -> str:

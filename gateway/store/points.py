@@ -79,25 +79,17 @@ SELECT DISTINCT person_id, 'citizen' FROM card
 WHERE card_id = ANY($1) AND NOT EXISTS (SELECT FROM points_account WHERE account_id = person_id)
 ORDER BY person_id ON CONFLICT DO NOTHING
 """
-# Thousands of ids as one text. A subquery for each, or LATERAL with FOR UPDATE, looks each up by its key, in their
-# order: a plan that is kept for all later texts does not know how many there are, and might read the whole table.
-_OPEN_HOLDERS = """
-WITH asked AS MATERIALIZED (
-    SELECT item, (SELECT person_id FROM card WHERE card.card_id = asked.card_id)
-    FROM unnest(string_to_array($1, E'\\x1f')::uuid[]) WITH ORDINALITY AS asked(card_id, item)
-), opened AS (
-    INSERT INTO points_account (account_id, kind)
-    SELECT DISTINCT person_id, 'citizen' FROM asked
-    WHERE person_id IS NOT NULL AND (SELECT true FROM points_account WHERE account_id = person_id) IS NULL
-    ORDER BY person_id ON CONFLICT DO NOTHING
-)
-SELECT coalesce(string_agg(coalesce(person_id::text, ''), E'\\x1f' ORDER BY item), '') FROM asked
+# Thousands of ids as one text, in their order. A subquery for each, or LATERAL with FOR UPDATE, looks each up by key:
+# a plan that is kept for all later texts does not know how many there are, and might read the whole table.
+_OPEN_PERSONS = """
+INSERT INTO points_account (account_id, kind)
+SELECT person_id, 'citizen' FROM unnest(string_to_array($1, E'\\x1f')::uuid[]) AS asked(person_id)
+WHERE (SELECT true FROM points_account WHERE account_id = person_id) IS NULL
+ON CONFLICT DO NOTHING
 """
-_LOCK_HOLDERS = """
-SELECT count(*) FROM (
-    SELECT DISTINCT account_id FROM unnest(string_to_array($1, E'\\x1f', '')::uuid[]) AS asked(account_id)
-    ORDER BY account_id
-) asked, LATERAL (SELECT FROM points_account held WHERE held.account_id = asked.account_id FOR UPDATE) AS locked
+_LOCK_PERSONS = """
+SELECT count(*) FROM unnest(string_to_array($1, E'\\x1f')::uuid[]) AS asked(account_id),
+    LATERAL (SELECT FROM points_account held WHERE held.account_id = asked.account_id FOR UPDATE) AS locked
 """
 _LOCK = """
 SELECT account_id, balance, reserved FROM points_account
@@ -157,14 +149,11 @@ async def lock(connection: "AnyConnection", account_ids: Collection[UUID]) -> di
     return {row[0]: Account(row[1], row[2]) for row in await connection.fetch(_LOCK, list(account_ids))}
 
 
-async def lock_holders(connection: "AnyConnection", card_ids: Sequence[str]) -> list[str]:
-    """lock() for the holders of cards, thousands at once; the ids as hex. Those who have no account get one.
-
-    Returns the holders, one for each card; empty for a card that does not exist.
-    """
-    holders: str = await connection.fetchval(_OPEN_HOLDERS, _SEPARATOR.join(card_ids))
-    await connection.execute(_LOCK_HOLDERS, holders)
-    return holders.split(_SEPARATOR)
+async def lock_persons(connection: "AnyConnection", person_ids: Collection[str]) -> None:
+    """lock() for thousands at once; the ids as hex. Those who have no account get one."""
+    asked = _SEPARATOR.join(sorted(person_ids))
+    await connection.execute(_OPEN_PERSONS, asked)
+    await connection.execute(_LOCK_PERSONS, asked)
 
 
 async def earn(connection: "AnyConnection", earnings: Sequence[Earning], issuer: UUID) -> int:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _LOOK = (Path(__file__).parent / "usage_return.sql").read_text()
 _SEPARATOR = "\x1f"
-_CARD_WIDTH = 44
-_NOBODY = "-" * 43
+_CARD_WIDTH = 80
+_NOBODY = "-" * 79
 
 COLLIDED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError)
 """Another transaction was at the same ids or uses: nothing was written, and trying again finds what it wrote."""
@@ -44,6 +44,7 @@ class Known(NamedTuple):
     """What the database knows of a line. `card_id` is empty for a card that is not there."""
 
     card_id: str
+    person_id: str
     generation: str
     region: str
     id_is_used: bool
@@ -104,11 +105,12 @@ async def look(connection: "AnyConnection", caller: str, keys: Sequence[Key]) ->
     found: str = row["found"]
     known = []
     for at in range(0, len(found), _CARD_WIDTH):
-        used = found[at + 43] == "k"
+        used = found[at + 79] == "k"
         if found.startswith(_NOBODY, at):
-            known.append(Known("", "", "", used))
+            known.append(Known("", "", "", "", used))
         else:
-            known.append(Known(found[at : at + 36], found[at + 36], found[at + 37 : at + 43], used))
+            card, person, region = found[at : at + 36], found[at + 36 : at + 72], found[at + 73 : at + 79]
+            known.append(Known(card, person, found[at + 72], region, used))
     return Place(row["position"], row["recorded_at"]), known
 
 

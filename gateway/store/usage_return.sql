@@ -8,13 +8,14 @@ WITH given AS MATERIALIZED (
 )
 SELECT pg_current_xact_id()::text::bigint + (SELECT xid_offset FROM feed_origin) AS position,
        now() AS recorded_at,
-       -- 36 of the id, 1 of the generation, 6 of the region, 1 whether the line's id is known; store/usage_return.py
-       string_agg(coalesce(c.card_id::text || c.generation || c.region, repeat('-', 43))
+       -- 36 each of the card's and its holder's id, 1 of the generation, 6 of the region, 1 whether the line's id is known;
+       -- store/usage_return.py takes it apart
+       string_agg(coalesce(c.card_id::text || c.person_id::text || c.generation || c.region, repeat('-', 79))
                   || CASE WHEN EXISTS (SELECT FROM usage_return WHERE caller = $1 AND id = g.id) THEN 'k' ELSE 'n' END,
                   '' ORDER BY item) AS found
 FROM given g
 LEFT JOIN LATERAL (
-    SELECT card_id, generation, region FROM card WHERE chip_index = g.chip_index
+    SELECT card_id, person_id, generation, region FROM card WHERE chip_index = g.chip_index
     UNION ALL
-    SELECT card_id, generation, region FROM card WHERE card_id = g.asked
+    SELECT card_id, person_id, generation, region FROM card WHERE card_id = g.asked
 ) c ON true

@@ -169,7 +169,8 @@ class Ledger(RuleBasedStateMachine):
     def _event(self, event: Event) -> int:
         reverses = None if event.reverses is None else self.uses[event.reverses].event_id
         noon = dt.datetime.combine(event.day, dt.time(12), CHINA)
-        self.uses.append(Use(new_id(), self.cards[event.person], event.scene, event.fen, noon, reverses))
+        card_id, person_id = self.cards[event.person], self.persons[event.person]
+        self.uses.append(Use(new_id(), card_id, person_id, event.scene, event.fen, noon, reverses))
         self.model.events.append(event)
         return len(self.uses) - 1
 

@@ -42,6 +42,7 @@ class Market:
     """Each method is one transaction of one rival."""
 
     def __init__(self, cards: Mapping[UUID, UUID], pool: Pool) -> None:
+        self._holders = list(cards.items())
         self._cards, self._persons = list(cards), sorted(cards.values(), reverse=True)
         self._past: deque[Use] = deque(maxlen=200)
         self._reserved: deque[tuple[str, UUID]] = deque(maxlen=500)
@@ -51,7 +52,7 @@ class Market:
     async def earn(self, connection: "Connection", chance: random.Random) -> None:
         now = dt.datetime.now(dt.UTC)
         uses = [
-            Use(new_id(), chance.choice(self._cards), "till", chance.randrange(3000),
+            Use(new_id(), *chance.choice(self._holders), "till", chance.randrange(3000),
                 now - dt.timedelta(days=chance.randrange(40)))
             for _ in range(200)
         ]  # fmt: skip

@@ -15,7 +15,7 @@ from gateway.flows.earn_points import EarnFigures, EarnPoints, Use
 from gateway.store import points
 from gateway.store.embedded import EmbeddedPostgres
 from tests.conftest import drop_database, make_database
-from tests.ledger import add_people, broken_rules, new_id
+from tests.ledger import add_people, broken_rules, new_id, persons_of
 
 if TYPE_CHECKING:
     from gateway.store.pool import Connection
@@ -35,7 +35,9 @@ class Ledger(NamedTuple):
 
     async def earn(self, *uses: Use) -> EarnFigures:
         async with self.app.transaction():
-            return await EarnPoints(lambda: RULES).earn(self.app, uses)
+            holders = await persons_of(self.app, [each.card_id for each in uses])
+            held = [each._replace(person_id=holders[each.card_id]) for each in uses]
+            return await EarnPoints(lambda: RULES).earn(self.app, held)
 
     async def balance(self, card: UUID) -> int:
         found = await points.lock(self.app, [self.people[card]])
@@ -62,11 +64,12 @@ async def ledger(connected: Ledger) -> AsyncIterator[Ledger]:
 
 
 def use(card: UUID, amount_fen: int = 1250, scene: str = "market.till", at: dt.datetime = NOON) -> Use:
-    return Use(new_id(), card, scene, amount_fen, at)
+    """Its holder is looked up as it is given (Ledger.earn)."""
+    return Use(new_id(), card, card, scene, amount_fen, at)
 
 
 def reversal(of: Use, card: UUID | None = None) -> Use:
-    return Use(new_id(), card or of.card_id, of.scene, of.amount_fen, of.occurred_at, of.event_id)
+    return of._replace(event_id=new_id(), card_id=card or of.card_id, reverses=of.event_id)
 
 
 async def test_a_use_earns_by_the_rule_of_its_scene_rounded_down(ledger: Ledger) -> None:
@@ -74,7 +77,6 @@ async def test_a_use_earns_by_the_rule_of_its_scene_rounded_down(ledger: Ledger)
     issued = (await points.lock(ledger.app, [ISSUED]))[ISSUED].balance
     figures = await ledger.earn(
         use(first, 1299), use(first, 0, "transit.bus"), use(second, 99), use(second, 5000, "exam.checkin"),
-        use(new_id()),
     )  # fmt: skip
     assert figures == EarnFigures(14, 0, 0)
     assert (await ledger.balance(first), await ledger.balance(second)) == (14, 0)
@@ -170,9 +172,9 @@ async def test_rivals_earn_for_the_same_people_without_a_loss(ledger: Ledger) ->
         try:
             for turn in range(5):
                 cards = ledger.cards[:: -1 if (seed + turn) % 2 else 1]
+                uses = [use(card, 300)._replace(person_id=ledger.people[card]) for card in cards]
                 async with connection.transaction():
-                    flow = EarnPoints(lambda: RULES)
-                    total += (await flow.earn(connection, [use(card, 300) for card in cards])).earned
+                    total += (await EarnPoints(lambda: RULES).earn(connection, uses)).earned
         finally:
             await connection.close()
         return total

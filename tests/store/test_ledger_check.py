@@ -135,7 +135,7 @@ async def test_it_holds_in_every_snapshot_while_writers_are_busy(ledger: Ledger)
         connection = await asyncpg.connect(ledger.dsn, server_settings={"role": "yikatong_app"})
         try:
             while not done.is_set():
-                uses = [Use(new_id(), card, "market.till", 500, NOW) for card in ledger.people]
+                uses = [Use(new_id(), *holder, "market.till", 500, NOW) for holder in ledger.people.items()]
                 async with connection.transaction():
                     await EarnPoints(lambda: rules).earn(connection, uses)
         finally:
@@ -172,11 +172,11 @@ async def test_a_correction_is_a_new_transfer_that_names_the_old(ledger: Ledger)
 
 
 async def test_what_was_corrected_and_then_reversed_is_no_finding(ledger: Ledger) -> None:
-    card = list(ledger.people)[-1]
+    card, person = list(ledger.people.items())[-1]
     flow = EarnPoints(lambda: EarnRules({"its.own": PointsRule(per_yuan=1, daily_max=100)}, 24))
     for amount, taken_back in ((30, 80), (-30, 20)):
-        used = Use(new_id(), card, "its.own", 5000, NOW)
-        back = Use(new_id(), card, "its.own", 5000, NOW, used.event_id)
+        used = Use(new_id(), card, person, "its.own", 5000, NOW)
+        back = Use(new_id(), card, person, "its.own", 5000, NOW, used.event_id)
         async with ledger.owner.transaction():
             assert (await flow.earn(ledger.owner, [used])).earned == 50
         await correct(ledger.owner, new_id(), used.event_id, amount, "counted wrong", 24)

@@ -40,7 +40,7 @@ class Life:
 
     def use(self, day: str, fen: int, scene: str, reverses: UUID | None = None) -> Use:
         noon = dt.datetime.combine(dt.date.fromisoformat(day), dt.time(12), CHINA)
-        return Use(new_id(), self.card_id, scene, fen, noon, reverses)
+        return Use(new_id(), self.card_id, self.person_id, scene, fen, noon, reverses)
 
     async def earn(self, what: str, use: Use) -> None:
         async with self.app.transaction():
