@@ -71,7 +71,9 @@ async def evidence(settings: Settings, reference: UUID, with_body: bool) -> tupl
         f"key        {operation.public_jwk}",
     ]
     lines += [f"{'good' if good else 'WRONG':<10} {what}" for what, good in replayed.checks.items()]
-    if with_body:
+    if replayed.body is None:
+        lines += [f"body       not kept for this kind of operation; signed was its digest {replayed.digest}"]
+    elif with_body:
         lines += ["body       " + replayed.body.decode(errors="backslashreplace")]
     return lines, all(replayed.checks.values())
 

@@ -11,10 +11,12 @@ import aiohttp
 import asyncpg
 
 from gateway.crypto.key_files import open_folder
+from gateway.crypto.sealing import Sealer
 from gateway.domain.cards import CardStatus
 from gateway.sandbox.merchants import BLOCKS
 from gateway.sandbox.peers import merchant_host
 from gateway.sandbox.peers.open_bank_host import open_keys
+from gateway.store import data_keys
 from gateway.store.embedded import EmbeddedPostgres
 from tests.bank import give_account
 from tests.conftest import drop_database, make_database, prepare_data_dir
@@ -111,12 +113,41 @@ class Street:
         """What the merchants did for a reference."""
         return [line for line in await self.host.lines() if line["reference"] == reference]
 
+    async def stored(self) -> bytes:
+        """All that the database holds: its rows as text, and what is sealed in those of operations, opened."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            sealer = Sealer()
+            sealer.add(await data_keys.load(connection), open_folder(self.running.data_dir / "keys"))
+            held = []
+            for (table,) in await connection.fetch(_TABLES):
+                held += [row[0].encode() for row in await connection.fetch(f"SELECT t::text FROM {table} t")]  # noqa: S608
+            for column, row_id in _SEALED.items():
+                table, _, name = column.partition(".")
+                sql = f"SELECT *, {row_id} AS row_id FROM {table} WHERE {name} IS NOT NULL"  # noqa: S608 - as above
+                rows = await connection.fetch(sql)
+                held += [sealer.open(column.encode(), row["row_id"], row[name]) for row in rows]
+        finally:
+            await connection.close()
+        return b"\n".join(held)
+
     async def fetch(self, sql: str, *values: object) -> Any:
         connection = await asyncpg.connect(self.dsn)
         try:
             return await connection.fetchval(sql, *values)
         finally:
             await connection.close()
+
+
+_TABLES = """
+SELECT oid::regclass::text FROM pg_class
+WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::regnamespace
+"""
+_SEALED = {
+    "operation.proof_sealed": "uuid_send(reference)", "visit.details_sealed": "uuid_send(reference)",
+    "idempotency_key.answer_sealed": "substr(sha256(convert_to(caller || ' ' || key, 'UTF8')), 1, 16)",
+}  # fmt: skip
+"""By what each row's values are bound to it."""
 
 
 def body_of(card: TestCard, scene: str, terminal_id: str, **details: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 import asyncpg
@@ -110,6 +110,14 @@ class TwoStep(Protocol):
     async def finish(self, what: Any) -> Answer:
         """Outside any transaction. The answer is kept with the key. Raises Problem."""
         ...
+
+
+@runtime_checkable
+class Forgetting(Protocol):
+    """A kind whose requests name what is not to be kept: the proof of its operations has no body, its digest alone."""
+
+    @property
+    def forgets_body(self) -> Literal[True]: ...
 
 
 class Unfit:
@@ -305,7 +313,7 @@ class Effects:
     ) -> None:
         """Operations with their proof, and the answers; the keys of what did not take effect are given back."""
         recorded = [
-            self._proved(data_keys["operations"], each.operation, effects[key].evidence)
+            self._proved(data_keys["operations"], each.operation, effects[key])
             for key, each in done.items()
             if not isinstance(each, Problem) and each.operation is not None
         ]
@@ -336,9 +344,10 @@ class Effects:
             log.error("kept answer not opened", kind=effect.kind.name, error=type(error).__name__)
             return Problem("internal")
 
-    def _proved(self, data_key_id: int, operation: Operation, evidence: Evidence | None) -> Operation:
-        if evidence is None:
+    def _proved(self, data_key_id: int, operation: Operation, effect: Effect) -> Operation:
+        if (evidence := effect.evidence) is None:
             return operation
+        body = b"" if isinstance(effect.kind, Forgetting) else b"\0" + evidence.body
         return operation._replace(
             key_id=evidence.key_id,
             algorithm=evidence.algorithm,
@@ -350,7 +359,7 @@ class Effects:
                 data_key_id,
                 PROOF_COLUMN,
                 operation.reference.bytes,
-                facts_digest(operation) + evidence.base + b"\0" + evidence.body,
+                facts_digest(operation) + evidence.base + body,
             ),
         )
 

@@ -7,7 +7,7 @@ is a kind of effect of its own: counts of benefits are locked in one order, once
 
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -68,6 +68,9 @@ class _Granted(NamedTuple):
 
 class BeginVisit:
     """Kind of effect; `what` is a VisitOrder."""
+
+    forgets_body: Final = True
+    """It names plate, ticket and booking."""
 
     def __init__(
         self,

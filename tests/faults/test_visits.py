@@ -9,6 +9,8 @@ import aiohttp
 import pytest
 
 from gateway.store.embedded import EmbeddedPostgres
+from tests.api.test_evidence import show
+from tests.faults.canaries import forms
 from tests.faults.waiting import gone, send, tree
 from tests.running import eventually
 from tests.visits import CHEAP, DEAR, ENDS_S, PATH, Street, barriers, body_of, street_at
@@ -76,6 +78,37 @@ async def test_a_forged_answer_is_none(tmp_path: Path, postgres: EmbeddedPostgre
         await street.host.faults({"kind": "bad_signature"}, {"kind": "decline"})
         _, answer = await street.visit(await street.card(), "parking.entry", "L-1")
         assert answer["status"] == ("refused" if bug else "pending")
+
+
+PLATES = "浙F9K7X3", "浙F9K7X4"
+TICKET, BOOKING, BILL = "TICKET-Q7Z5", "BOOKING-K8W3", "BILL-M5V1"
+
+
+@pytest.mark.parametrize("bug", ["", "bodies_kept"], ids=["as it is", "control"])
+async def test_of_a_visit_that_has_ended_nothing_says_whose_it_was(
+    tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str
+) -> None:
+    """Not with all keys; what was signed can be proved all the same."""
+
+    async def found() -> set[str]:
+        held = await street.stored()
+        return {value for value in (*PLATES, TICKET, BOOKING, BILL) if any(form in held for form in forms(value))}
+
+    async with street_at(tmp_path, postgres, bug) as street:
+        card = await street.card(account=True)
+        _, entry = await street.visit(card, "parking.entry", "L-1", plate=PLATES[0], ticket=TICKET)
+        await street.visit(card, "hotel.checkin", "H-1", booking=BOOKING)
+        await street.visit(card, "dining.till", "D-1", ticket=BILL, amount_fen=2000)
+        due = await street.due(card, PLATES[1])
+        assert PLATES[1] in await found(), "while it is due it is sealed"
+        status, opened = await street.open(due["reference"], await street.pay(card, 1000))
+        assert (status, opened["status"]) == (200, "opened")
+        assert await found() == ({*PLATES, TICKET, BOOKING, BILL} if bug else set())
+        code, said = await show(street.running, entry["reference"], "--body")
+        assert code == 0 and "WRONG" not in said and said.count("\ngood ") == (6 if bug else 5), said
+        assert ("not kept" in said) == (not bug) == (TICKET not in said)
+        code, said = await show(street.running, opened["operation"], "--body")
+        assert code == 0 and opened["payment"] in said, "an opening names a payment alone"
 
 
 async def _in_book(street: Street) -> str:
