@@ -173,6 +173,8 @@ class UsageReturn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of a file's plain text."""
     period_s: Annotated[int, msgspec.Meta(ge=1, le=3600)]
     """How often the worker looks into the folders."""
+    rejects_days: Annotated[int, msgspec.Meta(ge=1, le=3650)]
+    """How long the lines of files that were not accepted are kept, for a report that is asked for again."""
     files: Mapping[str, UsageFiles] = {}
     """By the caller that signs them."""
 
@@ -210,6 +212,8 @@ class Outbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The outward feed."""
 
     enabled: bool
+    dead_letters_days: Annotated[int, msgspec.Meta(ge=1, le=3650)]
+    """How long an event that was given up can be sent again; sent again, how long that is on record."""
     subscribers: Mapping[str, OutboxSubscriber]
     nats: OutboxNats
     """As a subscriber it is called `nats`."""

@@ -31,7 +31,10 @@ class HeldReport(msgspec.Struct, frozen=True):
 
 
 class TakenReport(msgspec.Struct, frozen=True):
-    """count = created + duplicate + rejected. `rejects` names the file that lists what was not accepted."""
+    """count = created + duplicate + rejected. `rejects` names the file that lists what was not accepted.
+
+    It is null, and `rejected_by_code` empty, if none was rejected or they are swept (rejects_days): an old list stays.
+    """
 
     file: str
     file_id: str
@@ -58,7 +61,7 @@ def report_held(path: Path, held: Held, sender: str) -> Path:
 async def report_taken(connection: "Connection", path: Path, found: Ingested) -> Path:
     """Raises OSError, asyncpg.PostgresError."""
     header, progress, rejects = found.header, found.progress, None
-    if progress.rejected:
+    if found.rejected_by_code:
         rejects = path.with_name(path.name + REJECTS)
         with rejects.with_name(rejects.name + ".part").open("wb") as stream:
             async for each in usage_files.rejected_lines(connection, found.file_id):

@@ -18,6 +18,19 @@ _STANDING = (
 )
 _STANDING_LOCKED = f"{_STANDING} FOR NO KEY UPDATE"
 
+_OLD = (
+    "dead_at < now() - make_interval(days => $1) AND coalesce(replayed_at, dead_at) < now() - make_interval(days => $1)"
+)
+
+# the age is asked twice: newer partitions are not read, and a letter that is sent again in this moment stays
+_SWEEP = f"""
+DELETE FROM outbox_dead_letter
+WHERE (subscriber, position, event_id, dead_at) IN (
+    SELECT subscriber, position, event_id, dead_at FROM outbox_dead_letter WHERE {_OLD} ORDER BY dead_at LIMIT $2)
+  AND {_OLD}
+RETURNING true
+"""  # noqa: S608 - a constant
+
 
 class LeaseLost(Exception):
     """Another process is at this subscriber now, or may be."""
@@ -218,6 +231,14 @@ async def wake(connection: "AnyConnection", name: str, now: dt.datetime) -> None
         " WHERE subscriber = $1 AND next_try_at > $2 AND code IS NULL AND regular_at IS NULL",
         name, now,
     )  # fmt: skip
+
+
+async def sweep_dead_letters(connection: "AnyConnection", limit: int, days: int) -> int:
+    """Delete up to `limit` that were given up, and perhaps sent again, longer ago; returns how many.
+
+    What is on its way again is a row of its own, outbox_held.
+    """
+    return len(await connection.fetch(_SWEEP, days, limit))
 
 
 async def _promote(connection: "AnyConnection", name: str, cards: Collection[UUID], now: dt.datetime) -> None:

@@ -107,6 +107,17 @@ async def rejected_among(connection: "AnyConnection", file_id: bytes, first: int
     return {row[0] for row in rows}
 
 
+async def sweep_rejected(connection: "AnyConnection", limit: int, days: int) -> int:
+    """Delete up to `limit` lines that are older; returns how many. A file that is not done still goes by its own."""
+    done = await connection.fetch(
+        "DELETE FROM usage_file_reject WHERE (file_id, line) IN (SELECT file_id, line FROM usage_file_reject"
+        " JOIN usage_file USING (file_id) WHERE at < now() - make_interval(days => $1) AND pass = $3"
+        " ORDER BY at LIMIT $2) RETURNING true",
+        days, limit, Pass.DONE.value,
+    )  # fmt: skip
+    return len(done)
+
+
 async def rejected_by_code(connection: "AnyConnection", file_id: bytes) -> dict[str, int]:
     rows = await connection.fetch(
         "SELECT code, count(*) FROM usage_file_reject WHERE file_id = $1 GROUP BY code ORDER BY code", file_id

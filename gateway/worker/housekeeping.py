@@ -13,6 +13,7 @@ import asyncpg
 import structlog
 
 from gateway import metrics
+from gateway.configuration import Gateway
 from gateway.crypto.key_watch import KeyWatch
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
@@ -32,7 +33,16 @@ from gateway.flows.watch_usage import WatchUsage
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
-from gateway.store import assertions, benefits, caller_keys, ecards, idempotency, usage_events
+from gateway.store import (
+    assertions,
+    benefits,
+    caller_keys,
+    ecards,
+    idempotency,
+    outbox,
+    usage_events,
+    usage_files,
+)
 from gateway.store.migrate import ensure_partitions
 from gateway.store.pool import FOR_EFFECTS, FOR_RETURNS, GONE, Pool, connect
 from gateway.worker.outbox import Relays
@@ -89,7 +99,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     turns: list[tuple[float, str, Callable[[], Awaitable[None]]]] = [
         (3600, "partitions", lambda: _partitions(dsn)),
-        (60, "sweep", lambda: _sweep(pool)),
+        (60, "sweep", lambda: sweep(pool, settings.gateway)),
         (5, "feed lag", lambda: _feed_lag(pool)),
         (_RESOLVE_S, "resolver", resolve.turn),
         (5, "open payments", resolve.measure),
@@ -157,11 +167,16 @@ async def _partitions(dsn: Secret[str]) -> None:
         await connection.close()
 
 
-async def _sweep(pool: Pool) -> None:
-    for sweep in (assertions.sweep, idempotency.sweep, ecards.sweep, benefits.sweep):
+async def sweep(pool: Pool, config: Gateway) -> None:
+    """What has had its time, in small batches. Raises Problem 503, asyncpg.PostgresError."""
+    for some in (
+        assertions.sweep, idempotency.sweep, ecards.sweep, benefits.sweep,
+        partial(usage_files.sweep_rejected, days=config.usage_return.rejects_days),
+        partial(outbox.sweep_dead_letters, days=config.outbox.dead_letters_days),
+    ):  # fmt: skip
         for _ in range(_SWEEP_TURNS_MAX):
             async with pool.acquire(_TURN_MAX_S) as connection:
-                if await sweep(connection, SWEEP_BATCH) < SWEEP_BATCH:
+                if await some(connection, SWEEP_BATCH) < SWEEP_BATCH:
                     break
 
 

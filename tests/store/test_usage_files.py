@@ -168,6 +168,20 @@ async def test_the_same_file_is_recognised(desk: Desk) -> None:
     assert len(await desk.recorded(lines)) == 2
 
 
+async def test_a_list_that_was_swept_is_not_written_anew_without_its_lines(desk: Desk) -> None:
+    content = day_file(desk.signing, [line(), b"{"])
+    first = await desk.take(content)
+    owner = await asyncpg.connect(desk.dsn)
+    await owner.execute("DELETE FROM usage_file_reject WHERE file_id = $1", first.file_id)
+    await owner.close()
+    again = await desk.take(content)
+    assert figures(again) == figures(first) == (1, 0, 1)
+    assert {report["rejects"] is None: report["rejected_by_code"] for report in desk.reports()} == {
+        False: {"malformed_json": 1}, True: {},
+    }  # fmt: skip
+    assert len(list(desk.folder.glob("*.rejects.ndjson"))) == 1
+
+
 async def test_a_batch_number_is_one_files(desk: Desk) -> None:
     await desk.take(day_file(desk.signing, [line()], batch_no="B1"))
     before = await desk.counts()

@@ -98,6 +98,12 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
     "an unknown log level": ("gateway.toml", replace('"info"', '"loud"'), "log_level"),
     "a cipher we do not have": ("gateway.toml", replace('"SM4-GCM"', '"SM4-ECB"'), "sealing.algorithm"),
     "a slow lane without threads": ("gateway.toml", replace("threads = 1", "threads = 0"), "sm2.threads"),
+    "rejects that are not kept": (
+        "gateway.toml", replace("rejects_days = 400", "rejects_days = 0"), "usage_return.rejects_days"
+    ),
+    "dead letters that are kept for ever": (
+        "gateway.toml", replace("dead_letters_days = 400", ""), "outbox.dead_letters_days"
+    ),
     "a slow lane without an end": ("gateway.toml", replace("waiting_max = 100", ""), "sm2.waiting_max"),
     "a flag that is a text": (
         "callers.toml", append('[callers.demo-more]\nenabled = "yes"\n'), "callers.demo-more.enabled"
