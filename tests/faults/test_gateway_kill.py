@@ -11,7 +11,7 @@ from tests.faults.load import Findings, check
 from tests.faults.waiting import gone, send, tree, until
 from tests.running import BUSY
 
-NOTHING_LEFT_S = 2.0
+NOTHING_LEFT_S = 2.0 * BUSY
 READY_S = 5.0 * BUSY
 ACKS_S = 15.0
 WORKER_BACK_S = 5.0 * BUSY
