@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from gateway.api.effects import JSON_HEADERS, do_once
+from gateway.api.effects import JSON_HEADERS, do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import VerifyRequest, decoder
 from gateway.crypto.sealing import UnknownDataKey
@@ -43,8 +43,13 @@ def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyReq
 
 async def verify_card(call: Call) -> web.Response:
     gateway = call.gateway
-    asked, scene = decode(call.body, gateway.directory.scenes)
-    presented = present(gateway, call.caller_id, call.caller.caller, asked, scene)
+    try:
+        asked, scene = decode(call.body, gateway.directory.scenes)
+        presented = present(gateway, call.caller_id, call.caller.caller, asked, scene)
+    except Problem as problem:
+        if call.idempotency_key is None or problem.code != "validation_failed":
+            raise
+        return await refuse(call, problem)  # a scene that is gone, a time that has become too old
     if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
         presented = await gateway.ask_ecard.complete(presented, asked.presentation)
     if call.idempotency_key is not None:

@@ -4,9 +4,31 @@ import json
 from pathlib import Path
 
 from tests.api.test_changes import put
-from tests.running import eventually
+from tests.faults.load import VERIFY
+from tests.running import eventually, verify_body
 from tests.tills import PATH, Till, order
 from tests.tills import till as till
+
+
+async def test_a_repeated_verify_has_its_answer_though_its_scene_is_gone(till: Till) -> None:
+    card = await till.card()
+    body = verify_body(card.number, card.identifier, "medical.window")
+    scenes = (Path(till.gateway.environment["CONFIG_DIR"]) / "scenes.toml").read_text()
+    first = await till.merchant.effect(VERIFY, body, key="seen")
+    assert first[0] == 200
+
+    async def new_ones_are(status: int) -> bool:
+        return (await till.merchant.effect(VERIFY, body))[0] == status
+
+    put(till.gateway, "scenes.toml", scenes.replace('[scenes."medical.window"]', '[scenes."medical.other"]'))
+    await eventually(lambda: new_ones_are(422), 60, "the scene is gone")
+    status, raw, headers = await till.merchant.effect(VERIFY, body, key="seen")
+    assert (status, raw, headers["Idempotency-Replayed"]) == (200, first[1], "true")
+    status, raw, _ = await till.merchant.effect(VERIFY, body, key="unseen")
+    assert (status, json.loads(raw)["errors"][0]["field"]) == (422, "$.scene")
+    put(till.gateway, "scenes.toml", scenes)
+    await eventually(lambda: new_ones_are(200), 60, "it is there again")
+    assert (await till.merchant.effect(VERIFY, body, key="unseen"))[0] == 200, "a refusal was not kept"
 
 
 async def test_a_repeated_payment_has_its_answer_though_no_money_moves_there_now(till: Till) -> None:
