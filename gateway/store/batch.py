@@ -25,7 +25,7 @@ log = structlog.get_logger()
 IN_FLIGHT_MAX = 2
 """Statements at a time: while one waits for its commit, the next can be read and decided."""
 
-WORTH_A_SECOND = 36
+WORTH_A_SECOND = 30
 """So many have to wait for a second statement, unless a batcher is told otherwise."""
 QUICK_S = 0.02
 
