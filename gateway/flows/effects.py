@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 import asyncpg
@@ -93,7 +93,11 @@ class Begun(NamedTuple):
 
 
 class Kind(Protocol):
-    """A kind of effect: its work for a batch, inside the transaction; a Problem is that of one effect alone."""
+    """A kind of effect: its work for a batch, inside the transaction; a Problem is that of one effect alone.
+
+    One whose requests name what is not to be kept also has `forgets_body = True`: the proof of its operations has no
+    body, its digest alone.
+    """
 
     @property
     def name(self) -> str: ...
@@ -110,14 +114,6 @@ class TwoStep(Protocol):
     async def finish(self, what: Any) -> Answer:
         """Outside any transaction. The answer is kept with the key. Raises Problem."""
         ...
-
-
-@runtime_checkable
-class Forgetting(Protocol):
-    """A kind whose requests name what is not to be kept: the proof of its operations has no body, its digest alone."""
-
-    @property
-    def forgets_body(self) -> Literal[True]: ...
 
 
 class Unfit:
@@ -347,7 +343,7 @@ class Effects:
     def _proved(self, data_key_id: int, operation: Operation, effect: Effect) -> Operation:
         if (evidence := effect.evidence) is None:
             return operation
-        body = b"" if isinstance(effect.kind, Forgetting) else b"\0" + evidence.body
+        body = b"" if getattr(effect.kind, "forgets_body", False) else b"\0" + evidence.body
         return operation._replace(
             key_id=evidence.key_id,
             algorithm=evidence.algorithm,
