@@ -133,6 +133,7 @@ class SettlePayment:
             return answer_of(taken)
         bank = payment.bank or ""
         self._at_bank[bank] += 1
+        outcome: Outcome | None = None
         try:
             outcome = await self._ask(payment, Question.FIRST)
             state = learned(payment.kind, Question.FIRST, outcome)
@@ -142,13 +143,14 @@ class SettlePayment:
             now = await self._write(payment, before, state, outcome)
         except NOT_NOW as error:
             log.warning("an outcome was not written", reference=str(payment.reference), error=type(error).__name__)
+            if isinstance(outcome, NotSent):
+                # perhaps it was, and key and order are free: this reference must not be heard of as pending
+                raise _not_taken(outcome) from None
             return answer_of(payment)  # the intent is there: the resolver finds out, and answers the key
         finally:
             self._at_bank[bank] -= 1
         if now.state is _S.NOT_SENT:
-            if outcome == NotSent(Why.CANNOT_BUILD):  # nor will it be, however often it is tried again
-                raise Problem("not_at_this_bank")
-            raise unavailable("the card's bank cannot be reached")
+            raise _not_taken(outcome)
         return answer_of(now)
 
     async def again(self, payment: Payment) -> None:
@@ -318,3 +320,9 @@ class SettlePayment:
             order_id=payment.merchant_order_id,
             trace=payment.trace,
         )
+
+
+def _not_taken(outcome: Outcome) -> Problem:
+    if outcome == NotSent(Why.CANNOT_BUILD):  # nor will it be, however often it is tried again
+        return Problem("not_at_this_bank")
+    return unavailable("the card's bank cannot be reached")

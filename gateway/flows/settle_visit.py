@@ -281,6 +281,7 @@ class SettleVisit:
         """The one message that has an effect. Raises Problem 503, 422: it was not sent."""
         assert visit.expires_at is not None, "what is told has a time"
         left_s = (visit.expires_at - dt.datetime.now(dt.UTC)).total_seconds()
+        outcome: Outcome | None = None
         try:
             if left_s <= 0:  # we stood still: it would come too late
                 return await self._look(visit)
@@ -296,8 +297,12 @@ class SettleVisit:
             now = await self._write(now, {_S.INTENT, _S.UNSURE} if is_answer else {_S.INTENT})
         except NOT_NOW as error:
             log.warning("an outcome was not written", reference=str(visit.reference), error=type(error).__name__)
+            if outcome is not None and told(outcome) is _S.NOT_SENT:
+                # perhaps it was, and the key is free: this reference must not be heard of as pending
+                raise _not_told(outcome) from None
             return visit  # the intent is there: the resolver finds out, and answers the key
         if now.state in (_S.NOT_SENT, _S.DUE):
+            assert outcome is not None, "only one who asked gives up"
             raise _not_told(outcome)
         return now
 

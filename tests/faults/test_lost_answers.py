@@ -22,6 +22,7 @@ from gateway.store import payments as stored
 from gateway.store.embedded import EmbeddedPostgres
 from tests.bank import Bank, Fault, Hold, Resolver, banks
 from tests.conftest import Database, drop_database, make_database, prepare_data_dir
+from tests.faults.planted import plant
 from tests.running import Client
 from tests.served import Served, short_config
 from tests.tills import PATH, Till, order
@@ -32,12 +33,13 @@ FAULTS: tuple[Fault, ...] = ("drop_before", "drop_after", "garbage", "pending")
 class Counter:
     """A gateway that may be killed and started again, over one database and one bank."""
 
-    def __init__(self, folder: Path, database: Database, bank: Bank) -> None:
+    def __init__(self, folder: Path, database: Database, bank: Bank, bug: str = "") -> None:
         self._config = str(short_config(folder))
         self.bank = bank
         self.dsn = database.dsn
+        more = plant(bug) if bug else {}
         self.gateway = Served(
-            folder / "data", DATABASE_URL=database.dsn, CONFIG_DIR=self._config, BANK_PORT=str(bank.port)
+            folder / "data", DATABASE_URL=database.dsn, CONFIG_DIR=self._config, BANK_PORT=str(bank.port), **more
         )
         prepare_data_dir(self.gateway.data_dir, self.gateway.port)
 
@@ -67,10 +69,13 @@ class Counter:
 
 
 @pytest.fixture
-async def counter(postgres: EmbeddedPostgres, template: str, tmp_path: Path) -> AsyncIterator[Counter]:
+async def counter(
+    request: pytest.FixtureRequest, postgres: EmbeddedPostgres, template: str, tmp_path: Path
+) -> AsyncIterator[Counter]:
+    """Its parameter, if there is one, is a plant."""
     database = await make_database(postgres, template)
     bank = await Bank(tmp_path / "book").open()
-    made = Counter(tmp_path, database, bank)
+    made = Counter(tmp_path, database, bank, getattr(request, "param", ""))
     yield made
     if made.gateway.process is not None:
         await made.gateway.stop()
@@ -160,6 +165,41 @@ async def test_an_outcome_that_cannot_be_written_is_found_out_again(counter: Cou
     assert json.loads(raw)["reference"] == json.loads(pending)["reference"]
     assert await counter.differences() == []
     await counter.leave(till)
+
+
+@pytest.mark.parametrize("counter", ["commit_unheard"], indirect=True)
+async def test_what_was_not_sent_is_not_said_to_be_pending(counter: Counter) -> None:
+    """That it was not sent is committed, which nobody heard of: key and order are free, so nothing else may be said."""
+    till = await counter.till()
+    assert await not_sent_unheard(till, "payments") == (503, 200)
+    assert await not_sent_unheard(till, "reversals") == (503, 200)
+    assert await not_sent_unheard(till, "refunds") == (503, 200)
+    await counter.leave(till)
+
+
+@pytest.mark.parametrize("counter", ["pending_in_doubt"], indirect=True)
+async def test_control_what_was_not_sent_and_is_said_to_be_pending_is_noticed(counter: Counter) -> None:
+    till = await counter.till()
+    assert await not_sent_unheard(till, "payments") == (202, 200)
+    await counter.leave(till)
+
+
+async def not_sent_unheard(till: Till, what: str) -> tuple[int, int]:
+    """The answers to one key, while the bank is away and the database's acknowledgement is lost, and after."""
+    path, body = PATH, order(await till.card())
+    if what != "payments":
+        path = f"{PATH}/{await till.paid(50)}/{what}"
+        body = {"amount_fen": 50} if what == "refunds" else {}
+    unheard = till.gateway.data_dir / "unheard"
+    unheard.touch()
+    assert till.bank._server is not None
+    till.bank._server.close()
+    first, _, _ = await till.merchant.effect(path, body, key=f"unheard-{what}")
+    unheard.unlink()
+    await till.bank.open()
+    then, raw, headers = await till.merchant.effect(path, body, key=f"unheard-{what}")
+    assert "Idempotency-Replayed" not in headers, raw
+    return first, then
 
 
 @pytest.mark.parametrize("can_query", [True, False], ids=["a bank that can be asked", "a bank that can only reverse"])

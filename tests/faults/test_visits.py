@@ -62,6 +62,23 @@ async def test_killed_while_the_lot_answers_the_key_gets_what_it_came_to(
         assert status in (200, 202) and answer["reference"] == reference
 
 
+@pytest.mark.parametrize("bug", ["commit_unheard", "pending_in_doubt"], ids=["as it is", "control"])
+async def test_what_was_not_told_is_not_said_to_be_pending(
+    tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str
+) -> None:
+    """That the lot was not told is committed, which nobody heard of: the key is free, so nothing else may be said."""
+    async with street_at(tmp_path, postgres, bug) as street:
+        card = await street.card()
+        (street.running.data_dir / "unheard").touch()
+        await street.host.kill()
+        status, _ = await street.visit(card, "parking.entry", "L-1", key="unheard")
+        assert status == (503 if bug == "commit_unheard" else 202)
+        assert await street.fetch("SELECT state FROM visit") == "not_sent"
+        await street.host.start()
+        status, answer = await street.visit(card, "parking.entry", "L-1", key="unheard")
+        assert (status, answer["status"]) == (200, "opened")
+
+
 @pytest.mark.parametrize("bug", ["", "told_anew"], ids=["as it is", "control"])
 async def test_a_lost_answer_opens_once(tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str) -> None:
     async with street_at(tmp_path, postgres, bug) as street:
