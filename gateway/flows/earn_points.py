@@ -4,9 +4,10 @@ It runs inside the caller's transaction, with a number of statements that does n
 Call it as late in the transaction as can be: the persons' accounts and the issuer's are locked from here to the commit.
 """
 
+import asyncio
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -16,7 +17,8 @@ from gateway.domain.times import CHINA
 from gateway.metrics import POINTS, POINTS_SHORTFALL
 from gateway.store import points
 from gateway.store.payments import created_at
-from gateway.store.points import Earning, Transfer
+from gateway.store.points import Earning, Terms, Transfer
+from gateway.threads import breathing
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
@@ -59,10 +61,10 @@ class EarnPoints:
         self._rules = rules
 
     async def earn(self, connection: "AnyConnection", uses: Sequence[Use]) -> EarnFigures:
-        """Inside a transaction. An event that earned before earns nothing more.
+        """Inside the transaction that makes the events.
 
         A reversal takes back what its event had earned, at most what the person can still spend; what is missing stays
-        in the transfer's shortfall. Raises asyncpg.PostgresError.
+        in the transfer's shortfall. Raises asyncpg.PostgresError; UniqueViolationError if an event earned before.
         """
         rules = self._rules()
         # the same event twice in one batch is one event
@@ -70,9 +72,10 @@ class EarnPoints:
         reversing = {use.event_id: use for use in uses if use.reverses is not None}
         if not earning and not reversing:
             return EarnFigures()
+        # before the locks, for nobody waits for it yet; and thousands at a time, so beside the event loop
+        wanted, terms = await asyncio.to_thread(_earnings, rules, earning.values())
         await points.lock_persons(connection, {use.person_id.hex for use in (*earning.values(), *reversing.values())})
-        wanted = [each for use in earning.values() if (each := _earning(rules, use)) is not None]
-        granted = await points.earn(connection, wanted, ISSUED) if wanted else 0
+        granted = await points.earn(connection, wanted, terms, ISSUED) if wanted else 0
         taken = await _take_back(connection, rules, reversing) if reversing else []
         await points.post(connection, taken)
         return EarnFigures(
@@ -80,17 +83,24 @@ class EarnPoints:
         )
 
 
-def _earning(rules: EarnRules, use: Use) -> Earning | None:
-    """What a use would earn if no limit of its day were reached."""
-    rule = rules.scenes[use.scene]
-    amount = min(earned(rule, use.amount_fen), rule.daily_max)
-    if amount <= 0:
-        return None
-    day = use.occurred_at.astimezone(CHINA).date()
-    return Earning(
-        use.event_id.hex, str(uuid7_unix_ms(use.event_id)), use.card_id.hex, use.person_id.hex, use.scene,
-        day.isoformat(), expires_on(day, rules.valid_months).isoformat(), str(amount), str(rule.daily_max),
-    )  # fmt: skip
+def _earnings(rules: EarnRules, uses: Iterable[Use]) -> tuple[list[Earning], list[Terms]]:
+    """What uses would earn if no limit of its day were reached."""
+    numbers: dict[tuple[str, dt.date, int], str] = {}
+    terms: list[Terms] = []
+    earnings: list[Earning] = []
+    for use in breathing(uses):
+        rule = rules.scenes[use.scene]
+        amount = min(earned(rule, use.amount_fen), rule.daily_max)
+        if amount <= 0:
+            continue
+        day, unix_ms = use.occurred_at.astimezone(CHINA).date(), uuid7_unix_ms(use.event_id)
+        number = numbers.get((use.scene, day, unix_ms))
+        if number is None:
+            expires = expires_on(day, rules.valid_months)
+            terms.append(Terms(use.scene, day, expires, rule.daily_max, created_at(use.event_id)))
+            number = numbers[use.scene, day, unix_ms] = str(len(terms))
+        earnings.append(Earning(use.event_id.hex, use.card_id.hex, use.person_id.hex, str(amount), number))
+    return earnings, terms
 
 
 async def _take_back(connection: "AnyConnection", rules: EarnRules, asked: Mapping[UUID, Use]) -> list[Transfer]:

@@ -35,19 +35,25 @@ class Transfer(NamedTuple):
     note: str = ""
 
 
+class Terms(NamedTuple):
+    """What the uses of one scene on one day have in common, if their events were made at once."""
+
+    scene: str
+    day: dt.date
+    expires_on: dt.date
+    daily_max: int
+    created_at: dt.datetime
+    """The time inside the events' ids."""
+
+
 class Earning(NamedTuple):
-    """What a use would earn, as text without control characters."""
+    """What a use would earn, as text without control characters: ids in hex, the number of its terms from 1."""
 
     event_id: str
-    unix_ms: str
-    """Of the event's id."""
     card_id: str
     person_id: str
-    scene: str
-    day: str
-    expires_on: str
     points: str
-    daily_max: str
+    terms: str
 
 
 class Account(NamedTuple):
@@ -156,16 +162,20 @@ async def lock_persons(connection: "AnyConnection", person_ids: Collection[str])
     await connection.execute(_LOCK_PERSONS, asked)
 
 
-async def earn(connection: "AnyConnection", earnings: Sequence[Earning], issuer: UUID) -> int:
-    """Grant what uses earn, each once and within the limit of its day; returns the points. Their holders are locked.
+async def earn(connection: "AnyConnection", earnings: Sequence[Earning], terms: Sequence[Terms], issuer: UUID) -> int:
+    """Grant what uses earn within the limit of its day; returns the points. Their holders are locked.
 
-    The issuer's account is locked from here to the end of the transaction.
+    The issuer's account is locked from here to the end of the transaction. Raises asyncpg.UniqueViolationError if one
+    of the events has earned before.
     """
-    columns = [*zip(*earnings, strict=True)]
+    columns = map(_SEPARATOR.join, zip(*earnings, strict=True))
+    scenes, days, expiries, limits, moments = zip(*terms, strict=True)
     # no transfer was made before its day, or is newer than these: other partitions are not looked into
-    since = dt.datetime.combine(dt.date.fromisoformat(min(columns[5])), dt.time(), dt.UTC) - dt.timedelta(days=2)
+    since = dt.datetime.combine(min(days), dt.time(), dt.UTC) - dt.timedelta(days=2)
     until = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
-    points: int = await connection.fetchval(_EARN, *map(_SEPARATOR.join, columns), since, issuer, until)
+    points: int = await connection.fetchval(
+        _EARN, *columns, scenes, days, expiries, limits, moments, since, issuer, until
+    )
     return points
 
 

@@ -1,5 +1,6 @@
 """The points ledger in memory, written anew from its rules: what the database is compared with."""
 
+import copy
 import datetime as dt
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -91,20 +92,30 @@ class Model:
     done: set[int] = field(default_factory=set)
     redemptions: list[Redemption] = field(default_factory=list)
 
-    def use(self, places: list[int]) -> None:
-        """A batch of events: first everything that earns, then everything that is reversed."""
-        fresh = [place for place in dict.fromkeys(places) if place not in self.done]
-        for place in fresh:
+    def use(self, places: list[int]) -> bool:
+        """A batch of events: first everything that earns, then everything that is reversed.
+
+        False: one that has earned would earn again, and so nothing of the batch is done.
+        """
+        before, granted = copy.deepcopy(self.people), dict[int, int]()
+        places = list(dict.fromkeys(places))
+        for place in places:
             event = self.events[place]
-            if event.reverses is None:
-                self.granted[place] = self.people[event.person].earn(event.scene, event.fen, event.day)
-                if self.granted[place]:  # one that earned nothing left nothing
-                    self.done.add(place)
-        for place in fresh:
+            if event.reverses is None and (points := self.people[event.person].earn(event.scene, event.fen, event.day)):
+                if place in self.done:
+                    self.people = before
+                    return False
+                granted[place] = points  # one that earned nothing left nothing
+        self.granted |= granted
+        self.done |= granted.keys()
+        for place in places:
             event = self.events[place]
-            if event.reverses is not None and (points := self.granted.pop(event.reverses, 0)):
+            if event.reverses is None or place in self.done:
+                continue
+            if points := self.granted.pop(event.reverses, 0):
                 self.people[event.person].give_back(event.scene, event.day, points)
                 self.done.add(place)
+        return True
 
     def reserve(self, person: int, points: int, late: bool) -> Redemption:
         holder = self.people[person]

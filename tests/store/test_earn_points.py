@@ -88,7 +88,8 @@ async def test_a_use_earns_by_the_rule_of_its_scene_rounded_down(ledger: Ledger)
 async def test_an_event_earns_once(ledger: Ledger) -> None:
     one = use(ledger.cards[0])
     assert (await ledger.earn(one, one)).earned == 12
-    assert (await ledger.earn(one)).earned == 0
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await ledger.earn(one)
     assert await ledger.balance(one.card_id) == 12
 
 
