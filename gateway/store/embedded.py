@@ -36,6 +36,7 @@ _OPTIONS = {
     "unix_socket_permissions": "0700",
     "max_connections": "200",
     "max_wal_size": "2GB",
+    "min_wal_size": "1GB",  # files of the log are used again: making one (16 MB) stops all commits for some 30 ms
     "checkpoint_timeout": "15min",
     "jit": "off",
     # durability, asserted again by every process that connects (store/pool.py)
@@ -216,7 +217,7 @@ class EmbeddedPostgres:
             time.sleep(0.1)
 
     def _spawn(self) -> None:
-        settings = _OPTIONS | {"shared_buffers": _shared_buffers()}
+        settings = _OPTIONS | {"shared_buffers": shared_buffers(memory_bytes())}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with self._start_log.open("wb") as stream:
             self._process = subprocess.Popen(
@@ -252,10 +253,17 @@ class EmbeddedPostgres:
             subprocess.run([*psql, f"CREATE DATABASE {ROLE}"], capture_output=True, check=True, timeout=60)
 
 
-def _shared_buffers() -> str:
+def memory_bytes(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """What there is for this process: the machine's, or what its container may take."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        return min(machine, int(limit.read_text()))
+    return machine
+
+
+def shared_buffers(memory: int) -> str:
     """A quarter of the memory, at most 1 GB: with less than the county's tables, bulks read pages again and again."""
-    mebibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (4 * 2**20)
-    return f"{min(max(mebibytes, 64), 1024)}MB"
+    return f"{min(max(memory // (4 * 2**20), 64), 1024)}MB"
 
 
 def _processes_in(folder: Path) -> list[int]:

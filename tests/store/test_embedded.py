@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -95,3 +96,14 @@ def test_a_running_server_is_left_alone(
         EmbeddedPostgres(first._home.parent).start()
     assert first._isready()
     first.stop()
+
+
+def test_the_servers_pages_are_a_share_of_what_its_container_may_take(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    machine = embedded.memory_bytes(limit)
+    assert machine > 2**30, "there is no such file"
+    limit.write_text("max\n")
+    assert embedded.memory_bytes(limit) == machine
+    limit.write_text(f"{2**30}\n")
+    assert embedded.shared_buffers(embedded.memory_bytes(limit)) == "256MB"
+    assert (embedded.shared_buffers(2**37), embedded.shared_buffers(2**20)) == ("1024MB", "64MB")
