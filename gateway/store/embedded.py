@@ -36,7 +36,7 @@ _OPTIONS = {
     "unix_socket_permissions": "0700",
     "max_connections": "200",
     "max_wal_size": "2GB",
-    "min_wal_size": "1GB",  # files of the log are used again: making one (16 MB) stops all commits for some 30 ms
+    "min_wal_size": "1GB",  # files of the log are used again: making one (16 MB) stops all commits for 15 ms and more
     "checkpoint_timeout": "15min",
     "jit": "off",
     # durability, asserted again by every process that connects (store/pool.py)
