@@ -16,7 +16,8 @@ from gateway.crypto.pseudonym import Pseudonyms
 from gateway.domain.masking import Secret
 from gateway.domain.operations import DeliverUsage
 from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
-from gateway.flows.deliver_usage import IDLE_S, DeliverHeld, DeliverPages, Delivery, Send, Subscriber
+from gateway.flows.deliver_held import DeliverHeld
+from gateway.flows.deliver_usage import IDLE_S, DeliverPages, Delivery, Send, Subscriber
 from gateway.partners.phases import Why
 from gateway.settings import Settings, load
 from gateway.store import outbox
@@ -80,6 +81,7 @@ class Events(NamedTuple):
 
     total: int
     cards: int
+    scene: str = "parking.exit"
 
 
 async def add_events(dsn: str, events: Events, transactions: int = 10, start: int = 0) -> None:
@@ -94,8 +96,8 @@ async def add_events(dsn: str, events: Events, transactions: int = 10, start: in
                 " SELECT md5('e' || i)::uuid, pg_current_xact_id()::text::bigint"
                 "   + (SELECT xid_offset FROM feed_origin), clock_timestamp(), now(), 'verify', 'demo-merchant',"
                 "   CASE WHEN i % 100 > 0 THEN md5('c' || hashint4(i) % $3)::uuid END, 'third_gen', '330424',"
-                "   'parking.exit', 'P-0001', 'ok' FROM generate_series($1::int, $2::int) i",
-                first, min(first + chunk, start + events.total) - 1, events.cards,
+                "   $4, 'P-0001', 'ok' FROM generate_series($1::int, $2::int) i",
+                first, min(first + chunk, start + events.total) - 1, events.cards, events.scene,
             )  # fmt: skip
     finally:
         await connection.close()
@@ -143,12 +145,17 @@ class Relay:
     def __init__(self, dsn: str, send: Send, name: str = "bureau", batch_max: int = 100, lanes_max: int = 4) -> None:
         self.pool = Pool(Secret(dsn), load({}).gateway.database, "test relay")
         self.now = dt.datetime.now(dt.UTC)
+        self.name = name
+        self._subscriber, self._holder, self._send = Subscriber(name, name, batch_max, lanes_max), uuid4(), send
+        self.restart()
+
+    def restart(self) -> None:
+        """In its place comes one that knows what is in the database, and no more."""
         self.delivery = Delivery(
-            self.pool, Subscriber(name, name, batch_max, lanes_max), uuid4(), send, Pseudonyms([Secret(bytes(32))]),
+            self.pool, self._subscriber, self._holder, self._send, Pseudonyms([Secret(bytes(32))]),
             now=lambda: self.now, chance=lambda: 0.5,
         )  # fmt: skip
         self.pages, self.held = DeliverPages(self.delivery), DeliverHeld(self.delivery)
-        self.name = name
 
     async def __aenter__(self) -> Self:
         await self.pool.open()
@@ -188,7 +195,8 @@ class Relay:
 
 
 class Receiver:
-    """A subscriber in the test's own process. `poison`: a batch with such an event is not answered; `refuses` one."""
+    """A subscriber in the test's own process. `poison`: a batch with such an event is not answered; `refuses` one;
+    `unbuilt`: our own end cannot send it."""
 
     def __init__(self) -> None:
         self.arrived: list[tuple[str, str, bool, bool]] = []
@@ -196,6 +204,7 @@ class Receiver:
         self.calls: list[list[str]] = []
         self.poison: set[str] = set()
         self.refuses: set[str] = set()
+        self.unbuilt: set[str] = set()
         self.reached = True
 
     async def __call__(self, op: DeliverUsage) -> Outcome:
@@ -203,6 +212,8 @@ class Receiver:
         if not self.reached:
             return NotSent(Why.NO_CONNECTION)
         self.calls.append(ids)
+        if self.unbuilt.intersection(ids):
+            return NotSent(Why.CANNOT_BUILD)
         if self.poison.intersection(ids):
             return Unknown("HTTP 500")
         known, barred, refused, duplicates = {one[0] for one in self.arrived}, set(), [], 0

@@ -1,4 +1,4 @@
-"""Bring a subscriber the usage events: pages of the feed, and beside them, one by one, what it did not take.
+"""Bring a subscriber the usage events in pages of the feed; deliver_held.py brings, one by one, what it did not take.
 
 At least once: the cursor moves when the subscriber has acknowledged, in the transaction that also keeps what it did not
 take. In order per card: all of a card in one lane, and behind an event that was not taken the later ones wait.
@@ -29,10 +29,10 @@ from gateway.domain.outbox import (
 )
 from gateway.domain.outcome import NotSent, Outcome
 from gateway.flows.show_usage import shown
-from gateway.metrics import OUTBOX_DEAD, OUTBOX_EVENTS, OUTBOX_FAILURES
+from gateway.metrics import OUTBOX_EVENTS, OUTBOX_FAILURES
 from gateway.partners.phases import Why
 from gateway.store import outbox, usage_events
-from gateway.store.outbox import Due, Failed, Held, Standing, card_of
+from gateway.store.outbox import Held, Standing, card_of
 from gateway.store.pool import Pool
 from gateway.store.usage_events import Cursor, Row
 
@@ -43,14 +43,14 @@ log = structlog.get_logger()
 
 IDLE_S = 0.5
 """Between looks for new events."""
-HELD_IDLE_S = 1.0
 HELD_MAX = 100_000
 """So many may wait aside; then the feed waits too."""
 ASIDE_IN_A_ROW = 8
-"""Events set aside while the subscriber acknowledged nothing at all: from so many on it is the subscriber, not they."""
+"""Events set aside while the subscriber acknowledged nothing at all: it may be the subscriber's fault, not theirs.
+
+From so many on another event, from further ahead, is sent to see."""
 ASIDE_WHILE_OUT = dt.timedelta(hours=1)
 """Between one and the next then: should they be at fault after all, the feed still comes past them."""
-_HELD_A_TURN = 64
 _SHRINK = 8
 _TURN_MAX_S = 30.0
 
@@ -82,13 +82,6 @@ class Delivery:
         self.chance = chance
         self.held = 0
         """Events that wait aside, as of late."""
-        self.aside_in_a_row = 0
-        """Events without an answer set aside since the last acknowledgement."""
-
-    @property
-    def out(self) -> bool:
-        """It is reached and answers nothing that counts: an outage, which is not the fault of what was sent."""
-        return self.aside_in_a_row >= ASIDE_IN_A_ROW
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[tuple["PooledConnection", Standing]]:
@@ -108,8 +101,6 @@ class Delivery:
         outcome = await self._send(DeliverUsage(reference=reference, at=now, sequence=sequence, items=tuple(items)))
         if acknowledgement(outcome) is None:
             OUTBOX_FAILURES.labels(self.subscriber.name, "not_sent" if was_no_try(outcome) else "no_answer").inc()
-        else:
-            self.aside_in_a_row = 0
         return outcome
 
     def item(self, row: Row, redelivery: bool, replayed: bool = False) -> FeedItem:
@@ -128,6 +119,19 @@ class Delivery:
 def was_no_try(outcome: Outcome) -> bool:
     """Nothing left, and it was not for what should have left."""
     return isinstance(outcome, NotSent) and outcome.why != Why.CANNOT_BUILD
+
+
+def was_no_answer(outcome: Outcome) -> bool:
+    """It may have arrived, and was not acknowledged: that may be for the event or for the subscriber.
+
+    What cannot be built is our own fault: it says nothing of the subscriber.
+    """
+    return acknowledgement(outcome) is None and not isinstance(outcome, NotSent)
+
+
+def is_out(standing: Standing) -> bool:
+    """It is reached and answers nothing that counts: an outage, unless another event is acknowledged."""
+    return standing.asides >= ASIDE_IN_A_ROW
 
 
 class _Page(NamedTuple):
@@ -154,7 +158,8 @@ class DeliverPages:
         """Of the next page: small after a failure, so that one event that cannot be taken is found."""
         self._failures = 0
         """In a row."""
-        self._aside_at = delivery.now()
+        self._asked = False
+        """Another event was sent to see whether it is an outage, and was not acknowledged either."""
 
     async def turn(self) -> float:
         """The seconds to rest. Raises LeaseLost, Problem 503."""
@@ -164,14 +169,52 @@ class DeliverPages:
         async with self._delivery.look() as (connection, standing):
             if standing.next_try_at is not None and standing.next_try_at > self._delivery.now():
                 return IDLE_S
-            rows = await usage_events.page(connection, standing.cursor, self._limit)
+            rows = await usage_events.page(connection, standing.cursor, 1 if is_out(standing) else self._limit)
         if not rows:
             return IDLE_S
+        another = await self._another(rows[0]) if is_out(standing) else None
+        if another is not None and acknowledgement(another) is None:
+            return await self._none_taken(another, standing)
         page = await self._prepare(rows)
         sent = await self._deliver(page)
         if any(acknowledgement(one.outcome) is None for one in sent):
-            return await self._not_taken(page, [one.outcome for one in sent])
+            return await self._not_taken(page, [one.outcome for one in sent], another is not None)
         await self._taken(page, sent)
+        return 0.0
+
+    async def _another(self, first: Row) -> Outcome | None:
+        """Whether it is the first event's fault: what another one comes to, which stays in its place in the feed.
+
+        It goes before the first one, lest a breaker that is to be closed again never sees it. None: the first one will
+        not be sent, there is no other that may go, or the last one was not acknowledged: it is the first one's turn.
+        """
+        if self._asked:
+            self._asked = False
+            return None
+        async with self._delivery.transaction() as (connection, standing):
+            if await outbox.cards_held(connection, self._name, {card_of(first)}):
+                return None
+            row = await outbox.another(connection, self._name, first, standing.sequence)
+            if row is None:
+                return None
+            await outbox.sending(connection, self._name, max(standing.sent, _place(row)), 1)
+        item = self._delivery.item(row, _place(row) <= standing.sent)
+        outcome = await self._delivery.send(standing.sequence + 1, [item])
+        told = acknowledgement(outcome)
+        if told is not None:
+            self._delivery.count(told, 1)
+        self._asked = told is None and not was_no_try(outcome)
+        return outcome
+
+    async def _none_taken(self, another: Outcome, standing: Standing) -> float:
+        """The other event came to nothing either; the first one was not sent."""
+        self._failures += 1
+        if was_no_try(another):
+            return knock_s(self._failures, self._delivery.chance())
+        at = next_try(max(standing.tries, 1), self._delivery.now(), self._delivery.chance())
+        assert at is not None
+        async with self._delivery.transaction() as (connection, _):
+            await outbox.failed(connection, self._name, standing.tries, at)
         return 0.0
 
     async def _prepare(self, rows: list[Row]) -> _Page:
@@ -219,10 +262,12 @@ class DeliverPages:
             went |= {row.event_id for row in batch}
         aside = self._aside([row for row in page.rows if row.event_id in refused or row.event_id not in went],
                             refused, page.standing.sent, now)  # fmt: skip
-        async with self._delivery.transaction() as (connection, _):
+        async with self._delivery.transaction() as (connection, standing):
             await outbox.hold(connection, self._name, aside, now)
             await outbox.acknowledged(connection, self._name, _place(page.rows[-1]))
-            if sent and self._failures:
+            # or failures of who had it in hand before
+            if sent and (self._failures or standing.tries or standing.asides):
+                await outbox.answered(connection, self._name)
                 await outbox.wake(connection, self._name, now)
         if aside:
             log.warning("usage events wait aside", subscriber=self._name, events=len(aside), refused=len(refused))
@@ -242,7 +287,7 @@ class DeliverPages:
             aside.append(_held(row, code if tried else None, int(tried), at, maybe_sent))
         return aside
 
-    async def _not_taken(self, page: _Page, outcomes: list[Outcome]) -> float:
+    async def _not_taken(self, page: _Page, outcomes: list[Outcome], at_fault: bool) -> float:
         self._failures += 1
         failed = [outcome for outcome in outcomes if acknowledgement(outcome) is None]
         if all(map(was_no_try, failed)):
@@ -250,86 +295,26 @@ class DeliverPages:
         if len(page.rows) > 1:
             self._limit = max(1, len(page.rows) // _SHRINK)
             return knock_s(self._failures, self._delivery.chance())
-        await self._failed_alone(page.rows[0], page.standing.tries + 1)
+        await self._failed_alone(page, was_no_answer(failed[0]), at_fault)
         return 0.0
 
-    async def _failed_alone(self, row: Row, tries: int) -> None:
-        now = self._delivery.now()
+    async def _failed_alone(self, page: _Page, no_answer: bool, at_fault: bool) -> None:
+        """`at_fault`: another event was acknowledged just before."""
+        row, tries, now = page.rows[0], page.standing.tries + 1, self._delivery.now()
         at = next_try(tries, now, self._delivery.chance())
         assert at is not None
-        async with self._delivery.transaction() as (connection, _):
-            if tries < SET_ASIDE_TRIES or (self._delivery.out and now < self._aside_at + ASIDE_WHILE_OUT):
+        async with self._delivery.transaction() as (connection, standing):
+            waits = no_answer and is_out(standing) and not _long_ago(standing.aside_at, now)
+            if not at_fault and (waits or tries < SET_ASIDE_TRIES):
                 await outbox.failed(connection, self._name, min(tries, SET_ASIDE_TRIES - 1), at)
+                if waits and tries == 1:
+                    log.error("the subscriber acknowledges nothing: its events wait", subscriber=self._name)
                 return
             await outbox.hold(connection, self._name, [_held(row, None, tries, at, True)], now)
             await outbox.acknowledged(connection, self._name, _place(row))
-        self._delivery.aside_in_a_row += 1
-        self._aside_at = now
-        if self._delivery.aside_in_a_row == ASIDE_IN_A_ROW:
-            log.error("the subscriber acknowledges nothing: its events wait", subscriber=self._name)
+            if no_answer and not at_fault:
+                await outbox.set_aside(connection, self._name, now)
         log.warning("a usage event is set aside: no clear answer", subscriber=self._name, event_id=str(row.event_id))
-
-
-class DeliverHeld:
-    """turn() after turn(): what waits aside and is due, each event by itself, so that none fails for another."""
-
-    def __init__(self, delivery: Delivery) -> None:
-        self._delivery = delivery
-        self._name = delivery.subscriber.name
-        self._failures = 0
-
-    async def turn(self) -> float:
-        """The seconds to rest. Raises LeaseLost, Problem 503."""
-        delivery = self._delivery
-        async with delivery.look() as (connection, _):
-            delivery.held = await outbox.count_held(connection, self._name)
-        if not delivery.held:
-            return HELD_IDLE_S
-        async with delivery.transaction() as (connection, standing):
-            due = await outbox.due(connection, self._name, delivery.now(), _HELD_A_TURN)
-            if due:
-                await outbox.sending(connection, self._name, standing.sent, len(due))
-        if not due:
-            return HELD_IDLE_S
-        outcomes = await self._deliver(due, standing.sequence)
-        await self._settle(due, outcomes)
-        if all(map(was_no_try, outcomes)):
-            self._failures += 1
-            return knock_s(self._failures, delivery.chance())
-        self._failures = 0
-        return 0.0
-
-    async def _deliver(self, due: list[Due], sequence: int) -> list[Outcome]:
-        places = asyncio.Semaphore(self._delivery.subscriber.lanes_max)
-
-        async def one(number: int, event: Due) -> Outcome:
-            async with places:
-                return await self._delivery.send(number, [self._delivery.item(event.row, event.sent, event.replayed)])
-
-        return await asyncio.gather(*(one(sequence + 1 + i, event) for i, event in enumerate(due)))
-
-    async def _settle(self, due: list[Due], outcomes: list[Outcome]) -> None:
-        now = self._delivery.now()
-        delivered: list[Row] = []
-        failures: list[Failed] = []
-        for event, outcome in zip(due, outcomes, strict=True):
-            row, tries, at = event.row, event.tries, event.regular_at
-            told = acknowledgement(outcome)
-            if told is not None:
-                self._delivery.count(told, 1)
-            if told is not None and not told.refused:
-                delivered.append(row)
-            elif not was_no_try(outcome):
-                code = told.refused[row.event_id] if told is not None else None
-                if at is None:
-                    tries = max(tries, 1) if told is None and self._delivery.out else tries + 1
-                    at = next_try(tries, now, self._delivery.chance())
-                failures.append(Failed(row.position, row.event_id, code, tries, at))
-        async with self._delivery.transaction() as (connection, _):
-            dead = await outbox.settle(connection, self._name, delivered, failures, now)
-        if dead:
-            OUTBOX_DEAD.labels(self._name).inc(dead)
-            log.error("usage events were given up", subscriber=self._name, events=dead)
 
 
 def _place(row: Row) -> Cursor:
@@ -338,3 +323,7 @@ def _place(row: Row) -> Cursor:
 
 def _held(row: Row, code: str | None, tries: int, at: dt.datetime | None, sent: bool) -> Held:
     return Held(row.position, row.event_id, row.recorded_at, card_of(row), code, tries, at, sent)
+
+
+def _long_ago(aside_at: dt.datetime | None, now: dt.datetime) -> bool:
+    return aside_at is None or now >= aside_at + ASIDE_WHILE_OUT

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-from gateway.store.usage_events import Cursor, Row
+from gateway.store.usage_events import HORIZON, Cursor, Row
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _EVENT = ", ".join(f"e.{name}" for name in Row._fields)
 
 _STANDING = (
-    "SELECT position, event_id, sent_position, sent_event_id, sequence, tries, next_try_at FROM outbox_subscriber"
-    " WHERE name = $1 AND holder = $2 AND leased_until > now()"
+    "SELECT position, event_id, sent_position, sent_event_id, sequence, tries, next_try_at, asides, aside_at"
+    " FROM outbox_subscriber WHERE name = $1 AND holder = $2 AND leased_until > now()"
 )
 _STANDING_LOCKED = f"{_STANDING} FOR NO KEY UPDATE"
 
@@ -31,6 +31,27 @@ WHERE (subscriber, position, event_id, dead_at) IN (
 RETURNING true
 """  # noqa: S608 - a constant
 
+_WOKEN_AGAIN = dt.timedelta(minutes=30)
+_AHEAD_MAX = 20_000
+"""So far ahead another event is looked for: past the largest bulk."""
+
+# The first of its card, so that it overtakes none; what has least in common with $4, $5 comes before. The limit comes
+# by a sub-selection for the reason a page's cursor does (usage_events.py): else all that is behind would be sorted.
+_ANOTHER = f"""
+WITH ahead AS (
+    SELECT position, event_id, recorded_at, caller, scene, coalesce(card_id, event_id) AS card FROM usage_event
+    WHERE (position, event_id) > ((SELECT $2::bigint), (SELECT $3::uuid)) AND position < {HORIZON}
+    ORDER BY position, event_id LIMIT (SELECT {_AHEAD_MAX})
+), firsts AS (
+    SELECT DISTINCT ON (card) * FROM ahead ORDER BY card, position, event_id
+), chosen AS (
+    SELECT position, event_id, recorded_at FROM firsts
+    WHERE card <> $6 AND NOT EXISTS (SELECT FROM outbox_held h WHERE h.subscriber = $1 AND h.card = firsts.card)
+    ORDER BY (caller = $4)::int + (scene = $5)::int, md5(event_id || $7::text) LIMIT 1
+)
+SELECT {_EVENT} FROM chosen JOIN usage_event e USING (position, event_id, recorded_at)
+"""  # noqa: S608 - a constant
+
 
 class LeaseLost(Exception):
     """Another process is at this subscriber now, or may be."""
@@ -43,7 +64,12 @@ class Standing(NamedTuple):
     sent: Cursor
     sequence: int
     tries: int
+    """Of the first event after the cursor, by itself."""
     next_try_at: dt.datetime | None
+    asides: int
+    """Events set aside for want of an answer since the last acknowledgement."""
+    aside_at: dt.datetime | None
+    """The last of them."""
 
 
 class Held(NamedTuple):
@@ -138,6 +164,29 @@ async def failed(connection: "AnyConnection", name: str, tries: int, next_try_at
     )
 
 
+async def set_aside(connection: "AnyConnection", name: str, now: dt.datetime) -> None:
+    """For want of an answer; until it answers, another process is to know of it too."""
+    await connection.execute(
+        "UPDATE outbox_subscriber SET asides = asides + 1, aside_at = $2 WHERE name = $1", name, now
+    )
+
+
+async def answered(connection: "AnyConnection", name: str) -> None:
+    """It has acknowledged something."""
+    await connection.execute("UPDATE outbox_subscriber SET asides = 0 WHERE name = $1", name)
+
+
+async def another(connection: "AnyConnection", name: str, first: Row, turn: int) -> Row | None:
+    """An event further ahead that may go before its turn: of another card than `first`, and the first of that card.
+
+    Of another caller and scene if there is one; of many another each `turn`: nobody knows what is wrong with `first`.
+    """
+    row = await connection.fetchrow(
+        _ANOTHER, name, first.position, first.event_id, first.caller, first.scene, card_of(first), str(turn)
+    )
+    return Row(*row) if row is not None else None
+
+
 async def count_held(connection: "AnyConnection", name: str) -> int:
     count: int = await connection.fetchval("SELECT count(*) FROM outbox_held WHERE subscriber = $1", name)
     return count
@@ -199,8 +248,7 @@ async def settle(
         name, [row.position for row in delivered], [row.event_id for row in delivered],
     )}  # fmt: skip
     await connection.execute(
-        "UPDATE outbox_held h SET code = f.code, tries = f.tries, next_try_at = f.next_try_at,"
-        " regular_at = CASE WHEN h.regular_at > h.next_try_at THEN h.regular_at END"  # woken already, until its own try
+        "UPDATE outbox_held h SET code = f.code, tries = f.tries, next_try_at = f.next_try_at, regular_at = NULL"
         " FROM unnest($2::bigint[], $3::uuid[], $4::text[], $5::smallint[], $6::timestamptz[])"
         " AS f (position, event_id, code, tries, next_try_at)"
         " WHERE h.subscriber = $1 AND h.position = f.position AND h.event_id = f.event_id",
@@ -222,14 +270,15 @@ async def settle(
 
 
 async def wake(connection: "AnyConnection", name: str, now: dt.datetime) -> None:
-    """It answers again: what only lacked an answer is due at once, each event once between two of its own tries.
+    """It answers again: what only lacked an answer is due at once, or so long after it was last woken for nothing.
 
     Otherwise each of many that are never answered would wake all the others, whenever the feed has come past it.
     """
     await connection.execute(
-        "UPDATE outbox_held SET regular_at = next_try_at, next_try_at = $2"
-        " WHERE subscriber = $1 AND next_try_at > $2 AND code IS NULL AND regular_at IS NULL",
-        name, now,
+        "UPDATE outbox_held SET regular_at = greatest(regular_at, next_try_at),"  # greatest() passes over NULL
+        " next_try_at = greatest($2, woken_at + $3), woken_at = greatest($2, woken_at + $3)"
+        " WHERE subscriber = $1 AND next_try_at > greatest($2, woken_at + $3) AND code IS NULL",
+        name, now, _WOKEN_AGAIN,
     )  # fmt: skip
 
 

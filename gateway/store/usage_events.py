@@ -39,14 +39,15 @@ class Row(NamedTuple):
     caller_event_id: str | None
 
 
-_HORIZON = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint + (SELECT xid_offset FROM feed_origin)"
+HORIZON = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint + (SELECT xid_offset FROM feed_origin)"
+"""SQL: all below this position is there."""
 
 # The cursor comes by sub-selects, so that the planner does not look it up in its statistics: they end before the newest
 # events, so it would expect next to none behind the cursor, read all there are for each page, and sort them.
 _PAGE = f"""
 SELECT {", ".join(Row._fields)}
 FROM usage_event
-WHERE (position, event_id) > ((SELECT $1::bigint), (SELECT $2::uuid)) AND position < {_HORIZON}
+WHERE (position, event_id) > ((SELECT $1::bigint), (SELECT $2::uuid)) AND position < {HORIZON}
 ORDER BY position, event_id
 LIMIT $3
 """  # noqa: S608 - a constant
@@ -55,7 +56,7 @@ LIMIT $3
 _LAG = f"""
 SELECT coalesce(extract(epoch FROM now() - (
     SELECT recorded_at FROM usage_event
-    WHERE position >= {_HORIZON} AND recorded_at > now() - interval '1 day'
+    WHERE position >= {HORIZON} AND recorded_at > now() - interval '1 day'
     ORDER BY position, event_id LIMIT 1
 )), 0)::float8
 """  # noqa: S608 - a constant

@@ -22,7 +22,8 @@ from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
 from gateway.domain.operations import DeliverUsage
 from gateway.domain.outcome import Outcome
-from gateway.flows.deliver_usage import DeliverHeld, DeliverPages, Delivery, Send, Subscriber
+from gateway.flows.deliver_held import DeliverHeld
+from gateway.flows.deliver_usage import DeliverPages, Delivery, Send, Subscriber
 from gateway.metrics import OUTBOX_DEAD_LETTERS, OUTBOX_HELD, OUTBOX_LAG_EVENTS, OUTBOX_LAG_SECONDS
 from gateway.partners.call import Partners
 from gateway.partners.nats_stream import NatsStream
