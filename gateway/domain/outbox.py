@@ -22,7 +22,10 @@ _FIRST_GAPS_S = (10, 30, 120, 600, 1800, 3600, 14_400, 28_800, 50_400, 72_000)
 GAPS = (*(dt.timedelta(seconds=gap) for gap in _FIRST_GAPS_S), _SPAN - dt.timedelta(seconds=sum(_FIRST_GAPS_S)))
 """Between a try and the next: the last try is 72 hours after the first."""
 SET_ASIDE_TRIES = 4
-"""So often the first event of the feed is tried alone; then it waits aside for its next tries, and the feed goes on."""
+"""So often the first event of the feed is tried alone; then it waits aside for its next tries, and the feed goes on.
+
+Behind several of that kind once is enough, if the subscriber takes another event meanwhile.
+"""
 _JITTER = 0.1
 
 KNOCK_FIRST_S, KNOCK_MAX_S = 0.5, 30.0

@@ -139,13 +139,13 @@ async def test_control_what_we_cannot_build_is_taken_for_one(
 
 
 async def given_up_in_an_outage(dsn: str) -> tuple[int, list[int]]:
-    """80 hours of errors, with an event that we cannot build: (the tries of that one, the tries of those given up)."""
+    """Days of errors, with an event that we cannot build: (the tries of that one, the tries of those given up)."""
     await add_events(dsn, Events(150, 150))
     log, receiver = await logged(dsn), Receiver()
     receiver.poison = {event_id for event_id, _ in log}
     receiver.unbuilt = {log[2][0]}
     async with Relay(dsn, receiver) as relay:
-        await go(relay, 80 * HOUR, HOUR / 4)
+        await go(relay, 84 * HOUR, HOUR / 2)
         async with relay.pool.acquire() as connection:
             dead = [row[0] for row in await connection.fetch("SELECT tries FROM outbox_dead_letter")]
     return receiver.calls.count([log[2][0]]), dead
@@ -193,6 +193,21 @@ async def test_restarts_in_an_outage_take_nothing_more_from_the_feed(database: D
 
 async def test_control_each_restart_begins_anew(database: Database) -> None:
     assert await aside_with_restarts(database.dsn, forgets=True) > 2 * (ASIDE_IN_A_ROW + 12)
+
+
+async def test_an_outage_ends_with_what_waits_aside_too(database: Database) -> None:
+    """The rest of the feed is still not answered: from then on that may be its own fault."""
+    await add_events(database.dsn, Events(50, 1000))
+    log, receiver = await logged(database.dsn), Receiver()
+    receiver.poison = {event_id for event_id, _ in log}
+    async with Relay(database.dsn, receiver) as relay:
+        await go(relay, 2 * HOUR)
+        assert await relay.rows_of(f"outbox_subscriber WHERE asides >= {ASIDE_IN_A_ROW}") == 1
+        receiver.poison -= {event_id for event_id, _ in log[:ASIDE_IN_A_ROW]}
+        while not receiver.arrived:
+            relay.now += MINUTE
+            await relay.held.turn()
+        assert await relay.rows_of("outbox_subscriber WHERE asides = 0") == 1
 
 
 async def held_for_long(relay: Relay, receiver: Receiver, dsn: str) -> set[str]:
