@@ -47,7 +47,7 @@ WITH ahead AS (
 ), chosen AS (
     SELECT position, event_id, recorded_at FROM firsts
     WHERE card <> $6 AND NOT EXISTS (SELECT FROM outbox_held h WHERE h.subscriber = $1 AND h.card = firsts.card)
-    ORDER BY (caller = $4)::int + (scene = $5)::int, md5(event_id || $7::text) LIMIT 1
+    ORDER BY (caller = $4)::int + (scene = $5)::int, hashtextextended(event_id::text, $7) LIMIT 1
 )
 SELECT {_EVENT} FROM chosen JOIN usage_event e USING (position, event_id, recorded_at)
 """  # noqa: S608 - a constant
@@ -182,7 +182,7 @@ async def another(connection: "AnyConnection", name: str, first: Row, turn: int)
     Of another caller and scene if there is one; of many another each `turn`: nobody knows what is wrong with `first`.
     """
     row = await connection.fetchrow(
-        _ANOTHER, name, first.position, first.event_id, first.caller, first.scene, card_of(first), str(turn)
+        _ANOTHER, name, first.position, first.event_id, first.caller, first.scene, card_of(first), turn
     )
     return Row(*row) if row is not None else None
 
