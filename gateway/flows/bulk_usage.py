@@ -16,6 +16,7 @@ from gateway.flows.return_usage import ReturnUsage, Taken, in_transaction
 from gateway.flows.usage_lines import Given, LineReader, ReadLines
 from gateway.metrics import USAGE_LINES
 from gateway.store.batch import Batcher
+from gateway.store.pool import cut_off
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -101,14 +102,10 @@ class BulkUsage:
 
     async def _write(self, connection: "Connection", batch: Sequence[Bulk], timeout: float) -> Sequence[Taken]:
         (bulk,) = batch
-        # past it the connection is given up, and with it the transaction: to cancel a statement needs a database
-        cut_off = asyncio.get_running_loop().call_later(timeout, connection.terminate)
-        try:
+        with cut_off(connection, timeout):
             taken = await in_transaction(
                 connection, lambda: self._return_usage.take(connection, bulk.caller_id, bulk.given)
             )
-        finally:
-            cut_off.cancel()
         taken.points.tell()
         return [taken]
 

@@ -38,7 +38,7 @@ from gateway.metrics import EFFECTS
 from gateway.store import idempotency, operations
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.operations import Operation
-from gateway.store.pool import GONE
+from gateway.store.pool import GONE, cut_off
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection, Connection
@@ -232,10 +232,7 @@ class Effects:
     async def _execute(
         self, connection: "Connection", batch: Sequence[Effect], timeout: float
     ) -> Sequence[Ended | Begun | Problem]:
-        # past it the connection is given up, and with it the transaction: to cancel a statement, or to roll back,
-        # would need a database that answers
-        cut_off = asyncio.get_running_loop().call_later(timeout, connection.terminate)
-        try:
+        with cut_off(connection, timeout):
             try:
                 keys = await self._data_keys.current(connection, ("answers", "operations"))
             except (KeyStoreError, SealError) as error:  # made by another machine under a KEK that is not here yet
@@ -248,8 +245,6 @@ class Effects:
                 for effect, end in zip(effects, await self._attempt(connection, effects, keys), strict=True):
                     ended[effect.claim] = end
             return [ended[effect.claim] for effect in batch]
-        finally:
-            cut_off.cancel()
 
     async def _attempt(
         self, connection: "Connection", batch: Sequence[Effect], data_keys: dict[str, int], waited: bool = False

@@ -3,7 +3,6 @@
 Of two who try to move an operation on, the guarded update lets one; the other is told how it stands.
 """
 
-import asyncio
 import datetime as dt
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +21,7 @@ from gateway.flows.kept_answers import Answer, KeptAnswers
 from gateway.store import benefits, idempotency, payments
 from gateway.store.batch import Batcher
 from gateway.store.payments import Move, Payment
-from gateway.store.pool import GONE
+from gateway.store.pool import GONE, cut_off
 
 if TYPE_CHECKING:
     from gateway.store.pool import Connection
@@ -115,16 +114,13 @@ class WriteOutcomes:
     async def _execute(
         self, connection: "Connection", batch: Sequence[Step], timeout: float
     ) -> Sequence[Written | Problem]:
-        # past it the connection is given up, and with it the transaction
-        cut_off = asyncio.get_running_loop().call_later(timeout, connection.terminate)
-        try:
-            data_keys = await self._data_keys.current(connection, ("answers",))
-            return await self._attempt(connection, batch, data_keys["answers"])
-        except (KeyStoreError, SealError) as error:  # made by another machine under a KEK that is not here yet
-            log.error("outcomes have no data key", error=str(error))
-            return [unavailable("a key is missing") for _ in batch]
-        finally:
-            cut_off.cancel()
+        with cut_off(connection, timeout):
+            try:
+                data_keys = await self._data_keys.current(connection, ("answers",))
+                return await self._attempt(connection, batch, data_keys["answers"])
+            except (KeyStoreError, SealError) as error:  # made by another machine under a KEK that is not here yet
+                log.error("outcomes have no data key", error=str(error))
+                return [unavailable("a key is missing") for _ in batch]
 
     async def _attempt(
         self, connection: "Connection", batch: Sequence[Step], data_key_id: int

@@ -4,7 +4,6 @@ Counts are locked before they are looked at, in one order, and raised in the sam
 writes later. What comes to a full count waits for nothing but the lock, and writes nothing.
 """
 
-import asyncio
 import datetime as dt
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +13,7 @@ import asyncpg
 
 from gateway.domain.benefits import USED_UP, Counter, Refusal, Span
 from gateway.store.payments import created_at
+from gateway.store.pool import cut_off
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection, Connection
@@ -144,17 +144,12 @@ def _allot(wants: Sequence[Want], counts: Iterator[tuple[UUID, int | None]]) -> 
 async def claim_batch(connection: "Connection", wants: Sequence[Want], timeout: float) -> list[Refusals | None]:
     """claim() in a transaction of its own, committed when it returns. If somebody holds a count for too long, each is
     claimed by itself, so that it is the only one that is not: None."""
-    # past it the connection is given up, and with it the transaction: to cancel a statement, or to roll back, would
-    # need a database that answers
-    cut_off = asyncio.get_running_loop().call_later(timeout, connection.terminate)
-    try:
+    with cut_off(connection, timeout):
         try:
             async with connection.transaction():
                 return [*await claim(connection, wants)]
         except _HELD:
             return [await _alone(connection, want) for want in wants]
-    finally:
-        cut_off.cancel()
 
 
 async def _alone(connection: "Connection", want: Want) -> Refusals | None:

@@ -1,8 +1,8 @@
 """Connections to PostgreSQL: as the application's role, its settings asserted, never waited for without a limit."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -118,6 +118,30 @@ def _options(settings: Database, name: str, more: Mapping[str, str] | None = Non
     }
 
 
+@contextmanager
+def cut_off(connection: "AnyConnection", after_s: float) -> Iterator[None]:
+    """Past it the connection is given up, and with it the transaction; TimeoutError is raised.
+
+    To cancel a statement, or to roll back, would need a database that answers.
+    """
+    expired = False
+
+    def give_up() -> None:
+        nonlocal expired
+        expired = True
+        connection.terminate()
+
+    timer = asyncio.get_running_loop().call_later(after_s, give_up)
+    try:
+        yield
+    except GONE as error:
+        if expired:  # it says that the connection has ended, which was us
+            raise TimeoutError from error
+        raise
+    finally:
+        timer.cancel()
+
+
 class Pool:
     """A bounded pool that gives up after the configured time instead of queueing its callers."""
 
@@ -155,17 +179,11 @@ class Pool:
 
     @asynccontextmanager
     async def acquire(self, limit_s: float = 0.7) -> AsyncIterator["PooledConnection"]:
-        """A connection within the configured wait, for at most `limit_s`; Problem 503 if the database fails us.
-
-        Past the limit the connection is cut off: to cancel a statement would need a database that answers.
-        """
+        """A connection within the configured wait, for at most `limit_s`; Problem 503 if the database fails us."""
         assert self._pool is not None
         try:
             async with self._pool.acquire(timeout=self._settings.acquire_timeout_ms / 1000) as connection:
-                cut_off = asyncio.get_running_loop().call_later(limit_s, connection.terminate)
-                try:
+                with cut_off(connection, limit_s):
                     yield connection
-                finally:
-                    cut_off.cancel()
         except (*GONE, UnfitDatabase) as error:
             raise unavailable("the database is not available") from error

@@ -10,6 +10,8 @@ import pytest
 
 from gateway.domain.errors import Problem
 from gateway.store.batch import Batcher
+from gateway.store.pool import cut_off
+from tests.conftest import Database
 
 ANSWER_S = 2.0
 
@@ -118,6 +120,41 @@ async def test_connections_that_ended_together_cost_one_batch(error: Exception, 
     assert len(connected) == made
     loop.cancel()
     await asyncio.gather(loop, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("statement", "made"),
+    [("SELECT pg_sleep(60)", 2), ("SELECT pg_terminate_backend(pg_backend_pid())", 3)],
+    ids=["cut off by us", "control: ended by the server"],
+)
+async def test_a_batch_that_is_cut_off_ends_its_own_connection_alone(
+    database: Database, statement: str, made: int
+) -> None:
+    """However the driver words that its connection was given up."""
+    connected = []
+
+    async def connect() -> Any:
+        connected.append(await asyncpg.connect(database.dsn))
+        return connected[-1]
+
+    async def execute(connection: Any, batch: Sequence[str], timeout: float) -> Sequence[str]:
+        with cut_off(connection, timeout):
+            for each in batch:
+                await connection.execute(each)
+        return batch
+
+    batches: Batcher[str, str] = Batcher(
+        connect, execute, batch_max=2, queue_max=10, deadline_s=1, on_batch=lambda figures: None
+    )
+    loop = asyncio.create_task(batches.run())
+    try:
+        assert await answers([batches.ask("SELECT 1")]) == ["SELECT 1"]
+        assert len(connected) == 2
+        assert [await answers([batches.ask(sql)]) for sql in (statement, "SELECT 2")] == [[503], ["SELECT 2"]]
+        assert len(connected) == made
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
 
 
 async def test_nobody_is_left_waiting_when_the_loop_fails() -> None:
