@@ -42,7 +42,7 @@ class AnotherIsAtIt(CannotStart):
 
 
 class Ingested(NamedTuple):
-    """A file that is taken up. `before`: it was already."""
+    """A file that is taken up. `before`: it was already. `rejected_by_code` is empty if some of the lines are swept."""
 
     header: Header
     file_id: bytes
@@ -101,9 +101,10 @@ class IngestUsageFile:
             while progress.at is not Pass.DONE:
                 progress = await self._next_chunk(connection, file, head, progress, on_progress)
             assert progress.created + progress.duplicate + progress.rejected == header.count, "no line is lost"
-            return Ingested(
-                header, head.file_id, progress, await usage_files.rejected_by_code(connection, head.file_id), before
-            )
+            by_code = await usage_files.rejected_by_code(connection, head.file_id)
+            if sum(by_code.values()) != progress.rejected:  # they are swept line by line
+                by_code = {}
+            return Ingested(header, head.file_id, progress, by_code, before)
         finally:
             file.close()
 

@@ -33,7 +33,7 @@ class HeldReport(msgspec.Struct, frozen=True):
 class TakenReport(msgspec.Struct, frozen=True):
     """count = created + duplicate + rejected. `rejects` names the file that lists what was not accepted.
 
-    It is null, and `rejected_by_code` empty, if none was rejected or they are swept (rejects_days): an old list stays.
+    It is null, and `rejected_by_code` empty, if none was rejected or some are swept (rejects_days): an old list stays.
     """
 
     file: str
@@ -60,22 +60,31 @@ def report_held(path: Path, held: Held, sender: str) -> Path:
 
 async def report_taken(connection: "Connection", path: Path, found: Ingested) -> Path:
     """Raises OSError, asyncpg.PostgresError."""
-    header, progress, rejects = found.header, found.progress, None
-    if found.rejected_by_code:
-        rejects = path.with_name(path.name + REJECTS)
-        with rejects.with_name(rejects.name + ".part").open("wb") as stream:
-            async for each in usage_files.rejected_lines(connection, found.file_id):
-                errors = msgspec.Raw(each.errors.encode())
-                stream.write(_encode({"line": each.line, "id": each.id, "code": each.code, "errors": errors}) + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        rejects.with_name(rejects.name + ".part").replace(rejects)
+    header, progress = found.header, found.progress
+    rejects = await _list_rejects(connection, path, found) if found.rejected_by_code else None
     USAGE_FILES.labels(header.caller, "taken_before" if found.before else "taken").inc()
     return _write(path, TakenReport(
         shown_name(path), found.file_id.hex(), header.caller, header.batch_no, header.count, header.sum_fen,
-        progress.created, progress.duplicate, progress.rejected, found.rejected_by_code,
+        progress.created, progress.duplicate, progress.rejected, found.rejected_by_code if rejects else {},
         shown_name(rejects) if rejects else None, _now(),
     ))  # fmt: skip
+
+
+async def _list_rejects(connection: "Connection", path: Path, found: Ingested) -> Path | None:
+    """None: some of the lines were swept meanwhile."""
+    rejects, lines = path.with_name(path.name + REJECTS), 0
+    part = rejects.with_name(rejects.name + ".part")
+    with part.open("wb") as stream:
+        async for each in usage_files.rejected_lines(connection, found.file_id):
+            errors = msgspec.Raw(each.errors.encode())
+            stream.write(_encode({"line": each.line, "id": each.id, "code": each.code, "errors": errors}) + b"\n")
+            lines += 1
+        stream.flush()
+        os.fsync(stream.fileno())
+    if lines != found.progress.rejected:
+        part.unlink()
+        return None
+    return part.replace(rejects)
 
 
 def shown_name(path: Path) -> str:

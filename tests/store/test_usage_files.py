@@ -168,18 +168,36 @@ async def test_the_same_file_is_recognised(desk: Desk) -> None:
     assert len(await desk.recorded(lines)) == 2
 
 
-async def test_a_list_that_was_swept_is_not_written_anew_without_its_lines(desk: Desk) -> None:
-    content = day_file(desk.signing, [line(), b"{"])
+@pytest.mark.parametrize("swept", [1, 2], ids=["some", "all"])
+async def test_a_list_that_was_swept_is_not_written_anew_without_its_lines(desk: Desk, swept: int) -> None:
+    content = day_file(desk.signing, [line(), b"{", b"{"])
     first = await desk.take(content)
     owner = await asyncpg.connect(desk.dsn)
-    await owner.execute("DELETE FROM usage_file_reject WHERE file_id = $1", first.file_id)
+    await owner.execute("DELETE FROM usage_file_reject WHERE file_id = $1 AND line < $2", first.file_id, 4 + swept)
     await owner.close()
     again = await desk.take(content)
-    assert figures(again) == figures(first) == (1, 0, 1)
+    assert figures(again) == figures(first) == (1, 0, 2)
+    assert (first.rejected_by_code, again.rejected_by_code) == ({"malformed_json": 2}, {})
     assert {report["rejects"] is None: report["rejected_by_code"] for report in desk.reports()} == {
-        False: {"malformed_json": 1}, True: {},
+        False: {"malformed_json": 2}, True: {},
     }  # fmt: skip
-    assert len(list(desk.folder.glob("*.rejects.ndjson"))) == 1
+    (rejects,) = desk.folder.glob("*.rejects.ndjson*")
+    assert len(rejects.read_bytes().splitlines()) == 2
+
+
+async def test_a_list_that_is_swept_while_it_is_written_is_none(desk: Desk) -> None:
+    content = day_file(desk.signing, [b"{", b"{"])
+    found = await desk.take(content)
+    owner = await asyncpg.connect(desk.dsn)
+    await owner.execute("DELETE FROM usage_file_reject WHERE file_id = $1 AND line = 3", found.file_id)
+    await owner.close()
+    connection = await desk.connect()
+    try:
+        report = json.loads((await report_taken(connection, desk.folder / "again.day", found)).read_bytes())
+    finally:
+        await connection.close()
+    assert (report["rejected"], report["rejects"], report["rejected_by_code"]) == (2, None, {})
+    assert not list(desk.folder.glob("again.day.rejects*"))
 
 
 async def test_a_batch_number_is_one_files(desk: Desk) -> None:
