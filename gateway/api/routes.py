@@ -39,10 +39,10 @@ from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.domain.usage import UsageLine
 from gateway.flows.redeem_points import RedemptionAnswer
 from gateway.flows.rotate_caller_key import CallerKeys
-from gateway.flows.settle_visit import VisitAnswer
 from gateway.flows.show_operation import OperationAnswer
 from gateway.flows.tell_bank import LossAnswer
 from gateway.flows.verify_card import VerifyAnswer
+from gateway.flows.visit_answers import VisitAnswer
 from gateway.flows.write_outcomes import PaymentAnswer
 
 FORM = "application/x-www-form-urlencoded"

@@ -72,6 +72,11 @@ class Problem(Exception):
         self.headers = headers or {}
 
 
+def invalid(field: str, message: str) -> Problem:
+    """What is wrong with one field of a request that has the right form. `message` holds no value of it."""
+    return Problem("validation_failed", errors=[FieldError(field, message)])
+
+
 def overloaded(detail: str) -> Problem:
     return Problem("overloaded", detail, headers={"Retry-After": "1"})
 

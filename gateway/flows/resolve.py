@@ -8,7 +8,7 @@ from uuid import UUID
 import structlog
 
 from gateway.domain.errors import Problem
-from gateway.flows.settle_payment import NOT_NOW
+from gateway.flows.not_now import NOT_NOW
 from gateway.log import describe
 
 log = structlog.get_logger()

@@ -10,16 +10,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from random import SystemRandom
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-import asyncpg
 import structlog
 
 from gateway.configuration import Payments
-from gateway.crypto.key_store import KeyStoreError
-from gateway.crypto.sealing import SealError
 from gateway.domain.errors import Problem, unavailable
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Operation, Purchase, QueryStatus, Refund, Reverse
@@ -37,6 +35,7 @@ from gateway.domain.payments import (
 )
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.kept_answers import Answer
+from gateway.flows.not_now import NOT_NOW, in_two_tries
 from gateway.flows.write_outcomes import WRITING_S, Step, WriteOutcomes, answer_of
 from gateway.metrics import PAYMENTS
 from gateway.partners.call import Partners
@@ -63,9 +62,6 @@ its turn: it is not given up after the pool's 250 ms."""
 
 _AT_BANK_MAX = 256
 """Operations of one worker that wait for one bank: one that does not answer takes no place of another's."""
-
-NOT_NOW = (Problem, KeyStoreError, SealError, asyncpg.PostgresError)
-"""What keeps one operation from its try: the database is away, or a key is not here. It stays due."""
 
 _chance = SystemRandom()
 
@@ -140,7 +136,8 @@ class SettlePayment:
             assert state is not None
             # what the bank has said is taken from a request that was overtaken too
             before = (_S.INTENT,) if state in (_S.UNKNOWN, _S.NOT_SENT) else (_S.INTENT, _S.UNKNOWN)
-            now = await self._write(payment, before, state, outcome)
+            write = partial(self._write, payment, before, state, outcome)
+            now = await (in_two_tries(write) if state is _S.NOT_SENT else write())
         except NOT_NOW as error:
             log.warning("an outcome was not written", reference=str(payment.reference), error=type(error).__name__)
             if isinstance(outcome, NotSent):

@@ -10,14 +10,16 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
 
 import msgspec
 import structlog
 
 from gateway.configuration import Visits
 from gateway.domain.benefits import Facts, SceneBenefits
-from gateway.domain.errors import FieldError, Problem, unavailable
+from gateway.domain.errors import Problem, invalid, unavailable
 from gateway.domain.masking import Secret
 from gateway.domain.operations import (
     HotelCheckIn,
@@ -30,12 +32,12 @@ from gateway.domain.operations import (
 )
 from gateway.domain.outcome import Approved, Declined, NotSent, Outcome
 from gateway.domain.scenes import VisitKind
-from gateway.domain.times import CHINA
-from gateway.domain.visits import OPEN, VisitState, found_out, public, told
+from gateway.domain.visits import VisitState, found_out, told
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.grant_benefits import Bill, Granted, grant
 from gateway.flows.kept_answers import Answer, KeptAnswers
-from gateway.flows.settle_payment import NOT_NOW
+from gateway.flows.not_now import NOT_NOW, in_two_tries
+from gateway.flows.visit_answers import answer_of
 from gateway.metrics import BENEFITS, VISITS
 from gateway.partners.call import Partners
 from gateway.partners.phases import Why
@@ -53,33 +55,7 @@ _DETAILS_COLUMN = b"visit.details_sealed"
 _AT_PARTNER_MAX = 256
 """Visits of one worker that wait for one merchant's system: one that does not answer takes no place of another's."""
 _WRITING_S = 5
-_SHOWN = frozenset({_S.DONE, _S.DUE, _S.INTENT, _S.UNSURE, _S.UNKNOWN})
-"""States in which what was granted stands."""
 _encode = msgspec.json.Encoder().encode
-
-
-class VisitAnswer(msgspec.Struct, frozen=True, gc=False):
-    """A visit as it stands. What does not apply is absent."""
-
-    reference: str
-    status: str
-    """`opened`, `checked_in`, `discounted`; `due`: pay `amount_fen`, then open; `refused` with a reason; `pending`:
-    what the merchant's system did is being found out; `unknown`: nobody could, people have to look; `expired`: not
-    paid."""
-    reason: str | msgspec.UnsetType = msgspec.UNSET
-    """That of a verdict, or the merchant's."""
-    benefits: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
-    fee_fen: int | msgspec.UnsetType = msgspec.UNSET
-    discount_fen: int | msgspec.UnsetType = msgspec.UNSET
-    amount_fen: int | msgspec.UnsetType = msgspec.UNSET
-    """What is left to pay."""
-    rate_percent: int | msgspec.UnsetType = msgspec.UNSET
-    """What part of a hotel's price the guest pays."""
-    expires_at: dt.datetime | msgspec.UnsetType = msgspec.UNSET
-    """Of a fee that is due."""
-    payment: str | msgspec.UnsetType = msgspec.UNSET
-    operation: str | msgspec.UnsetType = msgspec.UNSET
-    """The reference of the opening itself, when it was paid."""
 
 
 class Details(NamedTuple):
@@ -107,28 +83,6 @@ class Arrival(NamedTuple):
     """The masked name."""
     rules: SceneBenefits | None
     facts: Facts
-
-
-def visit_answer(visit: Visit) -> VisitAnswer:
-    shown, unset = visit.state in _SHOWN, msgspec.UNSET
-    has_amounts = shown and visit.fee_fen is not None
-    return VisitAnswer(
-        str(visit.reference), public(visit.kind, visit.state), visit.reason or unset,
-        tuple(visit.benefits.split()) if shown else unset,
-        visit.fee_fen if has_amounts and visit.fee_fen is not None and visit.kind is _K.EXIT else unset,
-        (visit.discount_fen or 0) if has_amounts else unset,
-        visit.amount_fen if has_amounts else unset,
-        visit.rate_percent if shown and visit.rate_percent is not None else unset,
-        visit.expires_at.astimezone(CHINA).replace(microsecond=0)
-        if visit.state is _S.DUE and visit.expires_at is not None else unset,
-        str(visit.payment) if visit.payment else unset,
-        str(visit.opening) if visit.opening else unset,
-    )  # fmt: skip
-
-
-def answer_of(visit: Visit) -> Answer:
-    """The same bytes for the same state, whoever makes them."""
-    return Answer(202 if visit.state in OPEN else 200, _encode(visit_answer(visit)))
 
 
 class SettleVisit:
@@ -202,7 +156,8 @@ class SettleVisit:
                 # its key has its answer, and may be in use for something else by now
                 await self._write(visit._replace(state=_S.EXPIRED), {_S.DUE}, owes=False)
             case _S.INTENT:  # perhaps it was sent
-                await self._find_out(await self._write(visit._replace(state=_S.UNSURE), {_S.INTENT}, owes=False))
+                unsure = visit._replace(state=_S.UNSURE)
+                await self._find_out(await self._write(unsure, {_S.INTENT}, owes=False, opening=visit.opening))
             case _:
                 await self._find_out(visit)
 
@@ -239,7 +194,7 @@ class SettleVisit:
                     return await self._charge(arrival, fee)
                 case Declined():
                     return await self._write(_reasoned(visit, _S.REFUSED, outcome), {_S.ASKING})
-            await self._write(visit._replace(state=_S.NOT_SENT), {_S.ASKING})
+            await in_two_tries(partial(self._write, visit._replace(state=_S.NOT_SENT), {_S.ASKING}))
         except NOT_NOW as error:
             log.warning("a fee was not written", reference=str(visit.reference), error=type(error).__name__)
             raise unavailable("the fee could not be written") from None
@@ -294,14 +249,17 @@ class SettleVisit:
                 now = now._replace(state=_S.DUE, payment=None, opening=None, expires_at=expires_at)
             # yes or no of the merchant is taken from a request that was overtaken too
             is_answer = now.state in (_S.DONE, _S.REFUSED)
-            now = await self._write(now, {_S.INTENT, _S.UNSURE} if is_answer else {_S.INTENT})
+            before = {_S.INTENT, _S.UNSURE} if is_answer else {_S.INTENT}
+            write = partial(self._write, now, before, opening=visit.opening)
+            now = await (in_two_tries(write) if told(outcome) is _S.NOT_SENT else write())
         except NOT_NOW as error:
             log.warning("an outcome was not written", reference=str(visit.reference), error=type(error).__name__)
             if outcome is not None and told(outcome) is _S.NOT_SENT:
                 # perhaps it was, and the key is free: this reference must not be heard of as pending
                 raise _not_told(outcome) from None
             return visit  # the intent is there: the resolver finds out, and answers the key
-        if now.state in (_S.NOT_SENT, _S.DUE):
+        # at another opening: it was due again meanwhile, which we did not hear of at once
+        if now.state in (_S.NOT_SENT, _S.DUE) or now.opening != visit.opening:
             assert outcome is not None, "only one who asked gives up"
             raise _not_told(outcome)
         return now
@@ -318,22 +276,28 @@ class SettleVisit:
                 raise unavailable("too many outcomes are being written") from None
             yield connection
 
-    async def _write(self, visit: Visit, before: Collection[VisitState], owes: bool = True) -> Visit:
-        """Move it on, with all that goes with the move; returns how it stands, if somebody else was first too."""
+    async def _write(
+        self, visit: Visit, before: Collection[VisitState], owes: bool = True, opening: UUID | None = None
+    ) -> Visit:
+        """Move it on, with all that goes with the move; returns how it stands, if somebody else was first too.
+
+        `opening`: it must still be at this one.
+        """
         async with self._database() as connection:
             keys = await self._data_keys.current(connection, ("answers",))
             async with connection.transaction():
-                moved = await self._move(connection, visit, before, keys["answers"], owes)
+                moved = await self._move(connection, visit, before, keys["answers"], owes, opening)
         if not moved:
             return await self._look(visit)
         VISITS.labels(visit.kind, visit.partner, visit.state).inc()
         return visit
 
     async def _move(
-        self, connection: "AnyConnection", visit: Visit, before: Collection[VisitState], data_key_id: int, owes: bool
-    ) -> bool:
+        self, connection: "AnyConnection", visit: Visit, before: Collection[VisitState], data_key_id: int, owes: bool,
+        opening: UUID | None = None,
+    ) -> bool:  # fmt: skip
         """`owes`: the key of the request gets this as its answer; an answer that it has stays."""
-        if not await visits.move(connection, visit, before, self._again_in(visit)):
+        if not await visits.move(connection, visit, before, self._again_in(visit), opening):
             return False
         if visit.benefits and visit.state in (_S.REFUSED, _S.NOT_SENT, _S.EXPIRED):
             await benefits.give_back(connection, [visit.reference])
@@ -391,7 +355,5 @@ def _reasoned(visit: Visit, state: VisitState, outcome: Outcome) -> Visit:
 
 def _not_told(outcome: Outcome) -> Problem:
     if outcome == NotSent(Why.CANNOT_BUILD):  # nor will it be, however often it is tried again
-        return Problem(
-            "validation_failed", errors=[FieldError("$.details", "do not fit what the merchant's system takes")]
-        )
+        return invalid("$.details", "do not fit what the merchant's system takes")
     return unavailable("the merchant's system cannot be reached")

@@ -11,8 +11,8 @@ from gateway.domain.payments import PaymentState, public
 from gateway.domain.redemptions import RedemptionState
 from gateway.domain.times import CHINA
 from gateway.flows.redeem_points import ReservePoints
-from gateway.flows.settle_visit import visit_answer
 from gateway.flows.tell_bank import NOT_CONNECTED, bank_side
+from gateway.flows.visit_answers import visit_answer
 from gateway.flows.write_outcomes import taken_off
 from gateway.store import loss_notices, operations, payments, redemptions, visits
 from gateway.store.redemptions import Redemption

@@ -22,7 +22,8 @@ from gateway.domain.outcome import Declined, NotSent, Outcome
 from gateway.domain.payments import backoff_s
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.kept_answers import Answer, KeptAnswers
-from gateway.flows.settle_payment import ACCOUNT_COLUMN, NOT_NOW, Banks
+from gateway.flows.not_now import NOT_NOW
+from gateway.flows.settle_payment import ACCOUNT_COLUMN, Banks
 from gateway.metrics import LOSS_NOTICES
 from gateway.store import idempotency, loss_notices
 from gateway.store.loss_notices import Notice

@@ -22,8 +22,9 @@ from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
 from gateway.domain.visits import VisitState
 from gateway.flows.effects import Answer, Asked, Begun, Done
 from gateway.flows.grant_benefits import Bill, Visitor, grant, grant_all
-from gateway.flows.settle_visit import Arrival, Details, SettleVisit, answer_of
+from gateway.flows.settle_visit import Arrival, Details, SettleVisit
 from gateway.flows.verify_card import VerifyCard
+from gateway.flows.visit_answers import answer_of
 from gateway.metrics import BENEFITS, VERDICTS, VISITS
 from gateway.store import payments, visits
 from gateway.store.operations import Operation

@@ -87,7 +87,7 @@ FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $
 _MOVE = """
 UPDATE visit SET state = $4, idempotency_key = $5, reason = $6, benefits = $7, fee_fen = $8, discount_fen = $9,
        payment = $10, opening = $11, details_sealed = $12, expires_at = $13, next_try_at = now() + $14::interval
-WHERE reference = $1 AND created_at = $2 AND state = ANY($3) RETURNING true
+WHERE reference = $1 AND created_at = $2 AND state = ANY($3) AND ($15::uuid IS NULL OR opening = $15) RETURNING true
 """
 
 _DUE = f"""
@@ -113,13 +113,17 @@ async def insert(connection: "AnyConnection", visits: Sequence[Visit], lease: dt
 
 
 async def move(
-    connection: "AnyConnection", visit: Visit, before: Collection[VisitState], again_in: dt.timedelta | None
-) -> bool:
-    """Bring it to what `visit` says, if it stands in one of `before`; whether this was the one that moved it."""
+    connection: "AnyConnection", visit: Visit, before: Collection[VisitState], again_in: dt.timedelta | None,
+    opening: UUID | None = None,
+) -> bool:  # fmt: skip
+    """Bring it to what `visit` says, if it stands in one of `before`; whether this was the one that moved it.
+
+    `opening`: only if it is at this one. What was due again may be at another.
+    """
     done = await connection.fetchval(
         _MOVE, visit.reference, visit.created_at, list(before), visit.state, visit.idempotency_key, visit.reason,
         visit.benefits, visit.fee_fen, visit.discount_fen, visit.payment, visit.opening, visit.details_sealed,
-        visit.expires_at, again_in,
+        visit.expires_at, again_in, opening,
     )  # fmt: skip
     return done is not None
 

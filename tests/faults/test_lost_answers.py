@@ -23,6 +23,7 @@ from gateway.store.embedded import EmbeddedPostgres
 from tests.bank import Bank, Fault, Hold, Resolver, banks
 from tests.conftest import Database, drop_database, make_database, prepare_data_dir
 from tests.faults.planted import plant
+from tests.faults.refusing import refuse_steps
 from tests.running import Client
 from tests.served import Served, short_config
 from tests.tills import PATH, Till, order
@@ -171,33 +172,58 @@ async def test_an_outcome_that_cannot_be_written_is_found_out_again(counter: Cou
 async def test_what_was_not_sent_is_not_said_to_be_pending(counter: Counter) -> None:
     """That it was not sent is committed, which nobody heard of: key and order are free, so nothing else may be said."""
     till = await counter.till()
-    assert await not_sent_unheard(till, "payments") == (503, 200)
-    assert await not_sent_unheard(till, "reversals") == (503, 200)
-    assert await not_sent_unheard(till, "refunds") == (503, 200)
+    for what, tries in (("payments", 1), ("payments", 2), ("reversals", 2), ("refunds", 2)):
+        (till.gateway.data_dir / "unheard").write_text(str(tries))
+        assert await not_sent(till, *await request_of(till, what), key=f"{what}-{tries}") == (503, 200)
+        assert (till.gateway.data_dir / "unheard").read_text() == "0"
     await counter.leave(till)
 
 
 @pytest.mark.parametrize("counter", ["pending_in_doubt"], indirect=True)
 async def test_control_what_was_not_sent_and_is_said_to_be_pending_is_noticed(counter: Counter) -> None:
     till = await counter.till()
-    assert await not_sent_unheard(till, "payments") == (202, 200)
+    (till.gateway.data_dir / "unheard").write_text("2")
+    assert await not_sent(till, *await request_of(till, "payments"), key="unheard") == (202, 200)
     await counter.leave(till)
 
 
-async def not_sent_unheard(till: Till, what: str) -> tuple[int, int]:
-    """The answers to one key, while the bank is away and the database's acknowledgement is lost, and after."""
-    path, body = PATH, order(await till.card())
-    if what != "payments":
-        path = f"{PATH}/{await till.paid(50)}/{what}"
-        body = {"amount_fen": 50} if what == "refunds" else {}
-    unheard = till.gateway.data_dir / "unheard"
-    unheard.touch()
+async def test_that_nothing_was_sent_is_written_by_the_second_try(counter: Counter) -> None:
+    """The database has refused the first: key and order are free at once all the same."""
+    till = await counter.till()
+    await refuse_steps(counter.dsn, "payment", "not_sent", 1)
+    assert await not_sent(till, *await request_of(till, "payments"), key="refused") == (503, 200)
+    await counter.leave(till)
+
+
+async def test_control_that_nothing_was_sent_and_is_never_written_is_noticed(counter: Counter) -> None:
+    """Then it is taken for sent: key and order wait for the resolver, which reverses it."""
+    till = await counter.till()
+    await refuse_steps(counter.dsn, "payment", "not_sent", 2)
+    path, body = await request_of(till, "payments")
+    assert await not_sent(till, path, body, key="refused") == (503, 409)
+    _, raw, _ = await till.merchant.effect(path, body, key="another")
+    assert json.loads(raw)["code"] == "order_id_used"
+    await till.resolver.until_nothing_is_left()
+    status, raw, _ = await till.merchant.effect(path, body, key="refused")
+    assert (status, json.loads(raw)["status"]) == (200, "reversed")
+    assert await counter.differences() == []
+    await counter.leave(till)
+
+
+async def request_of(till: Till, what: str) -> tuple[str, dict[str, Any]]:
+    """(path, body)"""
+    if what == "payments":
+        return PATH, order(await till.card())
+    return f"{PATH}/{await till.paid(50)}/{what}", {"amount_fen": 50} if what == "refunds" else {}
+
+
+async def not_sent(till: Till, path: str, body: dict[str, Any], key: str) -> tuple[int, int]:
+    """The answers to one key, while the bank is away, and after."""
     assert till.bank._server is not None
     till.bank._server.close()
-    first, _, _ = await till.merchant.effect(path, body, key=f"unheard-{what}")
-    unheard.unlink()
+    first, _, _ = await till.merchant.effect(path, body, key=key)
     await till.bank.open()
-    then, raw, headers = await till.merchant.effect(path, body, key=f"unheard-{what}")
+    then, raw, headers = await till.merchant.effect(path, body, key=key)
     assert "Idempotency-Replayed" not in headers, raw
     return first, then
 

@@ -11,6 +11,7 @@ import pytest
 from gateway.store.embedded import EmbeddedPostgres
 from tests.api.test_evidence import show
 from tests.faults.canaries import forms
+from tests.faults.refusing import refuse_steps
 from tests.faults.waiting import gone, send, tree
 from tests.running import eventually
 from tests.visits import CHEAP, DEAR, ENDS_S, PATH, Street, barriers, body_of, street_at
@@ -69,7 +70,7 @@ async def test_what_was_not_told_is_not_said_to_be_pending(
     """That the lot was not told is committed, which nobody heard of: the key is free, so nothing else may be said."""
     async with street_at(tmp_path, postgres, bug) as street:
         card = await street.card()
-        (street.running.data_dir / "unheard").touch()
+        (street.running.data_dir / "unheard").write_text("2")
         await street.host.kill()
         status, _ = await street.visit(card, "parking.entry", "L-1", key="unheard")
         assert status == (503 if bug == "commit_unheard" else 202)
@@ -77,6 +78,40 @@ async def test_what_was_not_told_is_not_said_to_be_pending(
         await street.host.start()
         status, answer = await street.visit(card, "parking.entry", "L-1", key="unheard")
         assert (status, answer["status"]) == (200, "opened")
+
+
+@pytest.mark.parametrize(
+    ("bug", "unheard", "refused", "answers"),
+    [
+        ("commit_unheard", 1, 0, (503, 200)),
+        ("commit_unheard", 2, 0, (503, 200)),
+        ("", 0, 1, (503, 200)),
+        ("", 0, 2, (503, 409)),
+        ("pending_in_doubt", 2, 0, (202, 200)),
+    ],
+    ids=["unheard once", "unheard", "refused once", "control: refused", "control: said to be pending"],
+)
+async def test_a_paid_exit_that_was_not_told_is_due_again(
+    tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str, unheard: int, refused: int,
+    answers: tuple[int, int],
+) -> None:  # fmt: skip
+    """However the database takes the word for it: the driver stands there, and has paid."""
+    async with street_at(tmp_path, postgres, bug) as street:
+        card = await street.card(account=True)
+        due, payment = await street.due(card), await street.pay(card, 1000)
+        await refuse_steps(street.dsn, "visit", "due", refused)
+        (street.running.data_dir / "unheard").write_text(str(unheard))
+        await street.host.kill()
+        first, _ = await street.open(due["reference"], payment, key="paid")
+        await street.host.start()
+        then, answer = await street.open(due["reference"], payment, key="paid")
+        assert (first, then) == answers, answer
+        if then == 200:
+            assert answer["status"] == "opened"
+            assert await street.steps(due["reference"]) == ["asking", "due", "intent", "due", "intent", "done"]
+        else:  # taken for told: the lot knows nothing of it, and the payment is used up
+            assert await street.came_to(due["reference"]) == "refused"
+        assert barriers(await street.book(due["reference"])) == (["out"] if then == 200 else [])
 
 
 @pytest.mark.parametrize("bug", ["", "told_anew"], ids=["as it is", "control"])

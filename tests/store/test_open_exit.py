@@ -1,6 +1,7 @@
 """Exits that are opened in one batch: of the payments no more is taken than opens. And who writes takes turns."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -8,17 +9,23 @@ import asyncpg
 import pytest
 
 from gateway.configuration import Visits
-from gateway.domain.errors import Problem
+from gateway.crypto.key_files import create_missing
+from gateway.crypto.key_watch import KeyWatch
+from gateway.domain.errors import Problem, unavailable
 from gateway.domain.masking import Secret
+from gateway.domain.operations import Operation
+from gateway.domain.outcome import NotSent, Outcome
 from gateway.domain.payments import PaymentState
 from gateway.domain.visits import VisitState
 from gateway.flows import settle_visit
+from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Asked, Begun
-from gateway.flows.settle_visit import SettleVisit
+from gateway.flows.settle_visit import Details, SettleVisit
 from gateway.flows.visit import OpenExit, Paid
 from gateway.settings import load
 from gateway.store import payments, visits
 from gateway.store.pool import Pool
+from gateway.store.visits import Visit
 from tests.conftest import Database
 from tests.store.test_payments import intent
 from tests.store.test_visits import LEASE, new_reference, visit
@@ -69,6 +76,50 @@ async def test_only_one_payment_is_taken_for_a_visit(database: Database) -> None
         assert taken == {first, second}
     finally:
         await connection.close()
+
+
+class Unheard(SettleVisit):
+    """It does not hear that its first word, the exit is due again, is committed. Another opens the exit meanwhile."""
+
+    def __init__(self, pool: Pool, data_keys: DataKeys, guarded: bool) -> None:
+        super().__init__(pool, data_keys, NOBODY, SETTINGS)
+        self._guarded = guarded
+        self.other: UUID | None = None
+
+    async def _call(self, partner: str, operation: Operation, within_s: float) -> Outcome:
+        return NotSent("no connection")
+
+    async def _write(self, visit: Visit, before: Any, owes: bool = True, opening: UUID | None = None) -> Visit:
+        written = await super()._write(visit, before, owes, opening if self._guarded else None)
+        if self.other is None:
+            self.other = new_reference()
+            again = visit._replace(state=VisitState.INTENT, payment=new_reference(), opening=self.other)
+            async with self._database() as connection:
+                assert await visits.move(connection, again, {VisitState.DUE}, LEASE)
+            raise unavailable("it is not known whether it was written")
+        return written
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["as it is", "control"])
+async def test_the_second_try_does_not_take_an_exit_from_who_opens_it_meanwhile(
+    database: Database, tmp_path: Path, guarded: bool
+) -> None:
+    create_missing(tmp_path / "keys")
+    config = load({}).gateway
+    pool = Pool(Secret(database.dsn), config.database, "test")
+    await pool.open()
+    try:
+        data_keys = DataKeys(pool, KeyWatch(tmp_path / "keys", lambda _: None), config.sealing.algorithm)
+        one = Unheard(pool, data_keys, guarded)
+        begun = visit(VisitState.INTENT)._replace(payment=new_reference(), opening=new_reference())
+        async with pool.acquire() as connection:
+            await visits.insert(connection, [begun], LEASE)
+        with pytest.raises(Problem, match="unavailable"):
+            await one._tell(begun, Details(), "")
+        stands = await one._look(begun)
+        assert (stands.state is VisitState.INTENT and stands.opening == one.other) == guarded
+    finally:
+        await pool.close()
 
 
 async def test_who_waits_for_its_turn_to_write_is_told_in_time(

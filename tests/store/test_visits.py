@@ -85,6 +85,14 @@ async def test_of_two_who_move_it_the_second_does_not(app: Connection) -> None:
     assert [step.state for step in await visits.history(app, made.reference)] == ["asking", "due"]
 
 
+async def test_what_is_being_opened_by_another_is_not_moved(app: Connection) -> None:
+    made, others = visit(_S.INTENT)._replace(opening=uuid4()), uuid4()
+    await visits.insert(app, [made], LEASE)
+    due = made._replace(state=_S.DUE, opening=None)
+    assert not await visits.move(app, due, {_S.INTENT}, LEASE, opening=others)
+    assert await visits.move(app, due, {_S.INTENT}, LEASE, opening=made.opening)
+
+
 @pytest.mark.parametrize(
     "statement",
     [
