@@ -105,6 +105,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Adapter:
     TRANSPORT: ClassVar[Transport] = Transport.ISO8583
     OPERATIONS: ClassVar[frozenset[type[Operation]]] = frozenset((Purchase, Reverse, Refund, Balance, SettleTotals))
+    offered = OPERATIONS
     KEYS: ClassVar[frozenset[str]] = frozenset(("mac",))
     Settings: ClassVar[type[msgspec.Struct]] = Dialect
 

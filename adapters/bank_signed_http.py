@@ -141,6 +141,7 @@ class Adapter:
     OPERATIONS: ClassVar[frozenset[type[Operation]]] = frozenset(
         {AccountCheck, Balance, Transfer, BatchTransfer, Purchase, Reverse, Refund, NotifyLoss, CheckFile, QueryStatus}
     )
+    offered = OPERATIONS
     KEYS: ClassVar = frozenset({SIGN, ENCRYPT, PARTNER})
     Settings: ClassVar[type[msgspec.Struct]] = BankSettings
 

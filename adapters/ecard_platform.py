@@ -110,6 +110,7 @@ class Dialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Adapter:
     TRANSPORT: ClassVar = Transport.HTTP
     OPERATIONS: ClassVar[frozenset[type[Operation]]] = frozenset(_API)
+    offered = OPERATIONS
     KEYS: ClassVar[frozenset[str]] = frozenset({"signing", "body"})
     Settings: ClassVar[type[msgspec.Struct]] = Dialect
 

@@ -91,6 +91,7 @@ _decode_head = msgspec.json.Decoder(_Head).decode
 class Adapter:
     TRANSPORT: ClassVar = Transport.HTTP
     OPERATIONS: ClassVar[frozenset[type[Operation]]] = frozenset({DeliverUsage})
+    offered = OPERATIONS
     KEYS: ClassVar[frozenset[str]] = frozenset({"sign", "partner"})
     Settings: ClassVar[type[msgspec.Struct]] = Dialect
 

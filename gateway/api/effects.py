@@ -12,12 +12,18 @@ JSON_HEADERS = {"Content-Type": JSON}
 _UNFIT = Unfit()
 
 
-async def do_once(call: Call, kind: Kind, what: Any) -> web.Response:
-    """Raises Problem 409, 422, 503, and what the kind raises."""
+async def do_once(call: Call, kind: Kind, what: Any, keep_body: bool = True) -> web.Response:
+    """Raises Problem 409, 422, 503, and what the kind raises.
+
+    Without `keep_body` the proof of the operation has the signed body's digest alone.
+    """
     assert call.idempotency_key is not None, "the middleware asks for it"
     request = b"\n".join((call.request.method.encode(), call.request.raw_path.encode(), call.body))
+    evidence = call.evidence
+    if evidence is not None and not keep_body:
+        evidence = evidence._replace(body=None)
     answer, replayed = await call.gateway.effects.run(
-        kind, call.caller_id, call.idempotency_key, request, what, call.evidence
+        kind, call.caller_id, call.idempotency_key, request, what, evidence
     )
     headers = JSON_HEADERS | {"Idempotency-Replayed": "true"} if replayed else JSON_HEADERS
     return web.Response(status=answer.status, body=answer.body, headers=headers)

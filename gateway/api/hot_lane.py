@@ -20,6 +20,7 @@ from multidict import istr
 
 from gateway.api import signatures, verify
 from gateway.api.middleware import JSON, given_request_id, new_request_id
+from gateway.api.payloads import VerifyRequest
 from gateway.api.problems import SERVER, problem_response
 from gateway.crypto.sealing import UnknownDataKey
 from gateway.crypto.tokens import Access
@@ -123,7 +124,8 @@ class HotLane:
                 return False
             if len(body) > self._body_max:
                 return False
-            asked, scene = verify.decode(body, gateway.directory.scenes)
+            asked: VerifyRequest = verify.decode(body)
+            scene = verify.scene_of(asked, gateway.directory.scenes)
             if type(asked.presentation) is EcardCode or asked.explain:  # it may have to wait for the platform
                 return False
             presented = verify.present(gateway, access.caller_id, known.caller, asked, scene)

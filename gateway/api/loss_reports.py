@@ -10,7 +10,7 @@ from gateway.api.effects import do_once
 from gateway.api.middleware import Call
 from gateway.api.payloads import LossRelease, LossReport, effect_decoder
 from gateway.api.references import reference_of
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import invalid
 from gateway.domain.ids import is_id_number
 from gateway.domain.times import CHINA
 from gateway.flows.report_loss import Release, ReleaseLoss, Report, ReportLoss
@@ -54,18 +54,14 @@ def _wanted(call: Call, asked: LossReport | LossRelease) -> tuple[Wanted, str]:
     gateway = call.gateway
     if asked.presentation is not None:
         if asked.card_number is not None or asked.id_number is not None:
-            raise _invalid("$.presentation", "not beside card_number and id_number")
+            raise invalid("$.presentation", "not beside card_number and id_number")
         key = gateway.find_card.of(asked.presentation, call.caller_id)
         chip_index = bytes.fromhex(key.chip_index) if key.chip_index else None
         return Wanted(chip_index, UUID(key.card_id) if key.card_id else None), key.preset
     if asked.card_number is None or asked.id_number is None:
-        raise _invalid("$", "needs a presentation, or card_number and id_number")
+        raise invalid("$", "needs a presentation, or card_number and id_number")
     id_number = asked.id_number.upper()
     if not is_id_number(id_number, dt.datetime.now(CHINA).date()):
-        raise _invalid("$.id_number", "is not a GB 11643 number")
+        raise invalid("$.id_number", "is not a GB 11643 number")
     index = gateway.index
     return Wanted(None, None, index.number(asked.card_number), index.id_number(id_number)), ""
-
-
-def _invalid(field: str, message: str) -> Problem:
-    return Problem("validation_failed", errors=[FieldError(field, message)])

@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.domain.callers import KeyPurpose
 from gateway.domain.cards import CARD_NUMBER_PATTERN, END, LossKind
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import Problem, invalid
 from gateway.domain.fields import NO_CONTROLS, TerminalId, Time, field_error
 from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation, Proof, TransitQr
 from gateway.domain.scenes import SCENE_PATTERN
@@ -244,11 +244,6 @@ _KNOWN_NAMES = {
 """A path may hold a name that the caller made up: only ours are repeated."""
 
 
-def invalid(error: msgspec.ValidationError) -> Problem:
-    """A 422 that names the field."""
-    return Problem("validation_failed", errors=[field_error(error, _KNOWN_NAMES)])
-
-
 def decoder(kind: Any) -> Any:
     """A function from bytes to `kind`. It raises Problem 400 for what is not JSON and 422 for what does not fit."""
     decode = msgspec.json.Decoder(kind).decode
@@ -257,7 +252,7 @@ def decoder(kind: Any) -> Any:
         try:
             return decode(body)
         except msgspec.ValidationError as error:
-            raise invalid(error) from None
+            raise invalid(*field_error(error, _KNOWN_NAMES)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise Problem("malformed_json") from None
 
@@ -279,4 +274,4 @@ def effect_decoder(kind: Any) -> Any:
 
 def _each_once(pairs: list[tuple[str, Any]]) -> None:
     if len(dict(pairs)) != len(pairs):
-        raise Problem("validation_failed", errors=[FieldError("$", "has a field twice")])
+        raise invalid("$", "has a field twice")

@@ -10,7 +10,7 @@ from gateway.api.middleware import Call
 from gateway.api.payloads import PaymentRequest, RefundRequest, ReversalRequest, decoder
 from gateway.api.references import reference_of
 from gateway.directory import KnownScene
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import Problem, invalid
 from gateway.domain.presentations import EcardCode
 from gateway.flows.pay import Pay, PayOrder, RefundPayment, ReversePayment, Undo
 
@@ -63,16 +63,12 @@ def _scene(call: Call, asked: PaymentRequest) -> KnownScene:
     gateway = call.gateway
     scene = gateway.directory.scenes.get(asked.scene)
     if scene is None:
-        raise _invalid("$.scene", "is not a scene of this gateway")
+        raise invalid("$.scene", "is not a scene of this gateway")
     if not scene.money:
-        raise _invalid("$.scene", "is one where no money moves")
+        raise invalid("$.scene", "is one where no money moves")
     if asked.amount_fen > gateway.settings.gateway.payments.amount_max_fen:
-        raise _invalid("$.amount_fen", "is more than may be paid at once")
+        raise invalid("$.amount_fen", "is more than may be paid at once")
     return scene
-
-
-def _invalid(field: str, message: str) -> Problem:
-    return Problem("validation_failed", errors=[FieldError(field, message)])
 
 
 def _reference(call: Call) -> UUID:

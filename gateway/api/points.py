@@ -13,7 +13,7 @@ from gateway.api.middleware import Call
 from gateway.api.payloads import RedemptionEnd, RedemptionRequest, effect_decoder
 from gateway.api.references import reference_of
 from gateway.crypto.pseudonym import CARD_REF_PATTERN
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import Problem, invalid
 from gateway.domain.presentations import EcardCode
 from gateway.domain.redemptions import Outlet
 from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, End, ReservePoints, Wish
@@ -104,13 +104,9 @@ def _outlet(call: Call, asked: RedemptionRequest) -> Outlet:
     settings = call.gateway.directory.points
     outlet = settings.outlets.get(asked.outlet_id)
     if outlet is None or outlet.caller != call.caller_id:
-        raise _invalid("$.outlet_id", "is not an outlet of this caller")
+        raise invalid("$.outlet_id", "is not an outlet of this caller")
     if asked.item not in outlet.items:
-        raise _invalid("$.item", "is not given out at this outlet")
+        raise invalid("$.item", "is not given out at this outlet")
     if asked.points != settings.items[asked.item].points:
-        raise _invalid("$.points", "is not the price of the item")
+        raise invalid("$.points", "is not the price of the item")
     return outlet
-
-
-def _invalid(field: str, message: str) -> Problem:
-    return Problem("validation_failed", errors=[FieldError(field, message)])

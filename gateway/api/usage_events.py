@@ -9,7 +9,7 @@ from aiohttp import web
 from gateway.api.middleware import JSON, Call
 from gateway.api.payloads import UsagePage
 from gateway.domain.cards import END
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import FieldError, Problem, invalid
 from gateway.flows.show_usage import shown
 from gateway.store import usage_events
 from gateway.store.usage_events import Cursor
@@ -42,7 +42,7 @@ def _query(request: web.Request) -> tuple[Cursor, int]:
         raise Problem("malformed_query", "only after and limit are known, each once")
     text = query.get("limit", str(LIMIT_DEFAULT))
     if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= LIMIT_MAX:
-        raise Problem("validation_failed", errors=[FieldError("limit", f"must be a number from 1 to {LIMIT_MAX}")])
+        raise invalid("limit", f"must be a number from 1 to {LIMIT_MAX}")
     cursor = query.get("after")
     if cursor is None:
         return _FIRST, int(text)

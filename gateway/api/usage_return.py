@@ -9,7 +9,7 @@ from aiohttp import web
 from gateway.api.effects import JSON_HEADERS
 from gateway.api.middleware import JSON, Call
 from gateway.api.payloads import ProblemField, RejectedLine, UsageReceipt
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import Problem, invalid
 from gateway.domain.usage import BULK_LINES_MAX
 
 _encode = msgspec.json.Encoder().encode
@@ -43,7 +43,7 @@ def split_array(body: bytes) -> Iterator[tuple[int, bytes]]:
         body.decode()  # all of it: what is inside an item is not looked at here
         items = _decode_array(body)
     except msgspec.ValidationError:
-        raise Problem("validation_failed", errors=[FieldError("$", "must be an array")]) from None
+        raise invalid("$", "must be an array") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem("malformed_json") from None
     if not 1 <= len(items) <= BULK_LINES_MAX:
@@ -52,4 +52,4 @@ def split_array(body: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _wrong_number() -> Problem:
-    return Problem("validation_failed", errors=[FieldError("$", f"must have 1 to {BULK_LINES_MAX} lines")])
+    return invalid("$", f"must have 1 to {BULK_LINES_MAX} lines")

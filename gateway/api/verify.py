@@ -11,7 +11,7 @@ from gateway.api.payloads import VerifyRequest, decoder
 from gateway.crypto.sealing import UnknownDataKey
 from gateway.directory import KnownScene
 from gateway.domain.callers import Caller
-from gateway.domain.errors import FieldError, Problem, unavailable
+from gateway.domain.errors import Problem, invalid, unavailable
 from gateway.domain.presentations import EcardCode
 from gateway.flows.verify_card import Once, count, encode, given
 from gateway.store.benefits import Refusals
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 PATH = "/v1/cards/verify"
 
-_decode = decoder(VerifyRequest)
+decode = decoder(VerifyRequest)
+"""Raises Problem 400, 422."""
 
 
-def decode(call_body: bytes, scenes: Mapping[str, KnownScene]) -> tuple[VerifyRequest, KnownScene]:
-    """The request and its scene. Raises Problem 400, 422."""
-    asked: VerifyRequest = _decode(call_body)
+def scene_of(asked: VerifyRequest, scenes: Mapping[str, KnownScene]) -> KnownScene:
+    """Raises Problem 422."""
     scene = scenes.get(asked.scene)
     if scene is None:
-        raise Problem("validation_failed", errors=[FieldError("$.scene", "is not a scene of this gateway")])
-    return asked, scene
+        raise invalid("$.scene", "is not a scene of this gateway")
+    return scene
 
 
 def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyRequest, scene: KnownScene) -> Presented:
@@ -43,8 +43,9 @@ def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyReq
 
 async def verify_card(call: Call) -> web.Response:
     gateway = call.gateway
+    asked: VerifyRequest = decode(call.body)
     try:
-        asked, scene = decode(call.body, gateway.directory.scenes)
+        scene = scene_of(asked, gateway.directory.scenes)
         presented = present(gateway, call.caller_id, call.caller.caller, asked, scene)
     except Problem as problem:
         if call.idempotency_key is None or problem.code != "validation_failed":

@@ -11,7 +11,7 @@ from gateway.api.middleware import Call
 from gateway.api.payloads import VisitDetails, VisitOpening, VisitRequest, effect_decoder
 from gateway.api.references import reference_of
 from gateway.directory import KnownScene
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import FieldError, Problem, invalid
 from gateway.domain.masking import Secret
 from gateway.domain.presentations import EcardCode
 from gateway.domain.scenes import VisitKind
@@ -40,7 +40,8 @@ async def visit(call: Call) -> web.Response:
     if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
         order.presented = await gateway.ask_ecard.complete(order.presented, asked.presentation)
     try:
-        return await do_once(call, gateway.visits.begin[kind], order)
+        # it names plate, ticket and booking
+        return await do_once(call, gateway.visits.begin[kind], order, keep_body=False)
     finally:
         order.count(scene.field, call.caller_id)
 
@@ -56,12 +57,12 @@ def _order(call: Call, asked: VisitRequest) -> tuple[KnownScene, VisitKind, Visi
     gateway = call.gateway
     scene = gateway.directory.scenes.get(asked.scene)
     if scene is None:
-        raise _invalid("$.scene", "is not a scene of this gateway")
+        raise invalid("$.scene", "is not a scene of this gateway")
     if scene.visit is None:
-        raise _invalid("$.scene", "is one where no merchant's own system acts")
+        raise invalid("$.scene", "is one where no merchant's own system acts")
     details = _details(scene.visit, asked.details)
     if details.amount_fen > gateway.settings.gateway.payments.amount_max_fen:
-        raise _invalid("$.details.amount_fen", "is more than may be paid at once")
+        raise invalid("$.details.amount_fen", "is more than may be paid at once")
     partner = _partner(call, asked.terminal_id, scene.visit)
     presented = gateway.verify_card.present(
         call.caller_id, asked.presentation, asked.scene, scene.media[call.caller.caller.kind], asked.terminal_id, None
@@ -73,9 +74,9 @@ def _partner(call: Call, terminal_id: str, kind: VisitKind) -> str:
     """The merchant's own system behind the caller's terminal. Raises Problem 422."""
     working = call.gateway.partners.registry.merchant_at(call.caller_id, terminal_id)
     if working is None:
-        raise _invalid("$.terminal_id", "is no terminal of this caller with a merchant's own system behind it")
+        raise invalid("$.terminal_id", "is no terminal of this caller with a merchant's own system behind it")
     if not working.operations.issuperset(DOES[kind]):
-        raise _invalid("$.scene", "is one where the system behind this terminal does not act")
+        raise invalid("$.scene", "is one where the system behind this terminal does not act")
     return working.name
 
 
@@ -91,7 +92,3 @@ def _details(kind: VisitKind, given: VisitDetails | None) -> Details:
     if errors:
         raise Problem("validation_failed", errors=errors)
     return Details(Secret(given.plate or ""), given.ticket or "", given.booking or "", given.amount_fen or 0)
-
-
-def _invalid(field: str, message: str) -> Problem:
-    return Problem("validation_failed", errors=[FieldError(field, message)])

@@ -66,7 +66,8 @@ class Evidence(NamedTuple):
     base: bytes
     signature: bytes
     jwk: str
-    body: bytes
+    body: bytes | None
+    """None: it names what is not to be kept. `base` covers its digest."""
 
 
 class Asked(NamedTuple):
@@ -93,11 +94,7 @@ class Begun(NamedTuple):
 
 
 class Kind(Protocol):
-    """A kind of effect: its work for a batch, inside the transaction; a Problem is that of one effect alone.
-
-    One whose requests name what is not to be kept also has `forgets_body = True`: the proof of its operations has no
-    body, its digest alone.
-    """
+    """A kind of effect: its work for a batch, inside the transaction; a Problem is that of one effect alone."""
 
     @property
     def name(self) -> str: ...
@@ -338,7 +335,7 @@ class Effects:
     def _proved(self, data_key_id: int, operation: Operation, effect: Effect) -> Operation:
         if (evidence := effect.evidence) is None:
             return operation
-        body = b"" if getattr(effect.kind, "forgets_body", False) else b"\0" + evidence.body
+        body = b"" if evidence.body is None else b"\0" + evidence.body
         return operation._replace(
             key_id=evidence.key_id,
             algorithm=evidence.algorithm,

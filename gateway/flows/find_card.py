@@ -7,7 +7,7 @@ from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.card_proof import is_genuine
 from gateway.crypto.pseudonym import CARD_REF_PATTERN, Pseudonyms
 from gateway.domain.cards import Medium, tell_apart
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import invalid
 from gateway.domain.masking import Secret
 from gateway.domain.presentations import CardRef, ChipCard, EcardCode, Presentation
 from gateway.domain.verdicts import Reason
@@ -44,7 +44,7 @@ class FindCard:
             pair = tell_apart(presentation.card_number, presentation.card_identifier)
             if pair is None:
                 needs = "needs a card number (9 characters) and a card identifier (32 hex digits)"
-                raise Problem("validation_failed", errors=[FieldError("$.presentation", needs)])
+                raise invalid("$.presentation", needs)
             proof = presentation.proof
             failed = proof and not is_genuine(self._proof_key, pair[1], proof.challenge, proof.cryptogram)
             return CardKey(self._index.chip(*pair).hex(), "", Reason.PROOF_FAILED.value if failed else "")

@@ -15,7 +15,7 @@ from gateway.crypto.signatures import KEYS_MAX, VerifyKey, read_signing_jwk
 from gateway.directory import KnownCaller
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import KeyPurpose
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import Problem, invalid
 from gateway.flows.effects import Answer, Asked, Done
 from gateway.store import caller_keys
 from gateway.store.operations import Operation
@@ -63,7 +63,7 @@ async def rotate(
         raise Problem("keys_by_url")
     new = None if jwk is None else _read(known, use, jwk)
     if new is None and retire is None:
-        raise _invalid("$", "jwk, retire or both are needed")
+        raise invalid("$", "jwk, retire or both are needed")
     await caller_keys.lock(connection, caller_id)
     rows = await caller_keys.of_caller(connection, caller_id, use)
     kids = [key.kid for key in in_force(known.caller, use, known.from_files[use], rows)]
@@ -131,13 +131,13 @@ class RotateCallerKey:
 def _read(known: KnownCaller, use: KeyPurpose, jwk: dict[str, Any]) -> VerifyKey:
     algorithm = algorithm_of(known.caller, use)
     if algorithm is None:
-        raise _invalid("$.use", "this caller is not registered with a signing algorithm")
+        raise invalid("$.use", "this caller is not registered with a signing algorithm")
     if not is_kid(jwk.get("kid")):
-        raise _invalid("$.jwk.kid", "1 to 100 visible ASCII characters")
+        raise invalid("$.jwk.kid", "1 to 100 visible ASCII characters")
     try:
         return read_signing_jwk(jwk, algorithm)
     except ValueError as error:  # its texts hold nothing that was submitted
-        raise _invalid("$.jwk", str(error)) from None
+        raise invalid("$.jwk", str(error)) from None
 
 
 def _refuse_used(known: KnownCaller, use: KeyPurpose, rows: list[CallerKey], new: VerifyKey) -> None:
@@ -145,7 +145,3 @@ def _refuse_used(known: KnownCaller, use: KeyPurpose, rows: list[CallerKey], new
     there = {row.kid for row in rows} | {key.kid for key in known.from_files[use]} | set(known.caller.revoked_kids)
     if new.kid in there or new.jwk in {row.jwk for row in rows} | {key.jwk for key in known.from_files[use]}:
         raise Problem("key_exists")
-
-
-def _invalid(field: str, message: str) -> Problem:
-    return Problem("validation_failed", errors=[FieldError(field, message)])

@@ -7,14 +7,14 @@ is a kind of effect of its own: counts of benefits are locked in one order, once
 
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from gateway.crypto.sealing import UnknownDataKey
 from gateway.domain.benefits import Facts, SceneBenefits
-from gateway.domain.errors import FieldError, Problem, overloaded, unavailable
+from gateway.domain.errors import Problem, invalid, overloaded, unavailable
 from gateway.domain.payments import OPEN as OPEN_PAYMENT
 from gateway.domain.payments import PaymentState
 from gateway.domain.scenes import VisitKind
@@ -69,9 +69,6 @@ class _Granted(NamedTuple):
 
 class BeginVisit:
     """Kind of effect; `what` is a VisitOrder."""
-
-    forgets_body: Final = True
-    """It names plate, ticket and booking."""
 
     def __init__(
         self,
@@ -260,9 +257,7 @@ class OpenExit:
             elif visit.state is not _S.DUE or not visit.stands_at(created_at(asked.reference)):
                 problem = Problem("visit_state")
             elif payment is None or payment.caller != asked.caller_id:
-                problem = Problem(
-                    "validation_failed", errors=[FieldError("$.payment", "is not a payment of this caller")]
-                )
+                problem = invalid("$.payment", "is not a payment of this caller")
             elif payment.state in OPEN_PAYMENT or payment.reference in reversing:
                 problem = Problem("payment_pending", headers={"Retry-After": "2"})
             elif payment.state is not PaymentState.APPROVED:

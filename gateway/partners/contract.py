@@ -79,14 +79,13 @@ WireReply = HttpReply | LinkFrame
 
 
 class Adapter(Protocol):
-    """One dialect. Built by the registry with its checked settings: `Adapter(settings)`.
-
-    Where settings may leave operations out, it also has `offered`, those of OPERATIONS that they leave.
-    """
+    """One dialect. Built by the registry with its checked settings: `Adapter(settings)`."""
 
     TRANSPORT: ClassVar[Transport]
     OPERATIONS: ClassVar[frozenset[type[Operation]]]
     """What this dialect can do; what is absent is refused at start-up, if the configuration routes it here."""
+    offered: frozenset[type[Operation]]
+    """Those of them that its settings leave; all of them where settings leave nothing out (`offered = OPERATIONS`)."""
     KEYS: ClassVar[frozenset[str]]
     """Names of the keys without which it cannot work: `[partners.<name>.keys.<key>]` is asked for at start-up."""
     Settings: ClassVar[type[msgspec.Struct]]

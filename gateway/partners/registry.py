@@ -241,14 +241,13 @@ def _adapter(
         return None
     try:
         adapter = kind(settings)
-        offered: frozenset[type[Operation]] = getattr(adapter, "offered", kind.OPERATIONS)
+        left_out = kind.OPERATIONS - adapter.offered
     except ValueError as error:
         mistakes.append(f"partners.toml: {path}.dialect: {error}")
         return None
     except Exception as error:  # noqa: BLE001 - an adapter's mistake refuses its block, and not the gateway
         mistakes.append(f"partners.toml: {path}.adapter: adapters/{block.adapter}.py raised {type(error).__name__}")
         return None
-    left_out = kind.OPERATIONS - offered
     mistakes.extend(
         f"partners.toml: {path}.operations: the settings in {path}.dialect leave {name} out"
         for name in block.operations

@@ -80,6 +80,19 @@ async def test_what_never_began_does_not_use_up_the_key(merchant: Client) -> Non
     assert answer.status == 200 and "Idempotency-Replayed" not in answer.headers
 
 
+async def test_what_is_malformed_is_refused_before_anything_is_claimed(merchant: Client) -> None:
+    """So also with a key that has its answer; what only the configuration refuses is told by the claim."""
+    key = fresh_key()
+    _, first = await send(merchant, key, "P-malformed")
+    for body, code in (
+        ({"terminal_id": 5}, "validation_failed"),
+        (verify_body(OK.number, OK.identifier, "no.such-scene"), "idempotency_key_reused"),
+    ):
+        status, problem, _ = await merchant.post(PATH, body, **{"Idempotency-Key": key})
+        assert (status, problem["code"]) == (422, code)
+    assert (await send(merchant, key, "P-malformed"))[1] == first
+
+
 @pytest.mark.parametrize("key", ["!", "~" * 255, "a-b_c.d:e/f", '"quoted"', "a,b;c=d"])
 async def test_visible_ascii_keys_are_accepted(merchant: Client, key: str) -> None:
     assert (await send(merchant, key, "P-keys"))[0].status == 200

@@ -29,7 +29,7 @@ from gateway.crypto.sm2_forms import SignatureForm, write_signature
 from gateway.domain.operations import LinkMessage, Operation
 from gateway.domain.outcome import DeclineCode, Outcome
 from gateway.domain.partners import KeyKind, PartnerKey
-from gateway.partners.contract import CallContext, LinkFrame, WireReply, WireRequest
+from gateway.partners.contract import Adapter, CallContext, LinkFrame, WireReply, WireRequest
 from gateway.partners.keys import Keys, SharedKey, read_key
 
 NOW = dt.datetime(2026, 11, 23, 10, 0, tzinfo=dt.timezone(dt.timedelta(hours=8)))
@@ -81,7 +81,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One adapter."""
 
-    adapter: type[Any]
+    adapter: type[Adapter]
     dialect: Mapping[str, Any]
     """The `[partners.<name>.dialect]` table, which the adapter's Settings reads."""
     keys: Mapping[str, Shared]

@@ -22,6 +22,7 @@ class Plain:
 
     TRANSPORT: ClassVar[Transport] = Transport.ISO8583
     OPERATIONS: ClassVar[frozenset[type[Operation]]] = frozenset()
+    offered = OPERATIONS
     KEYS: ClassVar[frozenset[str]] = frozenset()
     Settings: ClassVar[type[msgspec.Struct]] = msgspec.Struct
 

@@ -45,6 +45,7 @@ class DialectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Adapter:
     TRANSPORT: ClassVar[Transport] = Transport.HTTP
     OPERATIONS: ClassVar[frozenset[type[Operation]]] = frozenset({Purchase, Reverse, QueryStatus})
+    offered = OPERATIONS
     KEYS: ClassVar[frozenset[str]] = frozenset({"mac"})
     Settings: ClassVar[type[msgspec.Struct]] = DialectSettings
 

@@ -19,6 +19,7 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
 class Adapter:
     TRANSPORT: ClassVar = Transport.HTTP
     OPERATIONS: ClassVar[frozenset[type[Operation]]] = frozenset({Purchase})
+    offered = OPERATIONS
     KEYS: ClassVar[frozenset[str]] = frozenset()
     Settings: ClassVar[type[msgspec.Struct]] = Nothing
 

@@ -1,5 +1,13 @@
 """Planted bug: of a visit the whole signed request is kept, as of every other operation."""
 
-from gateway.flows.visit import BeginVisit
+from typing import Any
 
-del BeginVisit.forgets_body
+from gateway.api import visits
+from gateway.api.effects import do_once
+
+
+async def keep(call: Any, kind: Any, what: Any, keep_body: bool = True) -> Any:
+    return await do_once(call, kind, what)
+
+
+setattr(visits, "do_once", keep)  # noqa: B010
