@@ -12,7 +12,7 @@ WITH asked AS MATERIALIZED (
                 string_to_array($4, E'\x1f'), string_to_array($5, E'\x1f'))
          WITH ORDINALITY AS a(transfer_id, card_id, person_id, points, terms, item)
     ORDER BY person_id
-), fresh AS MATERIALIZED (
+), with_room AS MATERIALIZED (
     SELECT a.*, p.place, p.balance, p.entries,
            -- a shortfall was spent: whoever could earn it again would earn without a limit
            a.daily_max - (SELECT coalesce(sum(t.points), 0)::bigint FROM points_transfer t
@@ -27,7 +27,7 @@ WITH asked AS MATERIALIZED (
     FROM (SELECT item, transfer_id, created_at, card_id, scene, day, expires_on, person_id, place, balance, entries,
                  -- what of the room is left to it by those before it
                  (greatest(least(upto, room), 0) - greatest(least(upto - points, room), 0))::int AS points
-          FROM (SELECT *, sum(points) OVER (PARTITION BY person_id, scene, day ORDER BY item) AS upto FROM fresh) counted
+          FROM (SELECT *, sum(points) OVER (PARTITION BY person_id, scene, day ORDER BY item) AS upto FROM with_room) counted
          ) clamped
     WHERE points > 0
 ), transferred AS (
