@@ -9,8 +9,6 @@ import asyncpg
 import pytest
 
 from gateway.configuration import Visits
-from gateway.crypto.key_files import create_missing
-from gateway.crypto.key_watch import KeyWatch
 from gateway.domain.errors import Problem, unavailable
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Operation
@@ -27,6 +25,7 @@ from gateway.store import payments, visits
 from gateway.store.pool import Pool
 from gateway.store.visits import Visit
 from tests.conftest import Database
+from tests.keyed import keyed
 from tests.store.test_payments import intent
 from tests.store.test_visits import LEASE, new_reference, visit
 
@@ -104,12 +103,7 @@ class Unheard(SettleVisit):
 async def test_the_second_try_does_not_take_an_exit_from_who_opens_it_meanwhile(
     database: Database, tmp_path: Path, guarded: bool
 ) -> None:
-    create_missing(tmp_path / "keys")
-    config = load({}).gateway
-    pool = Pool(Secret(database.dsn), config.database, "test")
-    await pool.open()
-    try:
-        data_keys = DataKeys(pool, KeyWatch(tmp_path / "keys", lambda _: None), config.sealing.algorithm)
+    async with keyed(database.dsn, tmp_path / "keys") as (pool, data_keys, _):
         one = Unheard(pool, data_keys, guarded)
         begun = visit(VisitState.INTENT)._replace(payment=new_reference(), opening=new_reference())
         async with pool.acquire() as connection:
@@ -118,8 +112,6 @@ async def test_the_second_try_does_not_take_an_exit_from_who_opens_it_meanwhile(
             await one._tell(begun, Details(), "")
         stands = await one._look(begun)
         assert (stands.state is VisitState.INTENT and stands.opening == one.other) == guarded
-    finally:
-        await pool.close()
 
 
 async def test_who_waits_for_its_turn_to_write_is_told_in_time(

@@ -13,9 +13,7 @@ import pytest
 
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.caller_keys import in_force
-from gateway.crypto.key_files import create_missing
 from gateway.crypto.key_store import KeyUse
-from gateway.crypto.key_watch import KeyWatch
 from gateway.crypto.signatures import ED25519, ES256, VerifyKey, read_signing_jwk
 from gateway.directory import KnownCaller
 from gateway.domain.caller_keys import CallerKey
@@ -23,14 +21,14 @@ from gateway.domain.callers import Caller, CallerKind, KeyPurpose
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
 from gateway.flows import rotate_caller_key
-from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Effects
 from gateway.flows.rotate_caller_key import Change, RotateCallerKey, Rotated, rotate
 from gateway.settings import load
 from gateway.store import caller_keys
-from gateway.store.pool import Pool, connect
+from gateway.store.pool import connect
 from tests.conftest import Database
 from tests.jwks import private, public
+from tests.keyed import keyed
 
 NOW = dt.datetime(2026, 11, 23, 8, tzinfo=dt.UTC)
 SIGNING, TOKEN = KeyPurpose.SIGNING, KeyPurpose.TOKEN
@@ -196,37 +194,32 @@ async def test_as_an_effect_it_is_done_once_and_a_refused_one_gives_its_key_back
     database: Database, tmp_path: Path, connection: Any
 ) -> None:
     """POST /v1/callers/self/keys is this kind, run by flows/effects.py."""
-    create_missing(tmp_path / "keys")
-    settings = load({}).gateway
-    pool = Pool(Secret(database.dsn), settings.database, "test")
-    await pool.open()
-    watch = KeyWatch(tmp_path / "keys", lambda store: None)
-    effects = Effects(
-        partial(connect, Secret(database.dsn), settings.database, "test", {"lock_timeout": "200"}),
-        DataKeys(pool, watch, settings.sealing.algorithm), BlindIndex(watch.store.working_keys(KeyUse.INDEX)[-1]),
-        batch_max=16, queue_max=64, deadline_s=5, on_batch=lambda figures: None,
-    )  # fmt: skip
-    serving = asyncio.create_task(effects.serve())
-    kind, known, new = RotateCallerKey(), shop(public("s-1")), public("s-2")
-    try:
-        for _ in range(2):
-            ended = await effects.run(kind, "shop", "key-1", b"add s-2", Change(known, SIGNING, new, None))
-            assert json.loads(ended.answer.body) == {"use": "signing", "keys": ["s-1", "s-2"], "kid": "s-2"}
-        assert ended.replayed
-        for _ in range(2):
-            with pytest.raises(Problem) as caught:
-                await effects.run(kind, "shop", "key-2", b"add s-3", Change(known, SIGNING, public("s-3"), None))
-            assert caught.value.code == "too_many_keys", "not a replay: it took no effect"
-        asks = (
-            effects.run(kind, "shop", f"many-{number}", b"x", Change(known, SIGNING, public(f"m-{number}"), "s-1"))
-            for number in range(8)
-        )
-        ends = await asyncio.gather(*asks, return_exceptions=True)
-        assert sum(not isinstance(end, Problem) for end in ends) == 1, "at once, in one batch: s-1 goes once"
-        assert len(await Shop(connection, known).in_force()) == 2
-        kinds = await connection.fetch("SELECT kind, result FROM operation WHERE caller = 'shop'")
-        assert [tuple(row) for row in kinds] == [("caller_key", "changed")] * 2
-    finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
-        await pool.close()
+    async with keyed(database.dsn, tmp_path / "keys") as (_, data_keys, store):
+        effects = Effects(
+            partial(connect, Secret(database.dsn), load({}).gateway.database, "test", {"lock_timeout": "200"}),
+            data_keys, BlindIndex(store.working_keys(KeyUse.INDEX)[-1]),
+            batch_max=16, queue_max=64, deadline_s=5, on_batch=lambda figures: None,
+        )  # fmt: skip
+        serving = asyncio.create_task(effects.serve())
+        kind, known, new = RotateCallerKey(), shop(public("s-1")), public("s-2")
+        try:
+            for _ in range(2):
+                ended = await effects.run(kind, "shop", "key-1", b"add s-2", Change(known, SIGNING, new, None))
+                assert json.loads(ended.answer.body) == {"use": "signing", "keys": ["s-1", "s-2"], "kid": "s-2"}
+            assert ended.replayed
+            for _ in range(2):
+                with pytest.raises(Problem) as caught:
+                    await effects.run(kind, "shop", "key-2", b"add s-3", Change(known, SIGNING, public("s-3"), None))
+                assert caught.value.code == "too_many_keys", "not a replay: it took no effect"
+            asks = (
+                effects.run(kind, "shop", f"many-{number}", b"x", Change(known, SIGNING, public(f"m-{number}"), "s-1"))
+                for number in range(8)
+            )
+            ends = await asyncio.gather(*asks, return_exceptions=True)
+            assert sum(not isinstance(end, Problem) for end in ends) == 1, "at once, in one batch: s-1 goes once"
+            assert len(await Shop(connection, known).in_force()) == 2
+            kinds = await connection.fetch("SELECT kind, result FROM operation WHERE caller = 'shop'")
+            assert [tuple(row) for row in kinds] == [("caller_key", "changed")] * 2
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)

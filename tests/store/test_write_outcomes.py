@@ -8,18 +8,16 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.crypto.key_files import create_missing
-from gateway.crypto.key_watch import KeyWatch
 from gateway.domain.errors import Problem
 from gateway.domain.masking import Secret
 from gateway.domain.payments import PaymentState
-from gateway.flows.data_keys import DataKeys
 from gateway.flows.write_outcomes import Step, WriteOutcomes, Written
 from gateway.settings import load
 from gateway.store import payments
 from gateway.store.payments import Move, Payment
-from gateway.store.pool import FOR_EFFECTS, Pool, connect
+from gateway.store.pool import FOR_EFFECTS, connect
 from tests.conftest import Database
+from tests.keyed import keyed
 from tests.store.test_payments import LEASE, intent
 
 _S = PaymentState
@@ -28,13 +26,9 @@ _S = PaymentState
 @pytest.fixture
 async def outcomes(database: Database, tmp_path: Path) -> AsyncIterator[WriteOutcomes]:
     """What is asked before its serve() is one batch."""
-    create_missing(tmp_path / "keys")
-    config, dsn = load({}).gateway, Secret(database.dsn)
-    pool = Pool(dsn, config.database, "test")
-    await pool.open()
-    data_keys = DataKeys(pool, KeyWatch(tmp_path / "keys", lambda _: None), config.sealing.algorithm)
-    yield WriteOutcomes(partial(connect, dsn, config.database, "test", FOR_EFFECTS), data_keys)
-    await pool.close()
+    connected = partial(connect, Secret(database.dsn), load({}).gateway.database, "test", FOR_EFFECTS)
+    async with keyed(database.dsn, tmp_path / "keys") as (_, data_keys, _):
+        yield WriteOutcomes(connected, data_keys)
 
 
 async def together(outcomes: WriteOutcomes, *steps: Step) -> list[Written | BaseException]:
