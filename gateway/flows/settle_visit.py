@@ -132,7 +132,7 @@ class SettleVisit:
             self._at_partner[with_place] -= 1
 
     async def open_paid(self, visit: Visit) -> Answer:
-        """An exit that was paid. Raises as first() does; then it is due as before."""
+        """An exit that was paid. Raises as first() does; then it is due as before, if that could be written."""
         assert visit.details_sealed is not None, "what was due has them"
         self._at_partner[visit.partner] += 1
         try:

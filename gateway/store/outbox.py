@@ -67,7 +67,8 @@ class Standing(NamedTuple):
     """Of the first event after the cursor, by itself."""
     next_try_at: dt.datetime | None
     asides: int
-    """Events set aside for want of an answer since the last acknowledgement."""
+    """Events set aside for want of an answer since the last acknowledgement, but those that another one has shown to be
+    at fault; nor does that other one's acknowledgement count."""
     aside_at: dt.datetime | None
     """The last of them."""
 
