@@ -8,10 +8,10 @@ from typing import TypeVar
 import asyncpg
 
 from gateway.crypto.key_store import KeyStoreError
-from gateway.crypto.sealing import SealError
+from gateway.crypto.sealing import SealError, UnknownDataKey
 from gateway.domain.errors import Problem
 
-NOT_NOW = (Problem, KeyStoreError, SealError, asyncpg.PostgresError)
+NOT_NOW = (Problem, KeyStoreError, SealError, UnknownDataKey, asyncpg.PostgresError)
 """The database is away, or a key is not here: the operation stays due."""
 
 _SOON_S = 2.5

@@ -133,19 +133,22 @@ class SettleVisit:
 
     async def open_paid(self, visit: Visit) -> Answer:
         """An exit that was paid. Raises as first() does; then it is due as before, if that could be written."""
-        assert visit.details_sealed is not None, "what was due has them"
         self._at_partner[visit.partner] += 1
         try:
-            sealed = await self._data_keys.open(_DETAILS_COLUMN, visit.reference.bytes, visit.details_sealed)
-            car = msgspec.json.decode(sealed, type=_Car)
-            return answer_of(await self._tell(visit, Details(Secret(car.plate), car.ticket), ""))
-        except NOT_NOW as error:
-            if isinstance(error, Problem):
-                raise
-            log.warning("an exit was not opened", reference=str(visit.reference), error=type(error).__name__)
-            return answer_of(visit)  # the resolver finds that nothing was sent
+            return answer_of(await self._tell(visit, await self._details(visit), ""))
         finally:
             self._at_partner[visit.partner] -= 1
+
+    async def _details(self, visit: Visit) -> Details | None:
+        """Of an exit that was due. None: they cannot be opened now, so nothing can be sent."""
+        assert visit.details_sealed is not None, "what was due has them"
+        try:
+            sealed = await self._data_keys.open(_DETAILS_COLUMN, visit.reference.bytes, visit.details_sealed)
+        except NOT_NOW as error:
+            log.warning("an exit was not opened", reference=str(visit.reference), error=type(error).__name__)
+            return None
+        car = msgspec.json.decode(sealed, type=_Car)
+        return Details(Secret(car.plate), car.ticket)
 
     async def again(self, visit: Visit) -> None:
         """One step of a visit that was taken up (store due()). Raises Problem 503."""
@@ -197,7 +200,8 @@ class SettleVisit:
             await in_two_tries(partial(self._write, visit._replace(state=_S.NOT_SENT), {_S.ASKING}))
         except NOT_NOW as error:
             log.warning("a fee was not written", reference=str(visit.reference), error=type(error).__name__)
-            raise unavailable("the fee could not be written") from None
+            if isinstance(outcome, Approved | Declined):
+                raise unavailable("the fee could not be written") from None
         raise _not_told(outcome)
 
     async def _charge(self, arrival: Arrival, fee_fen: int) -> Visit:
@@ -232,17 +236,19 @@ class SettleVisit:
             BENEFITS.add((less.benefit, "granted"))
         return visit
 
-    async def _tell(self, visit: Visit, details: Details, holder: str) -> Visit:
-        """The one message that has an effect. Raises Problem 503, 422: it was not sent."""
+    async def _tell(self, visit: Visit, details: Details | None, holder: str) -> Visit:
+        """The one message that has an effect; without `details` there is none. Raises Problem 503, 422: not sent."""
         assert visit.expires_at is not None, "what is told has a time"
         left_s = (visit.expires_at - dt.datetime.now(dt.UTC)).total_seconds()
         outcome: Outcome | None = None
         try:
             if left_s <= 0:  # we stood still: it would come too late
                 return await self._look(visit)
-            outcome = await self._call(
-                visit.partner, _effect(visit, details, holder), min(left_s, self._settings.deadline_ms / 1000)
-            )
+            if details is None:
+                outcome = NotSent("no data key")
+            else:
+                within_s = min(left_s, self._settings.deadline_ms / 1000)
+                outcome = await self._call(visit.partner, _effect(visit, details, holder), within_s)
             now = _reasoned(visit, told(outcome), outcome)
             if now.state is _S.NOT_SENT and visit.payment is not None:  # it is paid: it may be tried again
                 expires_at = dt.datetime.now(dt.UTC) + self._pay_within
@@ -356,4 +362,4 @@ def _reasoned(visit: Visit, state: VisitState, outcome: Outcome) -> Visit:
 def _not_told(outcome: Outcome) -> Problem:
     if outcome == NotSent(Why.CANNOT_BUILD):  # nor will it be, however often it is tried again
         return invalid("$.details", "do not fit what the merchant's system takes")
-    return unavailable("the merchant's system cannot be reached")
+    return unavailable("the merchant's system was told nothing")

@@ -9,19 +9,23 @@ import asyncpg
 import pytest
 
 from gateway.configuration import Visits
+from gateway.crypto.sealing import UnknownDataKey
 from gateway.domain.errors import Problem, unavailable
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Operation
-from gateway.domain.outcome import NotSent, Outcome
+from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Outcome
 from gateway.domain.payments import PaymentState
 from gateway.domain.visits import VisitState
-from gateway.flows import settle_visit
+from gateway.flows import not_now, settle_visit
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.effects import Asked, Begun
-from gateway.flows.settle_visit import Details, SettleVisit
+from gateway.flows.kept_answers import Answer
+from gateway.flows.settle_visit import Arrival, Details, SettleVisit
 from gateway.flows.visit import OpenExit, Paid
+from gateway.flows.visit_answers import answer_of
+from gateway.partners.phases import Why
 from gateway.settings import load
-from gateway.store import payments, visits
+from gateway.store import idempotency, payments, visits
 from gateway.store.pool import Pool
 from gateway.store.visits import Visit
 from tests.conftest import Database
@@ -129,3 +133,72 @@ async def test_who_waits_for_its_turn_to_write_is_told_in_time(
             await one._look(visit())
     finally:
         await pool.close()
+
+
+class Mute(SettleVisit):
+    """What the merchant's system is asked comes to `outcome`; `writes`: the database takes it."""
+
+    def __init__(self, pool: Pool, data_keys: DataKeys, outcome: Outcome, writes: bool) -> None:
+        super().__init__(pool, data_keys, NOBODY, SETTINGS)
+        self._outcome, self._writes = outcome, writes
+        self.asked = 0
+
+    async def _call(self, partner: str, operation: Operation, within_s: float) -> Outcome:
+        self.asked += 1
+        return self._outcome
+
+    async def _write(self, visit: Visit, before: Any, owes: bool = True, opening: UUID | None = None) -> Visit:
+        if not self._writes:
+            raise unavailable("the database is away")
+        return await super()._write(visit, before, owes, opening)
+
+
+@pytest.mark.parametrize("outcome, code", [
+    (NotSent(Why.CANNOT_BUILD), "validation_failed"), (NotSent(Why.NO_CONNECTION), "unavailable"),
+    (Declined(DeclineCode.NOT_FOUND), "unavailable"),
+])  # fmt: skip
+async def test_a_fee_that_was_not_asked_is_told_so_whether_or_not_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, outcome: Outcome, code: str
+) -> None:
+    monkeypatch.setattr(not_now, "_PAUSE_S", 0)
+    with pytest.raises(Problem) as raised:
+        await Mute(NOBODY, NOBODY, outcome, writes=False).first(Arrival(visit(), Details(), "", None, NOBODY))
+    assert raised.value.code == code
+
+
+class Overlooked(Mute):
+    """The planted bug: the visit stays as it is, and its resolver takes it for told."""
+
+    async def open_paid(self, visit: Visit) -> Answer:
+        try:
+            await self._data_keys.open(b"", visit.reference.bytes, visit.details_sealed or b"")
+        except UnknownDataKey:
+            return answer_of(visit)
+        raise AssertionError("it has a key")
+
+
+@pytest.mark.parametrize("kind", [Mute, Overlooked], ids=["as it is", "control"])
+async def test_a_paid_exit_without_its_data_key_is_due_again(
+    database: Database, tmp_path: Path, kind: type[Mute]
+) -> None:
+    async with keyed(database.dsn, tmp_path / "keys") as (pool, data_keys, _):
+        one = kind(pool, data_keys, Approved(), writes=True)
+        key_of_nobody = b"\1" + (12_345).to_bytes(4, "big") + bytes(60)
+        begun = visit(VisitState.INTENT)._replace(
+            payment=new_reference(), opening=new_reference(), details_sealed=key_of_nobody
+        )
+        key = (begun.caller, begun.idempotency_key)
+        async with pool.acquire() as connection:
+            await visits.insert(connection, [begun], LEASE)
+            await idempotency.claim(connection, [key], [b"f" * 32])
+        status = 0
+        try:
+            status = (await one.open_paid(begun)).status
+        except Problem as problem:
+            assert problem.code == "unavailable"
+        stands = await one._look(begun)
+        async with pool.acquire() as connection:
+            is_free = await idempotency.claim(connection, [key], [b"f" * 32]) == {key}
+        assert one.asked == 0
+        mended = (status, stands.state, stands.payment, is_free) == (0, VisitState.DUE, None, True)
+        assert mended == (kind is Mute), (status, stands, is_free)
