@@ -196,7 +196,7 @@ class Relay:
 
 class Receiver:
     """A subscriber in the test's own process. `poison`: a batch with such an event is not answered; `refuses` one;
-    `unbuilt`: our own end cannot send it."""
+    `unbuilt`: our own end cannot send it; `full`: what is new is poison; `silent`: its answers are lost."""
 
     def __init__(self) -> None:
         self.arrived: list[tuple[str, str, bool, bool]] = []
@@ -205,7 +205,7 @@ class Receiver:
         self.poison: set[str] = set()
         self.refuses: set[str] = set()
         self.unbuilt: set[str] = set()
-        self.reached = True
+        self.reached, self.full, self.silent = True, False, False
 
     async def __call__(self, op: DeliverUsage) -> Outcome:
         ids = [item.event.event_id for item in op.items]
@@ -214,9 +214,10 @@ class Receiver:
         self.calls.append(ids)
         if self.unbuilt.intersection(ids):
             return NotSent(Why.CANNOT_BUILD)
-        if self.poison.intersection(ids):
+        known = {one[0] for one in self.arrived}
+        if self.poison.intersection(ids) or (self.full and not known.issuperset(ids)):
             return Unknown("HTTP 500")
-        known, barred, refused, duplicates = {one[0] for one in self.arrived}, set(), [], 0
+        barred, refused, duplicates = set(), [], 0
         for item in op.items:
             event = item.event
             card = event.card_ref if isinstance(event.card_ref, str) else event.event_id
@@ -228,7 +229,7 @@ class Receiver:
                 refused.append([event.event_id, "unknown_scene" if event.event_id in self.refuses else "behind"])
             else:
                 self.arrived.append((event.event_id, card, item.redelivery, item.replayed))
-        return Approved(facts={"duplicates": duplicates, "refused": refused})
+        return Unknown("lost") if self.silent else Approved(facts={"duplicates": duplicates, "refused": refused})
 
     def cards(self) -> set[tuple[str, ...]]:
         return by_card([(event_id, card) for event_id, card, *_ in self.arrived])

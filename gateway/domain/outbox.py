@@ -1,7 +1,7 @@
 """The outward feed (domain.md §8): usage events are brought to subscribers, at least once, in order per card.
 
 An event has twelve tries over 72 hours (reliability.md §1). What could not leave at all was no try: it waits. Nor
-is it one while the subscriber acknowledges nothing whatever it is sent.
+is it one while the subscriber takes nothing as new whatever it is sent.
 """
 
 import datetime as dt
@@ -24,7 +24,7 @@ GAPS = (*(dt.timedelta(seconds=gap) for gap in _FIRST_GAPS_S), _SPAN - dt.timede
 SET_ASIDE_TRIES = 4
 """So often the first event of the feed is tried alone; then it waits aside for its next tries, and the feed goes on.
 
-Behind several of that kind once is enough, if the subscriber takes another event meanwhile.
+Behind several of that kind once is enough, if the subscriber takes another event as new meanwhile.
 """
 _JITTER = 0.1
 
@@ -48,6 +48,13 @@ class Acknowledgement(NamedTuple):
     duplicates: int
     refused: Mapping[UUID, str]
     """Its code, by event."""
+
+    def accepted(self, events: int) -> int:
+        """How many of the batch's events it took as new. Nothing else shows that it is up.
+
+        One that can no longer write still knows what it has, and what stands before it may refuse by itself.
+        """
+        return events - self.duplicates - len(self.refused)
 
 
 def acknowledgement(outcome: Outcome) -> Acknowledgement | None:

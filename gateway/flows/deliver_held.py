@@ -58,16 +58,16 @@ class DeliverHeld:
 
     async def _settle(self, due: list[Due], outcomes: list[Outcome]) -> None:
         now, told = self._delivery.now(), [acknowledgement(outcome) for outcome in outcomes]
-        alive = False
+        is_up = False
         for one in told:
             if one is not None:
                 self._delivery.count(one, 1)
-                alive = True
+                is_up |= one.accepted(1) > 0
         delivered = [event.row for event, one in zip(due, told, strict=True) if one is not None and not one.refused]
         async with self._delivery.transaction() as (connection, standing):
-            if alive and standing.asides:
+            if is_up and standing.asides:
                 await outbox.answered(connection, self._name)
-            out = is_out(standing) and not alive
+            out = is_out(standing) and not is_up
             failures = [
                 self._failed(event, one, out and was_no_answer(outcome), now)
                 for event, one, outcome in zip(due, told, outcomes, strict=True)

@@ -46,11 +46,13 @@ IDLE_S = 0.5
 HELD_MAX = 100_000
 """So many may wait aside; then the feed waits too."""
 ASIDE_IN_A_ROW = 8
-"""Events set aside while the subscriber acknowledged nothing at all: it may be the subscriber's fault, not theirs.
+"""Events set aside while the subscriber took none as new: it may be the subscriber's fault, not theirs.
 
 From so many on another event, from further ahead, is sent to see."""
 ASIDE_WHILE_OUT = dt.timedelta(hours=1)
 """Between one and the next then: should they be at fault after all, the feed still comes past them."""
+_UNBUILT_MAX = 4
+"""So many other events in a row that we cannot build, and the first one has its own try."""
 _SHRINK = 8
 _TURN_MAX_S = 30.0
 
@@ -108,10 +110,9 @@ class Delivery:
         return FeedItem(row.position, event, redelivery, replayed)
 
     def count(self, acknowledgement: Acknowledgement, events: int) -> None:
-        refused = len(acknowledgement.refused)
-        accepted = events - refused - acknowledgement.duplicates
         for result, number in (
-            ("accepted", accepted), ("duplicate", acknowledgement.duplicates), ("refused", refused)
+            ("accepted", acknowledgement.accepted(events)), ("duplicate", acknowledgement.duplicates),
+            ("refused", len(acknowledgement.refused)),
         ):  # fmt: skip
             OUTBOX_EVENTS.add((self.subscriber.name, result), number)
 
@@ -130,7 +131,7 @@ def was_no_answer(outcome: Outcome) -> bool:
 
 
 def is_out(standing: Standing) -> bool:
-    """It is reached and answers nothing that counts: an outage, unless another event is acknowledged."""
+    """It is reached and takes nothing as new: an outage, unless it takes another event so."""
     return standing.asides >= ASIDE_IN_A_ROW
 
 
@@ -154,12 +155,14 @@ class DeliverPages:
         subscriber = delivery.subscriber
         self._name = subscriber.name
         self._page_max = subscriber.batch_max * subscriber.lanes_max
-        self._limit = self._page_max
-        """Of the next page: small after a failure, so that one event that cannot be taken is found."""
+        self._limit = 1
+        """Of the next page: small at first and after a failure, so that one event that cannot be taken is found."""
         self._failures = 0
-        """In a row."""
+        """Since it last took an event as new."""
         self._asked = False
         """Another event was sent to see whether it is an outage, and was not acknowledged either."""
+        self._in_vain = 0
+        """Other events since one was taken as new: they could not be built, or came to nothing else that counts."""
 
     async def turn(self) -> float:
         """The seconds to rest. Raises LeaseLost, Problem 503."""
@@ -169,42 +172,50 @@ class DeliverPages:
         async with self._delivery.look() as (connection, standing):
             if standing.next_try_at is not None and standing.next_try_at > self._delivery.now():
                 return IDLE_S
-            rows = await usage_events.page(connection, standing.cursor, 1 if is_out(standing) else self._limit)
+            rows = await usage_events.page(connection, standing.cursor, self._limit)
         if not rows:
             return IDLE_S
         another = await self._another(rows[0]) if is_out(standing) else None
-        if another is not None and acknowledgement(another) is None:
+        told = acknowledgement(another) if another is not None else None
+        if another is not None and told is None:
             return await self._none_taken(another, standing)
+        is_up = told is not None and told.accepted(1) > 0
         page = await self._prepare(rows)
         sent = await self._deliver(page)
         if any(acknowledgement(one.outcome) is None for one in sent):
-            return await self._not_taken(page, [one.outcome for one in sent], another is not None)
-        await self._taken(page, sent)
+            return await self._not_taken(page, [one.outcome for one in sent], is_up)
+        await self._taken(page, sent, is_up)
         return 0.0
 
     async def _another(self, first: Row) -> Outcome | None:
         """Whether it is the first event's fault: what another one comes to, which stays in its place in the feed.
 
         It goes before the first one, lest a breaker that is to be closed again never sees it. None: the first one will
-        not be sent, there is no other that may go, or the last one was not acknowledged: it is the first one's turn.
+        not be sent, there is no other that may go or that we can build, or the last one was not acknowledged: it is
+        the first one's turn.
         """
         if self._asked:
             self._asked = False
             return None
-        async with self._delivery.transaction() as (connection, standing):
-            if await outbox.cards_held(connection, self._name, {card_of(first)}):
-                return None
-            row = await outbox.another(connection, self._name, first, standing.sequence)
-            if row is None:
-                return None
-            await outbox.sending(connection, self._name, max(standing.sent, _place(row)), 1)
-        item = self._delivery.item(row, _place(row) <= standing.sent)
-        outcome = await self._delivery.send(standing.sequence + 1, [item])
-        told = acknowledgement(outcome)
-        if told is not None:
-            self._delivery.count(told, 1)
-        self._asked = told is None and not was_no_try(outcome)
-        return outcome
+        for _ in range(_UNBUILT_MAX):
+            async with self._delivery.transaction() as (connection, standing):
+                if await outbox.cards_held(connection, self._name, {card_of(first)}):
+                    return None
+                row = await outbox.another(connection, self._name, first, standing, self._in_vain)
+                if row is None:
+                    return None
+                await outbox.sending(connection, self._name, max(standing.sent, _place(row)), 1)
+            item = self._delivery.item(row, _place(row) <= standing.sent)
+            outcome = await self._delivery.send(standing.sequence + 1, [item])
+            told = acknowledgement(outcome)
+            if told is not None:
+                self._delivery.count(told, 1)
+            if not was_no_try(outcome):
+                self._in_vain = 0 if told is not None and told.accepted(1) else self._in_vain + 1
+            if outcome != NotSent(Why.CANNOT_BUILD):
+                self._asked = was_no_answer(outcome)
+                return outcome
+        return None
 
     async def _none_taken(self, another: Outcome, standing: Standing) -> float:
         """The other event came to nothing either; the first one was not sent."""
@@ -250,7 +261,8 @@ class DeliverPages:
 
         return [one_sent for lane in await asyncio.gather(*map(one, page.lanes)) for one_sent in lane]
 
-    async def _taken(self, page: _Page, sent: list[_Sent]) -> None:
+    async def _taken(self, page: _Page, sent: list[_Sent], is_up: bool) -> None:
+        """`is_up`: it took another event as new just before."""
         now = self._delivery.now()
         refused: dict[UUID, str] = {}
         went: set[UUID] = set()
@@ -258,6 +270,7 @@ class DeliverPages:
             told = acknowledgement(outcome)
             assert told is not None
             self._delivery.count(told, len(batch))
+            is_up |= told.accepted(len(batch)) > 0
             refused |= told.refused
             went |= {row.event_id for row in batch}
         aside = self._aside([row for row in page.rows if row.event_id in refused or row.event_id not in went],
@@ -266,13 +279,15 @@ class DeliverPages:
             await outbox.hold(connection, self._name, aside, now)
             await outbox.acknowledged(connection, self._name, _place(page.rows[-1]))
             # or failures of who had it in hand before
-            if sent and (self._failures or standing.tries or standing.asides):
+            if is_up and (self._failures or standing.tries or standing.asides):
                 await outbox.answered(connection, self._name)
                 await outbox.wake(connection, self._name, now)
         if aside:
             log.warning("usage events wait aside", subscriber=self._name, events=len(aside), refused=len(refused))
+        if is_up:
+            self._failures = self._in_vain = 0
         if sent:
-            self._failures, self._limit = 0, min(self._page_max, self._limit * 2)
+            self._limit = min(self._page_max, self._limit * 2)
 
     def _aside(self, rows: list[Row], refused: dict[UUID, str], sent: Cursor, now: dt.datetime) -> list[Held]:
         """The first refused event of a card has had its try; those behind it, refused or not, have not."""
@@ -287,32 +302,32 @@ class DeliverPages:
             aside.append(_held(row, code if tried else None, int(tried), at, maybe_sent))
         return aside
 
-    async def _not_taken(self, page: _Page, outcomes: list[Outcome], at_fault: bool) -> float:
+    async def _not_taken(self, page: _Page, outcomes: list[Outcome], is_up: bool) -> float:
         self._failures += 1
         failed = [outcome for outcome in outcomes if acknowledgement(outcome) is None]
         if all(map(was_no_try, failed)):
             return knock_s(self._failures, self._delivery.chance())
+        self._limit = max(1, len(page.rows) // _SHRINK)
         if len(page.rows) > 1:
-            self._limit = max(1, len(page.rows) // _SHRINK)
             return knock_s(self._failures, self._delivery.chance())
-        await self._failed_alone(page, was_no_answer(failed[0]), at_fault)
+        await self._failed_alone(page, was_no_answer(failed[0]), is_up)
         return 0.0
 
-    async def _failed_alone(self, page: _Page, no_answer: bool, at_fault: bool) -> None:
-        """`at_fault`: another event was acknowledged just before."""
+    async def _failed_alone(self, page: _Page, no_answer: bool, is_up: bool) -> None:
+        """`is_up`: it took another event as new just before, so this one is at fault."""
         row, tries, now = page.rows[0], page.standing.tries + 1, self._delivery.now()
         at = next_try(tries, now, self._delivery.chance())
         assert at is not None
         async with self._delivery.transaction() as (connection, standing):
-            waits = no_answer and is_out(standing) and not _long_ago(standing.aside_at, now)
-            if not at_fault and (waits or tries < SET_ASIDE_TRIES):
+            waits = no_answer and is_out(standing) and not _long_ago(standing, now)
+            if not is_up and (waits or tries < SET_ASIDE_TRIES):
                 await outbox.failed(connection, self._name, min(tries, SET_ASIDE_TRIES - 1), at)
                 if waits and tries == 1:
-                    log.error("the subscriber acknowledges nothing: its events wait", subscriber=self._name)
+                    log.error("the subscriber takes nothing: its events wait", subscriber=self._name)
                 return
             await outbox.hold(connection, self._name, [_held(row, None, tries, at, True)], now)
             await outbox.acknowledged(connection, self._name, _place(row))
-            if no_answer and not at_fault:
+            if no_answer and not is_up:
                 await outbox.set_aside(connection, self._name, now)
         log.warning("a usage event is set aside: no clear answer", subscriber=self._name, event_id=str(row.event_id))
 
@@ -325,5 +340,6 @@ def _held(row: Row, code: str | None, tries: int, at: dt.datetime | None, sent: 
     return Held(row.position, row.event_id, row.recorded_at, card_of(row), code, tries, at, sent)
 
 
-def _long_ago(aside_at: dt.datetime | None, now: dt.datetime) -> bool:
-    return aside_at is None or now >= aside_at + ASIDE_WHILE_OUT
+def _long_ago(standing: Standing, now: dt.datetime) -> bool:
+    assert standing.aside_at is not None, "some were set aside"
+    return now >= standing.aside_at + ASIDE_WHILE_OUT

@@ -35,8 +35,10 @@ _WOKEN_AGAIN = dt.timedelta(minutes=30)
 _AHEAD_MAX = 20_000
 """So far ahead another event is looked for: past the largest bulk."""
 
-# The first of its card, so that it overtakes none; what has least in common with $4, $5 comes before. The limit comes
-# by a sub-selection for the reason a page's cursor does (usage_events.py): else all that is behind would be sorted.
+# The first of its card, so that it overtakes none. What surely was not sent comes before, what has least in common with
+# $4, $5 before the rest, and the next before what is behind, because all up to it counts as sent from then on: of these
+# the one after $10 others, or the last. Where all was sent, each turn another. The limit comes by a sub-selection for
+# the reason a page's cursor does (usage_events.py): else all that is behind would be sorted.
 _ANOTHER = f"""
 WITH ahead AS (
     SELECT position, event_id, recorded_at, caller, scene, coalesce(card_id, event_id) AS card FROM usage_event
@@ -44,10 +46,14 @@ WITH ahead AS (
     ORDER BY position, event_id LIMIT (SELECT {_AHEAD_MAX})
 ), firsts AS (
     SELECT DISTINCT ON (card) * FROM ahead ORDER BY card, position, event_id
-), chosen AS (
-    SELECT position, event_id, recorded_at FROM firsts
+), free AS (
+    SELECT *, (position, event_id) <= ($8, $9) AS sent FROM firsts
     WHERE card <> $6 AND NOT EXISTS (SELECT FROM outbox_held h WHERE h.subscriber = $1 AND h.card = firsts.card)
-    ORDER BY (caller = $4)::int + (scene = $5)::int, hashtextextended(event_id::text, $7) LIMIT 1
+), chosen AS (
+    SELECT position, event_id, recorded_at FROM free
+    ORDER BY sent, CASE WHEN sent THEN hashtextextended(event_id::text, $7)
+        ELSE (caller = $4)::int + (scene = $5)::int END, position, event_id
+    OFFSET (SELECT least($10::int, greatest(count(*) - 1, 0)) FROM free WHERE NOT sent) LIMIT 1
 )
 SELECT {_EVENT} FROM chosen JOIN usage_event e USING (position, event_id, recorded_at)
 """  # noqa: S608 - a constant
@@ -67,8 +73,8 @@ class Standing(NamedTuple):
     """Of the first event after the cursor, by itself."""
     next_try_at: dt.datetime | None
     asides: int
-    """Events set aside for want of an answer since the last acknowledgement, but those that another one has shown to be
-    at fault; nor does that other one's acknowledgement count."""
+    """Events set aside for want of an answer since it last took one as new, but those that another one has shown to be
+    at fault; nor does that other one count."""
     aside_at: dt.datetime | None
     """The last of them."""
 
@@ -173,18 +179,20 @@ async def set_aside(connection: "AnyConnection", name: str, now: dt.datetime) ->
 
 
 async def answered(connection: "AnyConnection", name: str) -> None:
-    """It has acknowledged something."""
+    """It takes events as new."""
     await connection.execute("UPDATE outbox_subscriber SET asides = 0 WHERE name = $1", name)
 
 
-async def another(connection: "AnyConnection", name: str, first: Row, turn: int) -> Row | None:
+async def another(connection: "AnyConnection", name: str, first: Row, standing: Standing, in_vain: int) -> Row | None:
     """An event further ahead that may go before its turn: of another card than `first`, and the first of that card.
 
-    Of another caller and scene if there is one; of many another each `turn`: nobody knows what is wrong with `first`.
+    One that surely was not sent if there is one, and of those of another caller and scene; the next, or after so many
+    `in_vain` one twice as far: what is bad stands together.
     """
     row = await connection.fetchrow(
-        _ANOTHER, name, first.position, first.event_id, first.caller, first.scene, card_of(first), turn
-    )
+        _ANOTHER, name, first.position, first.event_id, first.caller, first.scene, card_of(first), standing.sequence,
+        *standing.sent, min(2**in_vain, _AHEAD_MAX) - 1,
+    )  # fmt: skip
     return Row(*row) if row is not None else None
 
 
