@@ -96,8 +96,7 @@ class ReportLoss:
                     done.append(_refused(self.name, asked, STATUS_REASON[before].value, card))
                 else:
                     done.append(_Changed(asked, card.card_id, before, after))
-        await changes.write(connection)
-        return await _end(connection, self._tell, NoticeKind.LOSS, done)
+        return await _end(connection, self._tell, NoticeKind.LOSS, changes, done)
 
     async def finish(self, what: Notice) -> Answer:
         return await self._tell.first(what)
@@ -146,8 +145,7 @@ class ReleaseLoss:
                     done.append(_refused(self.name, asked, STATUS_REASON[before].value, card))
                 else:
                     done.append(_Changed(asked, card.card_id, before, after))
-        await changes.write(connection)
-        return await _end(connection, self._tell, NoticeKind.RELEASE, done)
+        return await _end(connection, self._tell, NoticeKind.RELEASE, changes, done)
 
     async def finish(self, what: Notice) -> Answer:
         return await self._tell.first(what)
@@ -174,15 +172,19 @@ class _Changes:
             self._cards[card.card_id] = card._replace(status=int(after), lost_at=since)
         return before, after
 
-    async def write(self, connection: "AnyConnection") -> None:
-        if self._cards:
-            await losses.change(connection, list(self._cards.values()))
+    @property
+    def cards(self) -> list[Card]:
+        return list(self._cards.values())
 
 
 async def _end(
-    connection: "AnyConnection", tell: TellBank, kind: NoticeKind, done: Sequence[_Changed | Done | Problem]
+    connection: "AnyConnection",
+    tell: TellBank,
+    kind: NoticeKind,
+    changes: _Changes,
+    done: Sequence[_Changed | Done | Problem],
 ) -> Results:
-    """Record what the banks are to be told, in the order of the changes.
+    """Write the changes, and record what the banks are to be told of them, in their order.
 
     One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order. That is
     so also where the bank cannot be told now: it would be told of the last one later, and never of this one.
@@ -191,7 +193,7 @@ async def _end(
     busy: set[UUID] = set()
     changed = {each.card_id for each in done if isinstance(each, _Changed)}
     if changed:
-        busy = await loss_notices.cards_with_open_ones(connection, changed)
+        busy = await losses.change(connection, changes.cards, changed)
         if busy or tell.has_routes:
             holders = await loss_notices.holders(connection, changed)
     ended: Results = []

@@ -97,14 +97,6 @@ async def holders(connection: "AnyConnection", card_ids: Collection[UUID]) -> di
     return {row[0]: Holder(*tuple(row)[1:]) for row in rows}
 
 
-async def cards_with_open_ones(connection: "AnyConnection", card_ids: Collection[UUID]) -> set[UUID]:
-    """Which of locked cards have a notice that is not decided."""
-    rows = await connection.fetch(
-        "SELECT DISTINCT card_id FROM loss_notice WHERE card_id = ANY($1) AND next_try_at IS NOT NULL", list(card_ids)
-    )
-    return {row[0] for row in rows}
-
-
 async def insert(connection: "AnyConnection", notices: Sequence[Notice], due_in: Sequence[dt.timedelta]) -> None:
     """Inside the transaction that changes the cards, in the order of its changes; when due, it is the resolver's."""
     await connection.execute(_INSERT, *(list(column) for column in zip(*notices, strict=True)), list(due_in))

@@ -1,7 +1,7 @@
 """Cards that are reported lost or released: found, locked in the order of their ids, changed."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -68,6 +68,15 @@ SELECT item, card_id, status, lost_at, replacement_started, lost_by_it
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
 
+_CHANGE = """
+WITH changed AS (
+    UPDATE card SET status = new.status, lost_at = new.lost_at
+    FROM unnest($1::uuid[], $2::smallint[], $3::timestamptz[]) AS new(card_id, status, lost_at)
+    WHERE card.card_id = new.card_id
+)
+SELECT DISTINCT card_id FROM loss_notice WHERE card_id = ANY($4) AND next_try_at IS NOT NULL
+"""
+
 
 async def find_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, UUID]:
     """The ids of cards by their place in `wanted`, without locks."""
@@ -91,11 +100,14 @@ async def lock_reported(
     return {row[0] - 1: (Card(*tuple(row)[1:5]), row[5]) for row in rows}
 
 
-async def change(connection: "AnyConnection", cards: Sequence[Card]) -> None:
-    """Write the status and lost_at of locked cards, none twice. How fresh the registry's word is stays as it was."""
-    await connection.execute(
-        "UPDATE card SET status = new.status, lost_at = new.lost_at"
-        " FROM unnest($1::uuid[], $2::smallint[], $3::timestamptz[]) AS new(card_id, status, lost_at)"
-        " WHERE card.card_id = new.card_id",
-        [card.card_id for card in cards], [card.status for card in cards], [card.lost_at for card in cards],
+async def change(connection: "AnyConnection", cards: Sequence[Card], of_interest: Collection[UUID]) -> set[UUID]:
+    """Write the status and lost_at of locked cards, none twice. How fresh the registry's word is stays as it was.
+
+    Returns which of the locked cards `of_interest` have a loss notice that is not decided: read after the locks, and
+    on the same way to the database.
+    """
+    rows = await connection.fetch(
+        _CHANGE, [card.card_id for card in cards], [card.status for card in cards], [card.lost_at for card in cards],
+        list(of_interest),
     )  # fmt: skip
+    return {row[0] for row in rows}
