@@ -11,8 +11,9 @@ NODE_MODULES := $(if $(and $(shell command -v node),$(shell command -v npm)),tes
 run: $(VENV)/.runtime
 	@exec $(BIN)/python -m gateway sandbox
 
+# files in their order, not those of many tests first: the slowest have few, and would run alone in the end
 test: $(VENV)/.dev $(NODE_MODULES)
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -31,7 +32,7 @@ load: $(VENV)/.dev
 	$(BIN)/python -m loadtests.loss_delay
 
 faults: $(VENV)/.dev
-	FAULT_CYCLES=$${FAULT_CYCLES:-100} $(BIN)/python -m pytest tests/faults tests/api/test_effects.py --timeout=7200 -s
+	FAULT_CYCLES=$${FAULT_CYCLES:-100} $(BIN)/python -m pytest tests/faults tests/api/test_effects.py tests/api/test_contract.py --timeout=7200 -s
 
 clean:
 	rm -rf $(VENV) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
