@@ -10,21 +10,23 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import psutil
 
-_LOOK_S = 0.005
+_LOOK_S, _LOOK_MAX_S = 0.005, 0.05
+"""Between two looks; longer after one that took long itself, such as a new connection to a database."""
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], within_s: float, what: str) -> float:
     """Look until the condition holds; returns the seconds that took. Fails with `what` past `within_s`."""
     began = time.monotonic()
     while True:
+        looked = time.monotonic()
         held = condition()
         if inspect.isawaitable(held):
             held = await held
-        seconds = time.monotonic() - began
+        seconds, took = time.monotonic() - began, time.monotonic() - looked
         if held:
             return seconds
         assert seconds < within_s, f"not within {within_s} s: {what}"
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(min(max(_LOOK_S, 2 * took), _LOOK_MAX_S))
 
 
 def tree(pid: int) -> list[psutil.Process]:
