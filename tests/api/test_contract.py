@@ -19,7 +19,7 @@ from gateway.domain.errors import PROBLEMS
 from tests.ledger import add_holder
 from tests.running import MANY, ROOT, Client, Running, request, send_raw
 
-EXAMPLES = 300 if MANY else 100
+EXAMPLES = 300 if MANY else 40
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 CONTRACT = {
     ("POST", "/oauth2/token"), ("GET", "/.well-known/jwks.json"), ("POST", "/v1/cards/verify"),
@@ -153,7 +153,7 @@ async def test_the_example_of_the_contract_works_as_printed(merchant: Client, do
 async def test_the_gateway_does_what_the_contract_says(
     gateway: Running, document: dict[str, Any], tmp_path: Path
 ) -> None:
-    """schemathesis: a hundred cases and more of each operation, good and bad, in a process of its own; a fixed seed.
+    """schemathesis: many cases of each operation, good and bad, in a process of its own; a fixed seed.
 
     All its checks are on. One is known to disagree with msgspec: JSON Schema calls 1.0 an integer, msgspec refuses it
     for one, and so does the contract's description. It is left on all the same: the hooks write `amount_fen` as one.
