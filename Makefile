@@ -11,6 +11,9 @@ NODE_MODULES := $(if $(and $(shell command -v node),$(shell command -v npm)),tes
 run: $(VENV)/.runtime
 	@exec $(BIN)/python -m gateway sandbox
 
+# they start hundreds of processes; where the environment forbids to keep compiled files, each would compile all of them
+test faults: export PYTHONDONTWRITEBYTECODE :=
+
 # files in their order, not those of many tests first: the slowest have few, and would run alone in the end
 test: $(VENV)/.dev $(NODE_MODULES)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
