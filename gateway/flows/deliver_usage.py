@@ -51,6 +51,9 @@ ASIDE_IN_A_ROW = 8
 From so many on another event, from further ahead, is sent to see."""
 ASIDE_WHILE_OUT = dt.timedelta(hours=1)
 """Between one and the next then: should they be at fault after all, the feed still comes past them."""
+PROOF_HOLDS, PROOF_MAX = dt.timedelta(minutes=1), 16
+"""So long after it took another event as new, and for so many first events, it is up if it acknowledges the same one as
+a duplicate: else each bad event would need a good card of its own ahead."""
 _UNBUILT_MAX = 4
 """So many other events in a row that we cannot build, and the first one has its own try."""
 _SHRINK = 8
@@ -146,6 +149,12 @@ class _Sent(NamedTuple):
     rows: list[Row]
     outcome: Outcome
 
+    @property
+    def accepted(self) -> int:
+        """So many were taken as new."""
+        told = acknowledgement(self.outcome)
+        return 0 if told is None else told.accepted(len(self.rows))
+
 
 class DeliverPages:
     """turn() after turn(): a page goes in lanes at once, then the cursor moves past it."""
@@ -158,9 +167,14 @@ class DeliverPages:
         self._limit = 1
         """Of the next page: small at first and after a failure, so that one event that cannot be taken is found."""
         self._failures = 0
-        """Since it last took an event as new."""
+        """Turns since a page was taken, with something new in it."""
         self._asked = False
         """Another event was sent to see whether it is an outage, and was not acknowledged either."""
+        self._once_more: Row | None = None
+        """The other event that goes again, because it did not leave, or was taken as new at `_proved_at`."""
+        self._proved_at: dt.datetime | None = None
+        self._at_fault = 0
+        """First events since."""
         self._in_vain = 0
         """Other events since one was taken as new: they could not be built, or came to nothing else that counts."""
 
@@ -176,14 +190,13 @@ class DeliverPages:
         if not rows:
             return IDLE_S
         another = await self._another(rows[0]) if is_out(standing) else None
-        told = acknowledgement(another) if another is not None else None
-        if another is not None and told is None:
+        if another is not None and acknowledgement(another) is None:
             return await self._none_taken(another, standing)
-        is_up = told is not None and told.accepted(1) > 0
+        is_up = another is not None and self._proved_at is not None
         page = await self._prepare(rows)
         sent = await self._deliver(page)
         if any(acknowledgement(one.outcome) is None for one in sent):
-            return await self._not_taken(page, [one.outcome for one in sent], is_up)
+            return await self._not_taken(page, sent, is_up)
         await self._taken(page, sent, is_up)
         return 0.0
 
@@ -201,21 +214,37 @@ class DeliverPages:
             async with self._delivery.transaction() as (connection, standing):
                 if await outbox.cards_held(connection, self._name, {card_of(first)}):
                     return None
-                row = await outbox.another(connection, self._name, first, standing, self._in_vain)
+                row = self._again(first) or await outbox.another(connection, self._name, first, standing, self._in_vain)
                 if row is None:
                     return None
                 await outbox.sending(connection, self._name, max(standing.sent, _place(row)), 1)
             item = self._delivery.item(row, _place(row) <= standing.sent)
             outcome = await self._delivery.send(standing.sequence + 1, [item])
-            told = acknowledgement(outcome)
-            if told is not None:
-                self._delivery.count(told, 1)
-            if not was_no_try(outcome):
-                self._in_vain = 0 if told is not None and told.accepted(1) else self._in_vain + 1
+            self._learn(row, outcome)
             if outcome != NotSent(Why.CANNOT_BUILD):
                 self._asked = was_no_answer(outcome)
                 return outcome
         return None
+
+    def _again(self, first: Row) -> Row | None:
+        at, now = self._proved_at, self._delivery.now()
+        if at is not None and (now >= at + PROOF_HOLDS or self._at_fault >= PROOF_MAX):
+            self._once_more = self._proved_at = None
+        row = self._once_more
+        return row if row is not None and _place(row) > _place(first) else None
+
+    def _learn(self, row: Row, outcome: Outcome) -> None:
+        """From what the other event came to: whether the subscriber is up, and which one goes next."""
+        told = acknowledgement(outcome)
+        if told is not None:
+            self._delivery.count(told, 1)
+        if was_no_try(outcome):  # it surely was not sent, and is kept: each that is chosen marks all up to it
+            self._once_more, self._proved_at = row, None
+        elif told is not None and told.accepted(1):
+            self._once_more, self._proved_at = row, self._delivery.now()
+            self._in_vain = self._at_fault = 0
+        elif told is None or told.refused or self._proved_at is None:
+            self._once_more, self._proved_at, self._in_vain = None, None, self._in_vain + 1
 
     async def _none_taken(self, another: Outcome, standing: Standing) -> float:
         """The other event came to nothing either; the first one was not sent."""
@@ -264,13 +293,13 @@ class DeliverPages:
     async def _taken(self, page: _Page, sent: list[_Sent], is_up: bool) -> None:
         """`is_up`: it took another event as new just before."""
         now = self._delivery.now()
+        is_up |= any(one.accepted for one in sent)
         refused: dict[UUID, str] = {}
         went: set[UUID] = set()
         for batch, outcome in sent:
             told = acknowledgement(outcome)
             assert told is not None
             self._delivery.count(told, len(batch))
-            is_up |= told.accepted(len(batch)) > 0
             refused |= told.refused
             went |= {row.event_id for row in batch}
         aside = self._aside([row for row in page.rows if row.event_id in refused or row.event_id not in went],
@@ -286,6 +315,7 @@ class DeliverPages:
             log.warning("usage events wait aside", subscriber=self._name, events=len(aside), refused=len(refused))
         if is_up:
             self._failures = self._in_vain = 0
+            self._once_more = self._proved_at = None
         if sent:
             self._limit = min(self._page_max, self._limit * 2)
 
@@ -302,9 +332,12 @@ class DeliverPages:
             aside.append(_held(row, code if tried else None, int(tried), at, maybe_sent))
         return aside
 
-    async def _not_taken(self, page: _Page, outcomes: list[Outcome], is_up: bool) -> float:
+    async def _not_taken(self, page: _Page, sent: list[_Sent], is_up: bool) -> float:
         self._failures += 1
-        failed = [outcome for outcome in outcomes if acknowledgement(outcome) is None]
+        if page.standing.asides and any(one.accepted for one in sent):
+            async with self._delivery.transaction() as (connection, _):
+                await outbox.answered(connection, self._name)
+        failed = [one.outcome for one in sent if acknowledgement(one.outcome) is None]
         if all(map(was_no_try, failed)):
             return knock_s(self._failures, self._delivery.chance())
         self._limit = max(1, len(page.rows) // _SHRINK)
@@ -329,6 +362,7 @@ class DeliverPages:
             await outbox.acknowledged(connection, self._name, _place(row))
             if no_answer and not is_up:
                 await outbox.set_aside(connection, self._name, now)
+        self._at_fault += 1
         log.warning("a usage event is set aside: no clear answer", subscriber=self._name, event_id=str(row.event_id))
 
 

@@ -55,7 +55,7 @@ async def an_hour_behind_a_bad_scene(dsn: str) -> tuple[int, int, list[str]]:
     """A bulk of events of a scene that is never answered, and good ones behind it: (brought, to be brought, errors)."""
     await add_events(dsn, Events(BAD, BAD, "library.entry"), transactions=1)
     bad = await logged(dsn)
-    await add_events(dsn, Events(500, 1000), start=BAD)
+    await add_events(dsn, Events(100, 1000), start=BAD)
     behind = {card for _, card in bad}
     good = [(event_id, card) for event_id, card in (await logged(dsn))[BAD:] if card not in behind]
     receiver = Receiver()
@@ -72,7 +72,7 @@ async def an_hour_behind_a_bad_scene(dsn: str) -> tuple[int, int, list[str]]:
 
 async def test_a_scene_that_is_never_answered_holds_the_others_up_for_less_than_an_hour(database: Database) -> None:
     brought, good, errors = await an_hour_behind_a_bad_scene(database.dsn)
-    assert brought == good > BAD
+    assert brought == good > 50
     assert errors == []
 
 

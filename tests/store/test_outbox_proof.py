@@ -1,5 +1,6 @@
 """That a subscriber is up is shown only by what it takes as new: a duplicate or a refusal puts no event at fault."""
 
+import datetime as dt
 from typing import TYPE_CHECKING
 
 import pytest
@@ -160,14 +161,80 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return noted
 
 
-async def test_of_those_that_were_not_sent_the_next_is_the_other_event(database: Database, chosen: list[str]) -> None:
-    """... while they are taken. So few are marked as sent."""
+@pytest.mark.parametrize(
+    ("bound", "value", "others"),
+    [("PROOF_MAX", 16, 2), ("PROOF_MAX", 2, 3), ("PROOF_HOLDS", dt.timedelta(0), BAD - ASIDE_IN_A_ROW + 1)],
+)
+async def test_of_those_that_were_not_sent_the_next_is_the_other_event(
+    database: Database, chosen: list[str], monkeypatch: pytest.MonkeyPatch, bound: str, value: object, others: int
+) -> None:
+    """... while they are taken; each is good for so many, and for a minute. So few are marked as sent."""
+    monkeypatch.setattr(deliver_usage, bound, value)
     receiver = Receiver()
     receiver.poison = set(await add(database.dsn, BAD))
     ahead = await add(database.dsn, 40, BAD, "library.entry")
     async with Relay(database.dsn, receiver) as relay:
         await go(relay, HOUR)
-    assert chosen == ahead[: BAD - ASIDE_IN_A_ROW + 1], "the last is for the first good one"
+    assert chosen == ahead[:others], "the last is for the first good one"
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["as it is", "control"])
+async def test_one_that_did_not_leave_is_kept(
+    database: Database, chosen: list[str], monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    if not kept:
+        monkeypatch.setattr(DeliverPages, "_again", lambda self, first: None)
+    receiver = Receiver()
+    await add(database.dsn, 60)
+    async with Relay(database.dsn, receiver) as relay:
+        receiver.full = True
+        while await relay.rows_of(OUT) == 0:
+            await go(relay, MINUTE)
+        before = len(chosen)
+        receiver.reached = False
+        await go(relay, HOUR)
+        assert (len(chosen) - before <= 1) == kept
+        receiver.reached, receiver.full = True, False
+        await relay.run()
+        assert receiver.cards() == by_card(await logged(database.dsn))
+        marked = [one for one in receiver.arrived if one[2]]
+        assert (len(marked) < 30) == kept
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["as it is", "control"])
+async def test_what_a_part_of_a_page_took_as_new_shows_it_too(
+    database: Database, monkeypatch: pytest.MonkeyPatch, heard: bool
+) -> None:
+    if not heard:
+        monkeypatch.setattr(deliver_usage._Sent, "accepted", 0)
+    receiver = Receiver()
+    async with Relay(database.dsn, receiver, batch_max=1, lanes_max=4) as relay:
+        await add(database.dsn, 3)
+        await turn_through(relay)
+        receiver.poison = {(await add(database.dsn, 4, 3))[-1]}
+        async with relay.pool.acquire() as connection:
+            for _ in range(ASIDE_IN_A_ROW):
+                await outbox.set_aside(connection, relay.name, relay.now)
+        relay.pages._asked = True  # the page's own turn
+        await relay.pages.turn()
+        assert len(receiver.arrived) == 6
+        assert await relay.rows_of(OUT) == (0 if heard else 1)
+
+
+@pytest.mark.parametrize("begins", [1, 400], ids=["as it is", "control"])
+async def test_who_takes_over_in_an_outage_marks_few_as_sent(database: Database, begins: int) -> None:
+    receiver = Receiver()
+    new = await add(database.dsn, 300)
+    async with Relay(database.dsn, receiver) as relay:
+        receiver.full = True
+        await go(relay, HOUR)
+        assert await relay.rows_of(OUT) == 1
+        relay.restart()
+        relay.pages._limit = begins
+        before = len(receiver.calls)
+        await go(relay, 20 * MINUTE)
+        sent = {event_id for ids in receiver.calls[before:] for event_id in ids}
+        assert (len(sent) < 20) == (begins == 1) and sent <= set(new)
 
 
 @pytest.mark.parametrize("leaps", [True, False], ids=["as it is", "control"])
