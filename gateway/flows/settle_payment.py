@@ -276,11 +276,15 @@ class SettlePayment:
         return name is not None and self._banks.can(name, QueryStatus)
 
     async def _ask(self, payment: Payment, question: Question) -> Outcome:
-        """Raises Problem 503 only where the database is needed."""
+        """Does not raise."""
         name = self._settings.routes.get(payment.bank or "")
         if name is None:  # taken out of the configuration since
             return NotSent("the bank is not routed")
-        operation = await self._operation(payment)
+        try:
+            operation = await self._operation(payment)
+        except NOT_NOW as error:
+            log.warning("a bank was not asked", reference=str(payment.reference), error=type(error).__name__)
+            return NotSent("its data key or its payment is not here now")
         if question is Question.QUERY:
             operation = QueryStatus(reference=operation.reference, at=operation.at, original=operation)
         elif question is Question.REVERSE and isinstance(operation, Purchase):
@@ -289,7 +293,7 @@ class SettlePayment:
         return await self._banks.ask(name, operation, self._settings.deadline_ms / 1000)
 
     async def _operation(self, payment: Payment) -> Operation:
-        """As it was first made: the same fields in every try."""
+        """As it was first made: the same fields in every try. Raises one of NOT_NOW."""
         if payment.parent is None:
             return await self._purchase(payment)
         async with self._database() as connection:
@@ -322,4 +326,4 @@ class SettlePayment:
 def _not_taken(outcome: Outcome) -> Problem:
     if outcome == NotSent(Why.CANNOT_BUILD):  # nor will it be, however often it is tried again
         return Problem("not_at_this_bank")
-    return unavailable("the card's bank cannot be reached")
+    return unavailable("the card's bank was told nothing")
