@@ -47,6 +47,8 @@ class LinkExchange:
         self._adapter = adapter
         self._unanswered: OrderedDict[str, OnLate] = OrderedDict()
         self._measured: dict[str, int] = {}
+        self._told_late = False
+        """Since the link was measured; a partner may send thousands, and a line each would stop all else."""
 
     async def exchange(self, request: WireRequest, stopwatch: Stopwatch, deadline: float, on_late: OnLate) -> LinkFrame:
         """Raises NotSentError, UnknownError; after that `on_late` gets the reply, if it comes."""
@@ -70,18 +72,23 @@ class LinkExchange:
 
     def _take_late(self, body: bytes) -> None:
         """A reply that nobody waits for; a duplicate of one that was taken is nobody's."""
-        log.warning("late reply", partner=self._name, reply=self._adapter.redact(body)[:500])
+        if not self._told_late:
+            self._told_late = True
+            log.warning("late reply", partner=self._name, reply=self._adapter.redact(body)[:500])
         key = self._adapter.correlate(body)
         if key is not None and (on_late := self._unanswered.pop(key, None)) is not None:
             on_late(LinkFrame(body))
 
     def measure(self) -> None:
-        """Set the link's metrics."""
+        """Set the link's metrics, and tell of more late replies than had a line."""
         metrics.PARTNER_LINK_UP.labels(self._name).set(self._link.state is LinkState.READY)
         counts: dict[str, int] = msgspec.structs.asdict(self._link.counts)
         for event, count in counts.items():
             metrics.PARTNER_LINK_EVENTS.labels(self._name, event).inc(count - self._measured.get(event, 0))
-        self._measured = counts
+        late = counts["late"] - self._measured.get("late", 0)
+        if late > 1:
+            log.warning("late replies", partner=self._name, count=late)
+        self._measured, self._told_late = counts, False
 
     async def open(self) -> None:
         await self._link.open()
