@@ -33,7 +33,7 @@ from gateway.crypto.sealing import SealError
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
-from gateway.domain.errors import Problem
+from gateway.domain.errors import LoopFailed, Problem
 from gateway.domain.masking import Secret
 from gateway.domain.scenes import VisitKind
 from gateway.flows.ask_ecard import LOOKUP_S, AskEcard, Lookups
@@ -229,8 +229,8 @@ class Gateway:
         """Returns when one of the loops has ended, which none should."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.critical("a loop has failed", loop=task.get_name(), exc_info=error)
+            error = None if task.cancelled() else task.exception()
+            log.critical("a loop has failed", loop=task.get_name(), exc_info=error)
 
     async def _verify_batch(
         self, connection: "Connection", batch: Sequence[Presented], timeout: float
@@ -286,7 +286,7 @@ def web_application(gateway: Gateway) -> web.Application:
 
 
 async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:
-    """One worker: serve until SIGTERM, then stop accepting, finish what has begun, and close."""
+    """One worker: serve until SIGTERM, then stop accepting, finish what has begun, and close. Raises LoopFailed."""
     assert_c_parser()
     http = settings.gateway.http
     metrics.set_build_info()
@@ -315,13 +315,15 @@ async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None],
     ready()
     failed = asyncio.create_task(gateway.failed())
     stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
     log.info("draining")
     await runner.cleanup()
     stopped.cancel()
     failed.cancel()
     await gateway.close()
     log.info("stopped")
+    if failed in done:
+        raise LoopFailed
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -38,12 +38,14 @@ def refusals(what: str = "cannot start") -> Iterator[None]:
     """What keeps a process from its work, as one clear line instead of a traceback."""
     import asyncpg
 
-    from gateway.domain.errors import CannotStart
+    from gateway.domain.errors import CannotStart, LoopFailed
 
     try:
         yield
     except CannotStart as error:
         give_up(f"{what}: {error}")
+    except LoopFailed:
+        raise typer.Exit(1) from None
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         give_up(f"{what}: the database: {_in_our_words(error)}")
 

@@ -8,6 +8,10 @@ class CannotStart(Exception):
     """Why a process does not start, in words for its operator."""
 
 
+class LoopFailed(Exception):
+    """One of the loops that a process lives by has ended; the log has said which, and why."""
+
+
 class FieldError(NamedTuple):
     field: str
     message: str

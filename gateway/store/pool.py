@@ -134,8 +134,10 @@ def cut_off(connection: "AnyConnection", after_s: float) -> Iterator[None]:
     timer = asyncio.get_running_loop().call_later(after_s, give_up)
     try:
         yield
-    except GONE as error:
-        if expired:  # it says that the connection has ended, which was us
+    except (*GONE, AttributeError) as error:
+        # it says that the connection has ended, which was us; AttributeError, if the driver had its answer in the same
+        # moment: it goes on to its protocol, which terminate() has taken away
+        if expired:
             raise TimeoutError from error
         raise
     finally:

@@ -17,7 +17,7 @@ from gateway.configuration import Gateway
 from gateway.crypto.key_watch import KeyWatch
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
-from gateway.domain.errors import Problem
+from gateway.domain.errors import LoopFailed, Problem
 from gateway.domain.masking import Secret
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.expire_points import ExpirePoints
@@ -63,7 +63,7 @@ _WATCH_S = 1.0
 
 
 async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:
-    """Until SIGTERM. `banks` None: through the partner engine."""
+    """Until SIGTERM; raises LoopFailed. `banks` None: through the partner engine."""
     pool = Pool(dsn, settings.gateway.database, "yikatong worker")
     await pool.open()
     partners = Partners(settings)
@@ -123,25 +123,29 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     loops += [asyncio.create_task(every(seconds, name, turn), name=name) for seconds, name, turn in turns]
     loops += [asyncio.create_task(loop, name=name) for name, loop in relays.loops()]
     ready()
-    await keep(loops, stop)
-    metrics.flush()
-    with suppress(Problem, asyncpg.PostgresError, *GONE):  # then the last events are looked at again
-        await monitoring.close()
-    await published.close()
-    await relays.close()
-    await partners.close()
-    await pool.close()
+    try:
+        await keep(loops, stop)
+    finally:
+        metrics.flush()
+        with suppress(Problem, asyncpg.PostgresError, *GONE):  # then the last events are looked at again
+            await monitoring.close()
+        for close in (published.close, relays.close, partners.close, pool.close):
+            await close()
 
 
 async def keep(loops: Sequence[asyncio.Task[None]], stop: asyncio.Event) -> None:
-    """Until told to stop, or one of the loops has failed: it must not be missing while the others go on."""
+    """Until told to stop. Raises LoopFailed when a loop has ended: it must not be missing while the others go on."""
     stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+    ended, _ = await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
     for task in [*loops, stopped]:
         task.cancel()
+    failed = False
     for loop, error in zip(loops, await asyncio.gather(*loops, return_exceptions=True), strict=True):
-        if isinstance(error, Exception):
+        if loop in ended or isinstance(error, Exception):
+            failed = True
             log.critical("a loop has failed", loop=loop.get_name(), exc_info=error)
+    if failed:
+        raise LoopFailed
 
 
 async def every(seconds: float, name: str, turn: Callable[[], Awaitable[None]]) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.domain.errors import unavailable
+from gateway.domain.errors import LoopFailed, unavailable
 from gateway.worker.housekeeping import every, keep
 
 
@@ -13,12 +13,14 @@ async def for_ever() -> None:
     await asyncio.Event().wait()
 
 
-async def test_a_loop_that_fails_ends_the_worker_with_a_word() -> None:
+@pytest.mark.parametrize("mistake", [ZeroDivisionError, None], ids=["raises", "returns"])
+async def test_a_loop_that_ends_ends_the_worker_with_a_word(mistake: type[Exception] | None) -> None:
     async def fails() -> None:
-        raise ZeroDivisionError
+        if mistake is not None:
+            raise mistake
 
     loops = [asyncio.create_task(for_ever(), name="good"), asyncio.create_task(fails(), name="bad")]
-    with capture_logs() as lines:
+    with capture_logs() as lines, pytest.raises(LoopFailed):
         await keep(loops, asyncio.Event())
     assert [(line["log_level"], line["loop"]) for line in lines] == [("critical", "bad")]
     assert all(loop.done() for loop in loops)
