@@ -1,6 +1,7 @@
 """The slow lane: off the loop's thread, bounded, each wait with a deadline, no harm to who waits beside it."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -41,6 +42,12 @@ async def test_it_runs_in_threads_of_its_own_and_gives_what_the_function_gave(la
     with pytest.raises(ZeroDivisionError):
         await slow.run("one", divmod, 1, 0)
     assert len(slow) == 0
+
+
+async def test_its_threads_give_way_to_the_loop(lane: Make) -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert await lane().run("one", os.getpriority, os.PRIO_PROCESS, 0) == min(ours + 10, 19)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == ours
 
 
 async def test_what_blocks_does_not_block_the_loop(lane: Make) -> None:
