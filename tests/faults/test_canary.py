@@ -37,7 +37,9 @@ CARDS = flock(0, 300 if MANY else 60)
 """All of them in every spoilt form of every operation: the whole flock takes minutes, so only in `make faults`."""
 NOTES = [value for one in flock(300, 40) for value in one.values]
 FEED = b"GET /v1/usage-events"
-AT_A_TIME = 32
+AT_A_TIME = 16
+TRIES = 5
+"""A machine that is busy may answer 503: ask again, as callers do."""
 PATIENCE_S = 10 if MANY else 5
 """More than an effect's deadline; a return of usage has longer, and is not waited for."""
 GROUP = 12
@@ -285,7 +287,10 @@ async def test_nothing_leaks(home: Home, tmp_path: Path, figure: Figure) -> None
     values = [value for one in CARDS for value in one.values]
     assert len(set(values)) == len(values) >= (1000 if MANY else 300)
     async with flight(home, tmp_path) as made:
-        assert 503 not in await made.send_proper(CARDS[:1])
+        for _ in range(TRIES):
+            if 503 not in (statuses := await made.send_proper(CARDS[:1])):
+                break
+        assert 503 not in statuses
         good = [made.send(made.proper(VERIFY, one, "P-0001").raw()) for one in CARDS]
         assert set(await asyncio.gather(*good)) == {200}, "every planted card is found by its values"
         came_by = [made.send(made.proper(VISIT, one).raw()) for one in CARDS[1:60]]
