@@ -41,11 +41,16 @@ async def add(dsn: str, events: int, start: int = 0, scene: str = "parking.exit"
     return [event_id for event_id, _ in await logged(dsn) if event_id not in before]
 
 
-async def sent_at_once(relay: Relay, receiver: Receiver, dsn: str, events: int, bad: int = 0) -> list[str]:
-    """So many are sent together, each as a batch. The `bad` first are not answered, so none of them stays behind."""
+async def warmed(relay: Relay, dsn: str, events: int) -> list[str]:
+    """The next page is a large one, and so many wait."""
     await add(dsn, WARM)
     await turn_through(relay)
-    new = await add(dsn, events, start=WARM)
+    return await add(dsn, events, start=WARM)
+
+
+async def sent_at_once(relay: Relay, receiver: Receiver, dsn: str, events: int, bad: int = 0) -> list[str]:
+    """So many are sent together, each as a batch. The `bad` first are not answered, so none of them stays behind."""
+    new = await warmed(relay, dsn, events)
     receiver.poison = set(new[:bad])
     await relay.pages.turn()
     return new
@@ -105,9 +110,7 @@ async def test_one_that_is_taken_as_new_ends_an_outage_before_duplicates(
         monkeypatch.setattr(DeliverPages, "_taken", lambda self, page, sent, is_up: taken(self, page, sent, False))
     receiver = Receiver()
     async with Relay(database.dsn, receiver) as relay:
-        await add(database.dsn, WARM)
-        await turn_through(relay)
-        await add(database.dsn, 250, start=WARM)
+        await warmed(relay, database.dsn, 250)
         receiver.silent = True
         await relay.pages.turn()
         await add(database.dsn, 300, start=WARM + 250)
@@ -126,9 +129,7 @@ async def test_where_all_was_sent_and_had_arrived_pages_grow(
 ) -> None:
     receiver = Receiver()
     async with Relay(database.dsn, receiver) as relay:
-        await add(database.dsn, WARM)
-        await turn_through(relay)
-        await add(database.dsn, 250, start=WARM)
+        await warmed(relay, database.dsn, 250)
         receiver.silent = True
         await go(relay, 2 * HOUR)
         assert len(receiver.arrived) == WARM + 250
