@@ -1,6 +1,7 @@
 -- One statement for a batch of presentations: read the cards, decide, write the events. The answers leave after its commit.
 -- The order of the WHENs is the order in which reasons go before one another.
--- Lines that begin with --code are of batches with e-card codes alone (verify.py): the others do not pay for them.
+-- Lines that begin with --ref are of batches with references or e-card codes, those that begin with --code of batches with
+-- codes (verify.py): the others do not pay for them.
 -- Each column comes as one text with a separator: encoding ten arrays element by element would cost the gateway more than
 -- taking them apart costs here.
 WITH presented AS (
@@ -48,9 +49,9 @@ WITH presented AS (
     LEFT JOIN LATERAL (
         SELECT card_id, generation, status, status_as_of, valid_until, region, source_id, holder_sealed
         FROM card WHERE chip_index = p.chip_index
-        UNION ALL
-        SELECT card_id, generation, status, status_as_of, valid_until, region, source_id, holder_sealed
-        FROM card WHERE card_id = p.card_id
+--ref    UNION ALL
+--ref    SELECT card_id, generation, status, status_as_of, valid_until, region, source_id, holder_sealed
+--ref    FROM card WHERE card_id = p.card_id
 --code     AND p.item NOT IN (SELECT item FROM replayed)  -- whoever replays a code learns nothing of its card
     ) c ON true
     LEFT JOIN registry_source s USING (source_id)

@@ -108,11 +108,11 @@ async def test_the_second_of_a_batch_is_a_replay_and_learns_nothing_of_the_card(
     assert [tuple(row) for row in rows] == [("code_replayed", None, "ecard")] + [("ok", card_id, "ecard")] * 2
 
 
-async def test_chip_cards_beside_a_code_are_judged_as_ever(
+async def test_chip_cards_beside_a_reference_or_a_code_are_judged_as_ever(
     database: Database, keys: KeyStore, connection: "Connection"
 ) -> None:
-    """All their reasons, by the statement with codes and by the one without."""
-    await add_cards(database.dsn, keys, CARDS)
+    """All their reasons, by the statement for chip cards, by the one that knows references, and by the one with codes."""
+    card_id, *_ = await add_cards(database.dsn, keys, CARDS)
     index = BlindIndex(keys.working_keys(KeyUse.INDEX)[-1])
 
     def chips() -> list[Presented]:
@@ -121,10 +121,15 @@ async def test_chip_cards_beside_a_code_are_judged_as_ever(
             for card in CARDS
         ]
 
+    def referred() -> Presented:
+        return shown(card_id, medium="", code_digest="")
+
     alone = await judge(connection, *chips())
-    beside = await judge(connection, *chips(), shown(None))
+    beside = await judge(connection, *chips(), referred())
+    with_code = await judge(connection, *chips(), referred(), shown(None))
     assert [row[0] for row in alone] == [card.reason for card in CARDS]
-    assert beside[:-1] == alone
+    assert beside == [*alone, alone[0]]
+    assert with_code[:-1] == beside
 
 
 async def was_used(connection: "Connection", digest: bytes) -> bool:
@@ -233,8 +238,11 @@ async def test_the_card_of_a_person_by_its_number(database: Database, keys: KeyS
     assert await find("ZZ0000000", card.id_number) is None
 
 
-def test_the_ordinary_statement_knows_nothing_of_codes() -> None:
-    """Chip cards do not pay for e-cards: its lines for codes are comments."""
+def test_the_ordinary_statement_knows_nothing_of_references_and_codes() -> None:
+    """Chip cards do not pay for them: their lines are comments."""
     lines = [line for line in Path(verify.__file__).with_suffix(".sql").read_text().splitlines() if "--" not in line]
-    assert "code_" not in "\n".join(lines)
-    assert "code_use" in verify._SQL_WITH_CODES and "--code" not in verify._SQL_WITH_CODES.replace("--code are", "")
+    assert "code_" not in "\n".join(lines) and "FROM card WHERE card_id" not in "\n".join(lines)
+    for statement, marks in ((verify._SQL_WITH_REFS, ("\n--ref",)), (verify._SQL_WITH_CODES, ("\n--ref", "\n--code"))):
+        assert "FROM card WHERE card_id" in statement
+        assert not any(mark in statement for mark in marks)
+    assert "code_use" in verify._SQL_WITH_CODES
