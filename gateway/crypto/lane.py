@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any, ParamSpec, TypeVar
 
+from gateway.crypto.sm2 import chosen
 from gateway.domain.errors import overloaded, unavailable
 
-_NICENESS = 10
+NICENESS = 10
 """Below the event loop: a check that has a core gives it to a request that comes. On Linux it is the thread's own."""
 
 P = ParamSpec("P")
@@ -42,9 +43,7 @@ class SlowLane:
     """
 
     def __init__(self, threads: int, waiting_max: int, deadline_s: float, per_second: int) -> None:
-        self._executor = ThreadPoolExecutor(
-            threads, thread_name_prefix="slow-lane", initializer=os.nice, initargs=(_NICENESS,)
-        )
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="slow-lane", initializer=_give_way)
         self._places = threads + waiting_max
         self._taken = 0
         self._taken_by: Counter[str] = Counter()
@@ -106,6 +105,13 @@ class SlowLane:
         """Take nothing more; what runs ends by itself, what waits is told at its deadline."""
         self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Not where the library keeps the interpreter: a thread that waits for a core would keep it from the event loop."""
+    if chosen().backend.frees_interpreter:
+        with contextlib.suppress(OSError):  # where it may not, it does without
+            os.nice(NICENESS)
 
 
 def _outcome(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T | None, BaseException | None]:

@@ -28,6 +28,8 @@ class Backend(Protocol):
 
     name: str
     version: str
+    frees_interpreter: bool
+    """Whether other threads run while it computes."""
 
     def takes(self, user_id: bytes) -> bool: ...
     def public(self, point: bytes) -> Any: ...

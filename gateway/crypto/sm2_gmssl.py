@@ -17,6 +17,7 @@ class GmsslFast:
     """The backend; about 0.5k verifications a second."""
 
     name = "gmssl-fast"
+    frees_interpreter = False
 
     def __init__(self) -> None:
         self.version = version("gmssl-fast")

@@ -76,6 +76,7 @@ class LibCrypto:
     """The backend. Raises OSError without the library, AttributeError or LibCryptoError if it lacks what we need."""
 
     name = "libcrypto"
+    frees_interpreter = True
 
     def __init__(self, library: str = _LIBRARY) -> None:
         self._call: dict[str, Any] = {}

@@ -195,6 +195,8 @@ class DeliverPages:
         is_up = another is not None and self._proved_at is not None
         page = await self._prepare(rows)
         sent = await self._deliver(page)
+        # its turn is over when it has left: while a breaker is open for longer than the rest, nothing does
+        self._asked = self._asked and all(was_no_try(one.outcome) for one in sent)
         if any(acknowledgement(one.outcome) is None for one in sent):
             return await self._not_taken(page, sent, is_up)
         await self._taken(page, sent, is_up)
@@ -208,7 +210,6 @@ class DeliverPages:
         the first one's turn.
         """
         if self._asked:
-            self._asked = False
             return None
         for _ in range(_UNBUILT_MAX):
             async with self._delivery.transaction() as (connection, standing):
@@ -228,10 +229,11 @@ class DeliverPages:
 
     def _again(self, first: Row) -> Row | None:
         at, now = self._proved_at, self._delivery.now()
-        if at is not None and (now >= at + PROOF_HOLDS or self._at_fault >= PROOF_MAX):
-            self._once_more = self._proved_at = None
+        old = at is not None and (now >= at + PROOF_HOLDS or self._at_fault >= PROOF_MAX)
         row = self._once_more
-        return row if row is not None and _place(row) > _place(first) else None
+        if row is None or old or _place(row) <= _place(first):
+            row = self._once_more = self._proved_at = None  # a duplicate of any other proves nothing
+        return row
 
     def _learn(self, row: Row, outcome: Outcome) -> None:
         """From what the other event came to: whether the subscriber is up, and which one goes next."""
@@ -315,7 +317,6 @@ class DeliverPages:
             log.warning("usage events wait aside", subscriber=self._name, events=len(aside), refused=len(refused))
         if is_up:
             self._failures = self._in_vain = 0
-            self._once_more = self._proved_at = None
         if sent:
             self._limit = min(self._page_max, self._limit * 2)
 

@@ -111,7 +111,7 @@ async def test_the_second_of_a_batch_is_a_replay_and_learns_nothing_of_the_card(
 async def test_chip_cards_beside_a_reference_or_a_code_are_judged_as_ever(
     database: Database, keys: KeyStore, connection: "Connection"
 ) -> None:
-    """All their reasons, by the statement for chip cards, by the one that knows references, and by the one with codes."""
+    """All their reasons, by the statement for chip cards, by the one with references, and by the one with codes."""
     card_id, *_ = await add_cards(database.dsn, keys, CARDS)
     index = BlindIndex(keys.working_keys(KeyUse.INDEX)[-1])
 

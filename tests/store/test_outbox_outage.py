@@ -11,7 +11,7 @@ from gateway.domain.operations import DeliverUsage
 from gateway.domain.outbox import TRIES_MAX
 from gateway.domain.outcome import Approved, NotSent, Outcome
 from gateway.flows import deliver_held, deliver_usage
-from gateway.flows.deliver_usage import ASIDE_IN_A_ROW
+from gateway.flows.deliver_usage import ASIDE_IN_A_ROW, DeliverPages
 from gateway.partners.breaker import Breaker
 from gateway.partners.phases import Why
 from gateway.store import outbox, usage_events
@@ -86,6 +86,35 @@ async def test_control_without_another_event_it_is_taken_for_an_outage(
     brought, _, errors = await an_hour_behind_a_bad_scene(database.dsn)
     assert brought == 0
     assert errors == ["the subscriber takes nothing: its events wait"]
+
+
+async def aside_behind_a_breaker(dsn: str) -> int:
+    """Four hours of an outage, behind a breaker that is open for longer than the feed rests: events aside since."""
+    await add_events(dsn, Events(60, 1000))
+    receiver = Receiver()
+    receiver.full = True
+    guarded = Guarded(receiver)
+    async with Relay(dsn, guarded) as guarded.relay:
+        while await guarded.relay.rows_of("outbox_held") < ASIDE_IN_A_ROW:
+            await go(guarded.relay, MINUTE)
+        await go(guarded.relay, 4 * HOUR + 5 * MINUTE, MINUTE / 6)
+        return await guarded.relay.rows_of("outbox_held") - ASIDE_IN_A_ROW
+
+
+async def test_the_first_event_has_its_turn_behind_a_breaker_that_is_open_for_long(database: Database) -> None:
+    assert 2 <= await aside_behind_a_breaker(database.dsn) <= 4
+
+
+async def test_control_its_turn_is_over_before_it_has_left(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def another(self: DeliverPages, first: Row) -> Outcome | None:
+        asked = self._asked
+        outcome = await ask(self, first)
+        self._asked = self._asked and not asked
+        return outcome
+
+    ask = DeliverPages._another
+    monkeypatch.setattr(DeliverPages, "_another", another)
+    assert await aside_behind_a_breaker(database.dsn) == 0
 
 
 async def in_order_behind_bad_cards(dsn: str) -> bool:

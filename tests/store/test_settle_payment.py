@@ -22,7 +22,7 @@ from gateway.store import idempotency, payments
 from gateway.store.payments import Payment
 from gateway.store.pool import FOR_EFFECTS, Pool, connect
 from tests.conftest import Database
-from tests.keyed import keyed
+from tests.keyed import add_data_key, keyed
 from tests.store.test_payments import LEASE, intent
 from tests.store.test_visits import Connection, new_reference
 
@@ -52,6 +52,7 @@ class Desk(NamedTuple):
     pool: Pool
     asked: list[Operation]
     connection: Connection
+    kek_id: str
 
 
 @asynccontextmanager
@@ -65,12 +66,13 @@ async def desk(database: Database, folder: Path, kind: type[SettlePayment]) -> A
     config = load({}).gateway
     connected = partial(connect, Secret(database.dsn), config.database, "test", FOR_EFFECTS)
     connection = await asyncpg.connect(database.dsn, server_settings={"role": "yikatong_app"})
-    async with keyed(database.dsn, folder) as (pool, data_keys, _):
+    async with keyed(database.dsn, folder) as (pool, data_keys, store):
+        await data_keys.current(connection, ("answers", "operations"))  # as the payment's own effect has
         outcomes = WriteOutcomes(connected, data_keys)
         serving = asyncio.create_task(outcomes.serve())
         try:
             settle = kind(pool, data_keys, outcomes, Banks(ask, lambda name, operation: True), config.payments)
-            yield Desk(settle, pool, asked, connection)
+            yield Desk(settle, pool, asked, connection, store.wrap(bytes(16))[0])
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
@@ -104,14 +106,16 @@ async def told(settle: SettlePayment, payment: Payment) -> int:
         return problem.status
 
 
-@pytest.mark.parametrize("is_away", [False, True], ids=["data key", "database"])
+@pytest.mark.parametrize("away", ["data key", "its KEK", "the right KEK", "database"])
 @pytest.mark.parametrize("kind", [SettlePayment, Escaping], ids=["as it is", "control"])
 async def test_what_cannot_be_made_into_a_message_is_not_sent(
-    database: Database, tmp_path: Path, kind: type[SettlePayment], is_away: bool
+    database: Database, tmp_path: Path, kind: type[SettlePayment], away: str
 ) -> None:
-    async with desk(database, tmp_path / "keys", kind) as (settle, pool, asked, connection):
-        if is_away:  # outcomes have a connection of their own, which is there
+    async with desk(database, tmp_path / "keys", kind) as (settle, pool, asked, connection, kek_id):
+        if away == "database":  # outcomes have a connection of their own, which is there
             await pool.close()
+        elif away != "data key":
+            await add_data_key(connection, "kek-9" if away == "its KEK" else kek_id)
         for what in PaymentKind:
             one = await begun(connection, what)
             status = await told(settle, one)
@@ -128,7 +132,7 @@ async def test_what_cannot_be_made_into_a_message_is_not_sent(
 async def test_what_may_have_been_sent_stays_unknown_when_it_cannot_be_asked_about(
     database: Database, tmp_path: Path, kind: type[SettlePayment]
 ) -> None:
-    async with desk(database, tmp_path / "keys", kind) as (settle, _, asked, connection):
+    async with desk(database, tmp_path / "keys", kind) as (settle, _, asked, connection, _):
         for what in PaymentKind:
             one = await begun(connection, what)
             for _ in range(2):  # as a first look finds it, and as the next

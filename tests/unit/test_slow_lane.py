@@ -9,7 +9,10 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from blockbuster import BlockingError, blockbuster_ctx
 
-from gateway.crypto.lane import SlowLane
+from gateway.crypto.lane import NICENESS, SlowLane
+from gateway.crypto.sm2 import Chosen
+from gateway.crypto.sm2_gmssl import GmsslFast
+from gateway.crypto.sm2_libcrypto import LibCrypto
 from gateway.domain.errors import Problem
 
 Make = Callable[..., SlowLane]
@@ -32,6 +35,20 @@ async def emptied(lane: SlowLane) -> None:
     async with asyncio.timeout(5):
         while len(lane):  # noqa: ASYNC110 - it tells nobody when it is empty
             await asyncio.sleep(0.001)
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.parametrize("backend", [LibCrypto, GmsslFast])
+async def test_its_threads_give_way_unless_the_library_keeps_the_interpreter(
+    lane: Make, backend: type[LibCrypto | GmsslFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.crypto.lane.chosen", lambda: Chosen(backend(), ""))
+    slow, before = lane(), niceness()
+    assert await slow.run("", niceness) == min(before + (NICENESS if backend is LibCrypto else 0), 19)
+    assert niceness() == before
 
 
 async def test_it_runs_in_threads_of_its_own_and_gives_what_the_function_gave(lane: Make) -> None:
