@@ -19,8 +19,6 @@ PARTITIONED = (
     "benefit_claim", "loss_notice", "loss_notice_history", "anomaly", "outbox_dead_letter", "visit", "visit_history",
     "visit_payment",
 )  # fmt: skip
-
-
 _SELDOM_VACUUMED = "autovacuum_vacuum_insert_threshold = 10000000"
 """A vacuum for rows that were only added does nothing for who finds them by their keys. By default there is one each
 time that a fifth has been added, and meanwhile a quarter fewer verifies are answered. Rows that were changed still call

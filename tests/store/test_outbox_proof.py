@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.domain.outbox import Acknowledgement
+from gateway.domain.outcome import Approved
 from gateway.flows import deliver_usage
 from gateway.flows.deliver_usage import ASIDE_IN_A_ROW, DeliverPages
 from gateway.store import outbox, usage_events
@@ -316,3 +317,17 @@ async def test_where_we_can_build_no_other_event_the_first_has_its_tries(databas
         await go(relay, 4 * HOUR)
         assert ASIDE_IN_A_ROW + 2 < await relay.rows_of("outbox_held") <= BAD
         assert len(receiver.calls) < 1000
+
+
+async def test_a_proof_is_of_the_event_that_goes_again(database: Database) -> None:
+    """When the feed has come up to it, a duplicate of another one shows nothing."""
+    await add(database.dsn, 3)
+    async with Relay(database.dsn, Receiver()) as relay:
+        pages = relay.pages
+        async with pages._delivery.look() as (connection, standing):
+            first, proof, other = await usage_events.page(connection, standing.cursor, 3)
+        pages._once_more, pages._proved_at = proof, relay.now
+        assert pages._again(first) is proof
+        assert pages._again(proof) is None
+        pages._learn(other, Approved(facts={"duplicates": 1, "refused": []}))
+        assert pages._proved_at is None

@@ -61,12 +61,6 @@ async def test_it_runs_in_threads_of_its_own_and_gives_what_the_function_gave(la
     assert len(slow) == 0
 
 
-async def test_its_threads_give_way_to_the_loop(lane: Make) -> None:
-    ours = os.getpriority(os.PRIO_PROCESS, 0)
-    assert await lane().run("one", os.getpriority, os.PRIO_PROCESS, 0) == min(ours + 10, 19)
-    assert os.getpriority(os.PRIO_PROCESS, 0) == ours
-
-
 async def test_what_blocks_does_not_block_the_loop(lane: Make) -> None:
     slow = lane()
     with blockbuster_ctx():
