@@ -58,7 +58,7 @@ from gateway.settings import Settings
 from gateway.store import benefits, caller_keys, ecards
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.benefits import Refusals, Want
-from gateway.store.pool import FOR_EFFECTS, FOR_RETURNS, ONE_PLAN, Pool, connect
+from gateway.store.pool import FOR_EFFECTS, FOR_RETURNS, Pool, connect
 from gateway.store.verify import Judged, Presented, verify_batch
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Gateway:
         self.verify_card = VerifyCard(self.find_card, self.pseudonyms, self.data_keys.sealer)
         self._status_max_age = dt.timedelta(minutes=config.verify.status_max_age_minutes)
         self.batcher: Batcher[Presented, Judged] = Batcher(
-            partial(connect, dsn, config.database, "yikatong verify", ONE_PLAN),
+            partial(connect, dsn, config.database, "yikatong verify", FOR_EFFECTS),
             self._verify_batch,
             batch_max=config.verify.batch_max,
             queue_max=config.verify.queue_max,

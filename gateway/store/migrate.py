@@ -3,6 +3,7 @@
 Also what has to be there before the gateway may serve: the partitions of the coming months and the feed's origin.
 """
 
+import asyncio
 import hashlib
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -23,6 +24,12 @@ _SELDOM_VACUUMED = "autovacuum_vacuum_insert_threshold = 10000000"
 """A vacuum for rows that were only added does nothing for who finds them by their keys. By default there is one each
 time that a fifth has been added, and meanwhile a quarter fewer verifies are answered. Rows that were changed still call
 for one. Migration 0022 made the partitions so that were there before."""
+
+
+_LOCK_WAIT = "2s"
+"""Whoever asks for the same table after us waits behind us: so we wait shortly, and ask again."""
+_LOCK_TRIES = 30
+_LOCK_REST_S = 1.0
 
 
 class MigrationError(CannotStart):
@@ -52,16 +59,10 @@ async def migrate(dsn: str) -> list[str]:
         done = {row["version"]: row["checksum"] for row in await connection.fetch("SELECT * FROM schema_migration")}
         applied = []
         for version, name, sql in files():
-            checksum = hashlib.sha256(sql.encode()).digest()
             if version not in done:
-                async with connection.transaction():
-                    await connection.execute(sql)
-                    await connection.execute(
-                        "INSERT INTO schema_migration (version, name, checksum) VALUES ($1, $2, $3)",
-                        version, name, checksum,
-                    )  # fmt: skip
+                await _apply(connection, version, name, sql)
                 applied.append(f"{version:04} {name}")
-            elif done[version] != checksum:
+            elif done[version] != _checksum(sql):
                 raise MigrationError(f"migration {version:04} {name} was changed after it had been applied")
         if unknown := done.keys() - {version for version, _, _ in files()}:
             raise MigrationError(f"the database is newer than this gateway: migration {max(unknown):04} is unknown")
@@ -70,6 +71,28 @@ async def migrate(dsn: str) -> list[str]:
         return applied
     finally:
         await connection.close()
+
+
+async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", version: int, name: str, sql: str) -> None:
+    """Raises MigrationError if others hold a lock that it needs for too long."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
+                await connection.execute(sql)
+                await connection.execute(
+                    "INSERT INTO schema_migration (version, name, checksum) VALUES ($1, $2, $3)",
+                    version, name, _checksum(sql),
+                )  # fmt: skip
+        except asyncpg.LockNotAvailableError:
+            await asyncio.sleep(_LOCK_REST_S)
+        else:
+            return
+    raise MigrationError(f"migration {version:04} {name} finds a table locked: start again when who uses it has ended")
+
+
+def _checksum(sql: str) -> bytes:
+    return hashlib.sha256(sql.encode()).digest()
 
 
 async def ensure_partitions(connection: "asyncpg.Connection[asyncpg.Record]", today: date) -> None:

@@ -67,24 +67,14 @@ async def assert_fit(connection: "AnyConnection") -> None:
         raise UnfitDatabase(f"schema version {version}, must be {latest()}: run `python -m gateway migrate`")
 
 
-ONE_PLAN = {"plan_cache_mode": "force_generic_plan"}
-"""Of connections that look rows up by their keys with statements prepared once (verifies, effects, outcomes, benefits,
-e-cards): PostgreSQL would plan anew for every small batch, which takes longer (250 us for a verify) than what it hopes
-to gain."""
-
-
-FOR_EFFECTS = ONE_PLAN | {
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-}
-"""... and few of them: a plan made while a table was empty would read all of it later, until its statistics are
-taken. (A bitmap of one key's rows reads them through PostgreSQL 18's I/O workers: a bulk took three times as long.)"""
-
-
 FOR_RETURNS = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_mergejoin": "off"}
-"""Of connections for thousands of rows at once: rows in memory are joined by hashing, or it would be all with all."""
+"""Of connections that look rows up by their keys, thousands at once: those in memory are joined by hashing. A plan made
+while a table was empty would read all of it later, until its statistics are taken; and a bitmap of one key's rows reads
+them through PostgreSQL 18's I/O workers: a bulk took three times as long."""
+
+FOR_EFFECTS = FOR_RETURNS | {"enable_hashjoin": "off", "plan_cache_mode": "force_generic_plan"}
+"""... of those that look up few, with statements prepared once (verifies, effects, outcomes, benefits, e-cards):
+PostgreSQL would plan anew for every small batch, which takes longer (250 us for a verify) than it hopes to gain."""
 
 
 async def connect(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _SQL = (Path(__file__).parent / "verify.sql").read_text()
 _SQL_WITH_REFS = _SQL.replace("--ref ", "      ")
-"""The same statement, which also finds cards by their id: a batch of chip cards is spared a second look for each."""
+"""The same for all that is presented: a batch of chip cards alone is spared a second look each and three columns."""
 _SQL_WITH_CODES = _SQL_WITH_REFS.replace("--code ", "       ")
 """The same once more, which also claims codes: its reasons are in one place."""
 
@@ -59,14 +59,15 @@ async def verify_batch(
     connection: "AnyConnection", batch: Sequence[Presented], status_max_age: dt.timedelta, timeout: float
 ) -> list[Judged]:
     """Judge and record a batch, in its order. The events are committed unless a transaction is open."""
-    *columns, codes = map(_SEPARATOR.join, zip(*batch, strict=True))
-    _, _, card_ids, *_ = columns
-    arguments = [*columns, _REASON_BY_STATUS, status_max_age]
+    ids, chips, cards, *told, presets, media, codes = map(_SEPARATOR.join, zip(*batch, strict=True))
+    arguments = [ids, chips, *told, _REASON_BY_STATUS, status_max_age]
+    sql = _SQL
+    if (cards + presets + media + codes).strip(_SEPARATOR):
+        sql = _SQL_WITH_REFS
+        arguments += cards, presets, media
     if codes.strip(_SEPARATOR):
         sql = _SQL_WITH_CODES
         arguments.append(codes)
-    else:
-        sql = _SQL_WITH_REFS if card_ids.strip(_SEPARATOR) else _SQL
     rows: list[Judged] = await connection.fetch(  # type: ignore[assignment]  # a Record is a sequence of its values
         sql, *arguments, timeout=timeout
     )
