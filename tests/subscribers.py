@@ -209,10 +209,11 @@ class Receiver:
 
     async def __call__(self, op: DeliverUsage) -> Outcome:
         ids = [item.event.event_id for item in op.items]
-        if not self.reached:
+        unbuilt = not self.unbuilt.isdisjoint(ids)
+        if not (unbuilt or self.reached):
             return NotSent(Why.NO_CONNECTION)
         self.calls.append(ids)
-        if self.unbuilt.intersection(ids):
+        if unbuilt:
             return NotSent(Why.CANNOT_BUILD)
         known = {one[0] for one in self.arrived}
         if self.poison.intersection(ids) or (self.full and not known.issuperset(ids)):

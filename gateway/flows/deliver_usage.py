@@ -138,6 +138,19 @@ def is_out(standing: Standing) -> bool:
     return standing.asides >= ASIDE_IN_A_ROW
 
 
+class _Other(NamedTuple):
+    """The other event that goes again, if there is one: it did not leave, or was taken as new at `proved_at`."""
+
+    row: Row | None = None
+    proved_at: dt.datetime | None = None
+    at_fault: int = 0
+    """First events since."""
+
+    def may_go(self, first: Row, now: dt.datetime) -> bool:
+        holds = self.proved_at is None or (now < self.proved_at + PROOF_HOLDS and self.at_fault < PROOF_MAX)
+        return holds and self.row is not None and _place(self.row) > _place(first)
+
+
 class _Page(NamedTuple):
     standing: Standing
     rows: list[Row]
@@ -168,13 +181,9 @@ class DeliverPages:
         """Of the next page: small at first and after a failure, so that one event that cannot be taken is found."""
         self._failures = 0
         """Turns since a page was taken, with something new in it."""
-        self._asked = False
-        """Another event was sent to see whether it is an outage, and was not acknowledged either."""
-        self._once_more: Row | None = None
-        """The other event that goes again, because it did not leave, or was taken as new at `_proved_at`."""
-        self._proved_at: dt.datetime | None = None
-        self._at_fault = 0
-        """First events since."""
+        self._firsts_turn = False
+        """No other event goes until the first one has left: the last was not acknowledged, or several not built."""
+        self._other = _Other()
         self._in_vain = 0
         """Other events since one was taken as new: they could not be built, or came to nothing else that counts."""
 
@@ -189,14 +198,18 @@ class DeliverPages:
             rows = await usage_events.page(connection, standing.cursor, self._limit)
         if not rows:
             return IDLE_S
-        another = await self._another(rows[0]) if is_out(standing) else None
+        another = None
+        if is_out(standing):
+            another = await self._another(rows[0])
+        else:  # whatever has ended the outage
+            self._other = _Other()
         if another is not None and acknowledgement(another) is None:
             return await self._none_taken(another, standing)
-        is_up = another is not None and self._proved_at is not None
+        is_up = another is not None and self._other.proved_at is not None
         page = await self._prepare(rows)
         sent = await self._deliver(page)
         # its turn is over when it has left: while a breaker is open for longer than the rest, nothing does
-        self._asked = self._asked and all(was_no_try(one.outcome) for one in sent)
+        self._firsts_turn = self._firsts_turn and all(was_no_try(one.outcome) for one in sent)
         if any(acknowledgement(one.outcome) is None for one in sent):
             return await self._not_taken(page, sent, is_up)
         await self._taken(page, sent, is_up)
@@ -209,13 +222,15 @@ class DeliverPages:
         not be sent, there is no other that may go or that we can build, or the last one was not acknowledged: it is
         the first one's turn.
         """
-        if self._asked:
+        if self._firsts_turn:
             return None
         for _ in range(_UNBUILT_MAX):
             async with self._delivery.transaction() as (connection, standing):
                 if await outbox.cards_held(connection, self._name, {card_of(first)}):
                     return None
-                row = self._again(first) or await outbox.another(connection, self._name, first, standing, self._in_vain)
+                if not self._other.may_go(first, self._delivery.now()):
+                    self._other = _Other()
+                row = self._other.row or await outbox.another(connection, self._name, first, standing, self._in_vain)
                 if row is None:
                     return None
                 await outbox.sending(connection, self._name, max(standing.sent, _place(row)), 1)
@@ -223,17 +238,10 @@ class DeliverPages:
             outcome = await self._delivery.send(standing.sequence + 1, [item])
             self._learn(row, outcome)
             if outcome != NotSent(Why.CANNOT_BUILD):
-                self._asked = was_no_answer(outcome)
+                self._firsts_turn = was_no_answer(outcome)
                 return outcome
+        self._firsts_turn = True
         return None
-
-    def _again(self, first: Row) -> Row | None:
-        at, now = self._proved_at, self._delivery.now()
-        old = at is not None and (now >= at + PROOF_HOLDS or self._at_fault >= PROOF_MAX)
-        row = self._once_more
-        if row is None or old or _place(row) <= _place(first):
-            row = self._once_more = self._proved_at = None  # a duplicate of any other proves nothing
-        return row
 
     def _learn(self, row: Row, outcome: Outcome) -> None:
         """From what the other event came to: whether the subscriber is up, and which one goes next."""
@@ -241,12 +249,11 @@ class DeliverPages:
         if told is not None:
             self._delivery.count(told, 1)
         if was_no_try(outcome):  # it surely was not sent, and is kept: each that is chosen marks all up to it
-            self._once_more, self._proved_at = row, None
+            self._other = _Other(row)
         elif told is not None and told.accepted(1):
-            self._once_more, self._proved_at = row, self._delivery.now()
-            self._in_vain = self._at_fault = 0
-        elif told is None or told.refused or self._proved_at is None:
-            self._once_more, self._proved_at, self._in_vain = None, None, self._in_vain + 1
+            self._other, self._in_vain = _Other(row, self._delivery.now()), 0
+        elif told is None or told.refused or self._other.proved_at is None or self._other.row != row:
+            self._other, self._in_vain = _Other(), self._in_vain + 1
 
     async def _none_taken(self, another: Outcome, standing: Standing) -> float:
         """The other event came to nothing either; the first one was not sent."""
@@ -363,7 +370,7 @@ class DeliverPages:
             await outbox.acknowledged(connection, self._name, _place(row))
             if no_answer and not is_up:
                 await outbox.set_aside(connection, self._name, now)
-        self._at_fault += 1
+        self._other = self._other._replace(at_fault=self._other.at_fault + 1)
         log.warning("a usage event is set aside: no clear answer", subscriber=self._name, event_id=str(row.event_id))
 
 

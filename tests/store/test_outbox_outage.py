@@ -107,9 +107,9 @@ async def test_the_first_event_has_its_turn_behind_a_breaker_that_is_open_for_lo
 
 async def test_control_its_turn_is_over_before_it_has_left(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     async def another(self: DeliverPages, first: Row) -> Outcome | None:
-        asked = self._asked
+        was = self._firsts_turn
         outcome = await ask(self, first)
-        self._asked = self._asked and not asked
+        self._firsts_turn = self._firsts_turn and not was
         return outcome
 
     ask = DeliverPages._another

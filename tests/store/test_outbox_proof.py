@@ -1,23 +1,14 @@
 """That a subscriber is up is shown only by what it takes as new: a duplicate or a refusal puts no event at fault."""
 
-import datetime as dt
-from typing import TYPE_CHECKING
-
 import pytest
 
 from gateway.domain.outbox import Acknowledgement
-from gateway.domain.outcome import Approved
 from gateway.flows import deliver_usage
-from gateway.flows.deliver_usage import ASIDE_IN_A_ROW, DeliverPages
+from gateway.flows.deliver_usage import ASIDE_IN_A_ROW, DeliverPages, _Other
 from gateway.store import outbox, usage_events
-from gateway.store.outbox import Standing
-from gateway.store.usage_events import Row
 from tests.conftest import Database
 from tests.store.test_outbox_outage import HOUR, MINUTE, go
 from tests.subscribers import Events, Receiver, Relay, add_events, by_card, logged, turn_through
-
-if TYPE_CHECKING:
-    from gateway.store.pool import AnyConnection
 
 BAD = ASIDE_IN_A_ROW + 4
 CARDS = 1_000_000
@@ -40,6 +31,13 @@ async def add(dsn: str, events: int, start: int = 0, scene: str = "parking.exit"
     before = {event_id for event_id, _ in await logged(dsn)}
     await add_events(dsn, Events(events, CARDS, scene), transactions=1, start=start)
     return [event_id for event_id, _ in await logged(dsn) if event_id not in before]
+
+
+async def in_outage(relay: Relay) -> None:
+    """As if so many had been set aside."""
+    async with relay.pool.acquire() as connection:
+        for _ in range(ASIDE_IN_A_ROW):
+            await outbox.set_aside(connection, relay.name, relay.now)
 
 
 async def warmed(relay: Relay, dsn: str, events: int) -> list[str]:
@@ -149,60 +147,6 @@ async def test_where_all_was_sent_and_had_arrived_pages_grow(
         assert await relay.rows_of(OUT) == 0
 
 
-@pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The other events, one after the other."""
-    another, noted = outbox.another, list[str]()
-
-    async def note(connection: "AnyConnection", name: str, first: Row, standing: Standing, in_vain: int) -> Row | None:
-        row = await another(connection, name, first, standing, in_vain)
-        noted.append("" if row is None else str(row.event_id))
-        return row
-
-    monkeypatch.setattr(outbox, "another", note)
-    return noted
-
-
-@pytest.mark.parametrize(
-    ("bound", "value", "others"),
-    [("PROOF_MAX", 16, 2), ("PROOF_MAX", 2, 3), ("PROOF_HOLDS", dt.timedelta(0), BAD - ASIDE_IN_A_ROW + 1)],
-)
-async def test_of_those_that_were_not_sent_the_next_is_the_other_event(
-    database: Database, chosen: list[str], monkeypatch: pytest.MonkeyPatch, bound: str, value: object, others: int
-) -> None:
-    """... while they are taken; each is good for so many, and for a minute. So few are marked as sent."""
-    monkeypatch.setattr(deliver_usage, bound, value)
-    receiver = Receiver()
-    receiver.poison = set(await add(database.dsn, BAD))
-    ahead = await add(database.dsn, 40, BAD, "library.entry")
-    async with Relay(database.dsn, receiver) as relay:
-        await go(relay, HOUR)
-    assert chosen == ahead[:others], "the last is for the first good one"
-
-
-@pytest.mark.parametrize("kept", [True, False], ids=["as it is", "control"])
-async def test_one_that_did_not_leave_is_kept(
-    database: Database, chosen: list[str], monkeypatch: pytest.MonkeyPatch, kept: bool
-) -> None:
-    if not kept:
-        monkeypatch.setattr(DeliverPages, "_again", lambda self, first: None)
-    receiver = Receiver()
-    await add(database.dsn, 60)
-    async with Relay(database.dsn, receiver) as relay:
-        receiver.full = True
-        while await relay.rows_of(OUT) == 0:
-            await go(relay, MINUTE)
-        before = len(chosen)
-        receiver.reached = relay.pages._asked = False
-        await go(relay, HOUR)
-        assert (len(chosen) - before <= 1) == kept
-        receiver.reached, receiver.full = True, False
-        await relay.run()
-        assert receiver.cards() == by_card(await logged(database.dsn))
-        marked = [one for one in receiver.arrived if one[2]]
-        assert (len(marked) < 30) == kept
-
-
 @pytest.mark.parametrize("heard", [True, False], ids=["as it is", "control"])
 async def test_what_a_part_of_a_page_took_as_new_shows_it_too(
     database: Database, monkeypatch: pytest.MonkeyPatch, heard: bool
@@ -214,10 +158,8 @@ async def test_what_a_part_of_a_page_took_as_new_shows_it_too(
         await add(database.dsn, 3)
         await turn_through(relay)
         receiver.poison = {(await add(database.dsn, 4, 3))[-1]}
-        async with relay.pool.acquire() as connection:
-            for _ in range(ASIDE_IN_A_ROW):
-                await outbox.set_aside(connection, relay.name, relay.now)
-        relay.pages._asked = True  # the page's own turn
+        await in_outage(relay)
+        relay.pages._firsts_turn = True  # no other event goes
         await relay.pages.turn()
         assert len(receiver.arrived) == 6
         assert await relay.rows_of(OUT) == (0 if heard else 1)
@@ -237,60 +179,6 @@ async def test_who_takes_over_in_an_outage_marks_few_as_sent(database: Database,
         await go(relay, 20 * MINUTE)
         sent = {event_id for ids in receiver.calls[before:] for event_id in ids}
         assert (len(sent) < 20) == (begins == 1) and sent <= set(new)
-
-
-@pytest.mark.parametrize("leaps", [True, False], ids=["as it is", "control"])
-async def test_a_long_row_of_bad_ones_is_left_behind(
-    database: Database, monkeypatch: pytest.MonkeyPatch, leaps: bool
-) -> None:
-    """Of the same kind as those behind it."""
-    if not leaps:
-        another = outbox.another
-        monkeypatch.setattr(
-            outbox,
-            "another",
-            lambda connection, name, first, standing, _: another(connection, name, first, standing, 0),
-        )
-    receiver = Receiver()
-    receiver.poison = set(await add(database.dsn, 60))
-    await add(database.dsn, 80, 60)
-    async with Relay(database.dsn, receiver) as relay:
-        await go(relay, 2 * HOUR)
-    assert (len(receiver.arrived) > 50) == leaps
-
-
-async def in_an_outage(dsn: str) -> tuple[list[str], list[str]]:
-    """Half a day of it: (those of another scene, those behind them)."""
-    await add(dsn, 20)
-    rare = await add(dsn, 3, 20, "library.entry")
-    behind = await add(dsn, 30, 23)
-    receiver = Receiver()
-    receiver.full = True
-    async with Relay(dsn, receiver) as relay:
-        await go(relay, 11 * HOUR, 2 * MINUTE)
-    return rare, behind
-
-
-async def test_in_an_outage_the_other_event_is_never_the_same_while_some_were_not_sent(
-    database: Database, chosen: list[str]
-) -> None:
-    rare, behind = await in_an_outage(database.dsn)
-    unsent = [rare[0], rare[2], *(behind[i] for i in (3, 11, 27, 29))]
-    assert chosen[: len(unsent)] == unsent
-    rest = chosen[len(unsent) :]
-    assert len(rest) > 10 and len(set(rest)) > 5 and "" not in rest, "any, when all were sent"
-
-
-async def test_control_the_other_event_is_any_of_the_rarest_kind(
-    database: Database, chosen: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, order, after = outbox._ANOTHER.partition("ORDER BY sent, CASE WHEN sent THEN")
-    assert order
-    _, limit, after = after.partition(" LIMIT 1")
-    by_kind = "ORDER BY (caller = $4)::int + (scene = $5)::int, hashtextextended(event_id::text, $7) + $10 * 0"
-    monkeypatch.setattr(outbox, "_ANOTHER", before + by_kind + limit + after)
-    rare, _ = await in_an_outage(database.dsn)
-    assert len(chosen) > 10 and set(chosen) == set(rare), "what was sent is no matter"
 
 
 @pytest.mark.parametrize("tries", [deliver_usage._UNBUILT_MAX, 1], ids=["as it is", "control"])
@@ -319,15 +207,74 @@ async def test_where_we_can_build_no_other_event_the_first_has_its_tries(databas
         assert len(receiver.calls) < 1000
 
 
-async def test_a_proof_is_of_the_event_that_goes_again(database: Database) -> None:
-    """When the feed has come up to it, a duplicate of another one shows nothing."""
-    await add(database.dsn, 3)
-    async with Relay(database.dsn, Receiver()) as relay:
-        pages = relay.pages
-        async with pages._delivery.look() as (connection, standing):
-            first, proof, other = await usage_events.page(connection, standing.cursor, 3)
-        pages._once_more, pages._proved_at = proof, relay.now
-        assert pages._again(first) is proof
-        assert pages._again(proof) is None
-        pages._learn(other, Approved(facts={"duplicates": 1, "refused": []}))
-        assert pages._proved_at is None
+async def test_no_more_are_passed_over_while_the_first_one_cannot_leave(database: Database) -> None:
+    receiver = Receiver()
+    first = await add(database.dsn, 1)
+    receiver.unbuilt = set(await add(database.dsn, 40, 1))
+    async with Relay(database.dsn, receiver) as relay:
+        await in_outage(relay)
+        receiver.reached = False
+        for _ in range(5):
+            assert await relay.pages.turn() > 0
+        assert len(receiver.calls) == deliver_usage._UNBUILT_MAX
+        receiver.reached = True
+        await relay.pages.turn()
+        assert receiver.calls[-1] == first
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["as it is", "control"])
+async def test_one_that_did_not_leave_is_no_proof_any_more(database: Database, left: bool) -> None:
+    receiver = Receiver()
+    bad = await add(database.dsn, 5)
+    receiver.poison = set(bad)
+    good = await add(database.dsn, 1, 5, "library.entry")
+    async with Relay(database.dsn, receiver) as relay:
+        await in_outage(relay)
+        await relay.pages.turn()
+        assert receiver.calls == [good, bad[:1]]
+        assert await relay.rows_of("outbox_held") == 1
+        receiver.reached = left
+        await relay.pages.turn()
+        receiver.reached = True
+        await relay.pages.turn()
+        assert receiver.calls[-2] == good
+        assert await relay.rows_of("outbox_held") == (3 if left else 1)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["as it is", "control"])
+async def test_a_proof_is_of_an_event_that_is_ahead(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """When the feed has come up to it, neither its own duplicate nor that of another shows anything."""
+    if not kept:
+        monkeypatch.setattr(_Other, "may_go", lambda self, first, now: True)
+    receiver = Receiver()
+    bad, good = await add(database.dsn, 2)
+    (there,) = await add(database.dsn, 1, 2, "library.entry")
+    receiver.poison = {bad}
+    async with Relay(database.dsn, receiver) as relay:
+        await in_outage(relay)
+        receiver.silent = True
+        await relay.pages.turn()
+        assert receiver.arrived[-1][0] == there
+        receiver.silent = False
+        while await relay.rows_of("outbox_held") == 0:
+            await relay.pages.turn()
+            relay.now += MINUTE / 6
+        assert receiver.arrived[-1][0] == good
+        await relay.pages.turn()
+        assert receiver.calls[-2:] == [[there if kept else good], [good]]
+        assert await relay.rows_of(OUT) == (1 if kept else 0)
+
+
+async def test_what_waits_behind_its_card_shows_nothing(database: Database) -> None:
+    receiver = Receiver()
+    await add_events(database.dsn, Events(2, 1), transactions=1, start=1)
+    receiver.poison = {(await logged(database.dsn))[0][0]}
+    await add(database.dsn, 1, 3, "library.entry")
+    async with Relay(database.dsn, receiver) as relay:
+        await in_outage(relay)
+        for aside in (1, 2):
+            await relay.pages.turn()
+            assert await relay.rows_of("outbox_held") == aside
+        assert await relay.rows_of(OUT) == 1
