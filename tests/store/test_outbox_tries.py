@@ -163,3 +163,74 @@ async def test_bad_events_in_a_row_do_not_stop_the_feed(database: Database) -> N
             await turn_through(relay)
             relay.now += dt.timedelta(minutes=5)
         assert len(receiver.arrived) == others > 0
+
+
+@pytest.mark.parametrize("shrinks", [True, False], ids=["as it is", "control"])
+async def test_of_a_page_that_is_not_answered_nothing_is_blamed(
+    database: Database, monkeypatch: pytest.MonkeyPatch, shrinks: bool
+) -> None:
+    """After a rest the next is an eighth, until the bad one is alone."""
+    if not shrinks:
+        monkeypatch.setattr(deliver_usage, "_SHRINK", 1)
+    receiver = Receiver()
+    async with Relay(database.dsn, receiver, lanes_max=1) as relay:
+        await add_events(database.dsn, Events(200, 200), transactions=1)
+        await turn_through(relay)  # pages are full
+        await add_events(database.dsn, Events(100, 1000), transactions=1, start=200)
+        new = [event_id for event_id, _ in (await logged(database.dsn))[200:]]
+        receiver.poison = {new[0]}
+        untouched = "outbox_subscriber WHERE tries = 0 AND next_try_at IS NULL"
+        for page in (new, new[:12]):
+            assert await relay.pages.turn() > 0
+            assert set(receiver.calls[-1]) == set(page if shrinks else new)
+            assert (await relay.rows_of(untouched), await relay.rows_of("outbox_held")) == (1, 0)
+        await relay.pages.turn()
+        assert (receiver.calls[-1] == new[:1]) == shrinks
+        assert await relay.rows_of(untouched) == (0 if shrinks else 1)
+
+
+async def one_aside(relay: Relay, receiver: Receiver, dsn: str) -> str:
+    """For want of an answer, with an hour to wait: it is found in this table as long as it is not woken."""
+    await add_events(dsn, Events(1, 1000), start=1)
+    receiver.poison = {event_id for event_id, _ in await logged(dsn)}
+    while await relay.rows_of("outbox_held") == 0:
+        await relay.pages.turn()
+        relay.now += dt.timedelta(minutes=3)
+    at = relay.now + dt.timedelta(hours=1)
+    async with relay.pool.acquire() as connection:
+        await connection.execute("UPDATE outbox_held SET next_try_at = $1", at)
+        await connection.execute("UPDATE outbox_subscriber SET asides = 0")
+    return f"outbox_held WHERE next_try_at = '{at.isoformat()}'"
+
+
+async def test_duplicates_alone_wake_nothing_and_what_is_new_does(database: Database) -> None:
+    receiver = Receiver()
+    async with Relay(database.dsn, receiver) as relay:
+        asleep = await one_aside(relay, receiver, database.dsn)
+        await add_events(database.dsn, Events(1, 1000), start=2)
+        receiver.silent = True
+        await relay.pages.turn()
+        receiver.silent = False
+        relay.now += dt.timedelta(minutes=1)
+        await relay.pages.turn()
+        assert receiver.calls[-1] == receiver.calls[-2]
+        assert await relay.rows_of("outbox_subscriber WHERE tries = 0") == 1, "it is acknowledged"
+        assert await relay.rows_of(asleep) == 1
+        await add_events(database.dsn, Events(1, 1000), start=3)
+        await relay.pages.turn()
+        assert await relay.rows_of(asleep) == 0
+
+
+@pytest.mark.parametrize(("tries", "asides"), [(1, 0), (0, 1), (0, 0)])
+async def test_what_failed_in_other_hands_is_made_good_too(database: Database, tries: int, asides: int) -> None:
+    receiver = Receiver()
+    async with Relay(database.dsn, receiver) as relay:
+        asleep = await one_aside(relay, receiver, database.dsn)
+        relay.restart()
+        async with relay.pool.acquire() as connection:
+            await connection.execute("UPDATE outbox_subscriber SET tries = $1, asides = $2", tries, asides)
+        await add_events(database.dsn, Events(1, 1000), start=2)
+        await relay.pages.turn()
+        assert len(receiver.arrived) == 1
+        assert await relay.rows_of(asleep) == (0 if tries or asides else 1)
+        assert await relay.rows_of("outbox_subscriber WHERE asides = 0") == 1
