@@ -5,9 +5,9 @@ reservations whose time is over. Each turn is bounded."""
 import asyncio
 import datetime as dt
 import signal
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 import asyncpg
 import structlog
@@ -127,10 +127,16 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         await keep(loops, stop)
     finally:
         metrics.flush()
-        with suppress(Problem, asyncpg.PostgresError, *GONE):  # then the last events are looked at again
-            await monitoring.close()
-        for close in (published.close, relays.close, partners.close, pool.close):
-            await close()
+        # what monitoring cannot keep is looked at again
+        await close_all(monitoring.close, published.close, relays.close, partners.close, pool.close)
+
+
+async def close_all(*closes: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """One after the other, whatever becomes of one: it must not hide why the worker ends."""
+    for close in closes:
+        error = (await asyncio.gather(close(), return_exceptions=True))[0]
+        if error is not None:
+            log.warning("not closed in order", exc_info=error)
 
 
 async def keep(loops: Sequence[asyncio.Task[None]], stop: asyncio.Event) -> None:

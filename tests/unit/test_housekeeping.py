@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.domain.errors import LoopFailed, unavailable
-from gateway.worker.housekeeping import every, keep
+from gateway.worker.housekeeping import close_all, every, keep
 
 
 async def for_ever() -> None:
@@ -56,3 +56,24 @@ async def test_a_turn_that_ends_in_the_moment_of_the_stop_is_the_last(fails: boo
     async with asyncio.timeout(5):
         await keep([loop], stop)
     assert loop.cancelled() and turns == 1
+
+
+async def test_what_cannot_be_closed_keeps_nothing_open_and_hides_nothing() -> None:
+    closed: list[str] = []
+
+    async def close() -> None:
+        closed.append("closed")
+
+    async def fail() -> None:
+        raise OSError
+
+    async def end() -> None:
+        try:
+            raise LoopFailed
+        finally:
+            await close_all(close, fail, close)
+
+    with capture_logs() as lines, pytest.raises(LoopFailed):
+        await end()
+    assert len(closed) == 2
+    assert [(line["log_level"], type(line["exc_info"])) for line in lines] == [("warning", OSError)]
