@@ -5,6 +5,7 @@ import datetime as dt
 import os
 import sys
 import time
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -32,6 +33,8 @@ from gateway.sandbox.load import (
     refresh_sources,
 )
 from gateway.store import data_keys
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.migrate import migrate
 from tests.conftest import Database
 
 TODAY = dt.date(2026, 11, 23)
@@ -220,3 +223,36 @@ async def test_refreshed_sources_are_of_now(database: Database, keys: OpenKeys) 
         (2, "长三角持卡库 (sandbox)"),
     ]
     assert max(row["age"] for row in rows) < dt.timedelta(minutes=1)
+
+
+@pytest.fixture
+async def owned(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[Database]:
+    """Migrated by its owner, who may make roles and no checkpoint."""
+    admin = await asyncpg.connect(postgres.dsn)
+    await admin.execute("CREATE ROLE county_owner LOGIN CREATEROLE")
+    await admin.execute("GRANT yikatong_app TO county_owner")
+    await admin.execute("CREATE DATABASE county OWNER county_owner")
+    dsn = postgres.dsn.replace("///yikatong", "///county").replace("user=yikatong", "user=county_owner")
+    await migrate(dsn)
+    yield Database(dsn, "county")
+    await admin.execute("DROP DATABASE county WITH (FORCE)")
+    await admin.execute("DROP ROLE county_owner")
+    await admin.close()
+
+
+async def checkpoint(database: Database) -> asyncpg.Record:
+    (row,) = await query(database, "SELECT checkpoint_lsn FROM pg_control_checkpoint()")
+    return row
+
+
+async def test_a_load_ends_with_a_checkpoint(database: Database, keys: OpenKeys) -> None:
+    before = await checkpoint(database)
+    await load(database, keys)
+    assert await checkpoint(database) != before
+
+
+async def test_an_owner_who_may_make_no_checkpoint_loads_a_county_too(owned: Database, keys: OpenKeys) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await query(owned, "CHECKPOINT")
+    await load(owned, keys)
+    assert await loaded(owned.dsn) == FACTS

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from blockbuster import BlockingError, blockbuster_ctx
 
+from gateway.crypto import lane as crypto_lane
 from gateway.crypto.lane import NICENESS, SlowLane
 from gateway.crypto.sm2 import Chosen
 from gateway.crypto.sm2_gmssl import GmsslFast
@@ -45,10 +46,25 @@ def niceness() -> int:
 async def test_its_threads_give_way_unless_the_library_keeps_the_interpreter(
     lane: Make, backend: type[LibCrypto | GmsslFast], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.crypto.lane.chosen", lambda: Chosen(backend(), ""))
+    monkeypatch.setattr(crypto_lane, "chosen", lambda: Chosen(backend(), ""))
     slow, before = lane(), niceness()
     assert await slow.run("", niceness) == min(before + (NICENESS if backend is LibCrypto else 0), 19)
     assert niceness() == before
+
+
+async def test_where_its_threads_may_not_give_way_they_check_all_the_same(
+    lane: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[int] = []
+
+    def nice(more: int) -> int:
+        refused.append(more)
+        raise PermissionError
+
+    monkeypatch.setattr(crypto_lane, "chosen", lambda: Chosen(LibCrypto(), ""))
+    monkeypatch.setattr(os, "nice", nice)
+    assert await lane().run("", max, 3, 7) == 7
+    assert refused == [NICENESS]
 
 
 async def test_it_runs_in_threads_of_its_own_and_gives_what_the_function_gave(lane: Make) -> None:
