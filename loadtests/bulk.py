@@ -1,7 +1,8 @@
 """The bench's row `bulk`: usage data returned through HTTP, beside a raw COPY of the same rows into the same tables.
 
 The COPY is the floor: asyncpg's own, of rows that are ready in memory, with nothing looked up, compared or computed,
-into tables with the same indexes and checks, one transaction for as many lines as a bulk has. Its rows are deleted.
+into tables with the same indexes and checks, one transaction for as many lines as a bulk has. Of a row that several
+bulks have written it has the last one alone. Its rows are deleted.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 
@@ -35,7 +36,9 @@ BULKS = 20
 SENDERS = 2
 TIMEOUT_S = 60.0
 SCENES = ("market.till", "dining.till", "parking.exit", "transit.bus", "medical.window", "library.loan")
-TABLES = ("usage_return", "usage_event", "points_transfer", "points_entry")
+TABLES = ("usage_return", "usage_event", "points_transfer", "points_entry", "points_account", "points_lot")
+PERSONS = {"points_account": "account_id", "points_lot": "person_id"}
+"""What is rewritten rather than added: a bulk has left those rows that its transaction was the last to write."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ async def _copy_again(data_dir: Path, prefix: str, gateway: Server) -> dict[str,
                     await owner.copy_records_to_table(table, records=records, columns=columns)
         ended = cpu_of(gateway.running, gateway.running)
         for tables in bulks:
-            await _delete(owner, [record[0] for record in tables["usage_event"][1]], f"copy-{prefix}")
+            await _delete(owner, tables, f"copy-{prefix}")
         lines = LINES * BULKS
         return {
             "copy_per_second": lines / (ended.at - began.at),
@@ -152,7 +155,7 @@ Table = tuple[list[str], list[tuple[Any, ...]]]
 
 
 async def _rows_of(owner: "asyncpg.Connection[asyncpg.Record]", ids: str, other: str) -> dict[str, Table]:
-    """Columns and renamed records by table; of usage_event and points the id comes first."""
+    """Columns and renamed records by table, the id first."""
     names: defaultdict[UUID, UUID] = defaultdict(UUID)
     returned = await owner.fetch(
         "SELECT event_id, caller, id, position, recorded_at FROM usage_return WHERE caller = 'demo-bank'"
@@ -166,7 +169,16 @@ async def _rows_of(owner: "asyncpg.Connection[asyncpg.Record]", ids: str, other:
         await owner.fetch(f"SELECT * FROM {table} WHERE transfer_id = ANY($1)", list(names))  # noqa: S608 - ours
         for table in ("points_transfer", "points_entry")
     ]
-    found = dict(zip(TABLES, (returned, events, *moved), strict=True))
+    names |= {row["person_id"]: uuid4() for row in moved[0]}
+    left = [
+        await owner.fetch(
+            f"SELECT * FROM {table} WHERE {key} = ANY($1) AND xmin::text::bigint = ANY("  # noqa: S608 - ours
+            " SELECT (position - xid_offset) % 4294967296 FROM unnest($2::bigint[]) position, feed_origin)",
+            list(names), positions,
+        )
+        for table, key in PERSONS.items()
+    ]  # fmt: skip
+    found = dict(zip(TABLES, (returned, events, *moved, *left), strict=True))
     return {table: _renamed(rows, names, other) for table, rows in found.items()}
 
 
@@ -185,11 +197,9 @@ def _renamed(rows: Iterable[asyncpg.Record], names: dict[UUID, UUID], other: str
     return columns, records
 
 
-async def _delete(owner: "asyncpg.Connection[asyncpg.Record]", event_ids: list[UUID], other: str) -> None:
-    for table, column in (
-        ("usage_event", "event_id"),
-        ("points_transfer", "transfer_id"),
-        ("points_entry", "transfer_id"),
-    ):
-        await owner.execute(f"DELETE FROM {table} WHERE {column} = ANY($1)", event_ids)  # noqa: S608 - ours
+async def _delete(owner: "asyncpg.Connection[asyncpg.Record]", tables: dict[str, Table], other: str) -> None:
+    keys = {"usage_event": "event_id", "points_transfer": "transfer_id", "points_entry": "transfer_id"} | PERSONS
+    for table, key in keys.items():
+        ids = list({record[0] for record in tables[table][1]})
+        await owner.execute(f"DELETE FROM {table} WHERE {key} = ANY($1)", ids)  # noqa: S608 - ours
     await owner.execute("DELETE FROM usage_return WHERE caller = 'demo-bank' AND id LIKE $1 || '%'", other)
