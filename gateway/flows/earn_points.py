@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from gateway.domain.ids import uuid7_unix_ms
 from gateway.domain.points import ISSUED, EarnRules, Lot, TransferKind, earned, expires_on, take
 from gateway.domain.times import CHINA
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
 
-class Use(NamedTuple):
+class Use(msgspec.Struct, frozen=True, gc=False):
     """An accepted use of a card, or the reversal of one."""
 
     event_id: UUID

@@ -53,9 +53,7 @@ async def in_transaction(connection: "Connection", work: Callable[[], Awaitable[
         return await work()
 
 
-class _Pair(NamedTuple):
-    given: Given
-    known: Known
+_Pair = tuple[Given, Known]
 
 
 class _Prepared(NamedTuple):
@@ -118,7 +116,7 @@ class ReturnUsage:
         """Those whose id was used for something else."""
         if not repeated:
             return []
-        used = await usage_return.used(connection, caller_id, list({pair.given.line.id for pair in repeated}))
+        used = await usage_return.used(connection, caller_id, list({given.line.id for given, _ in repeated}))
         return [
             Reject(given.number, given.line.id, RejectCode.CONFLICT)
             for given, known in repeated
@@ -132,7 +130,7 @@ async def _look(connection: "Connection", caller_id: str, given: Sequence[Given]
         some = given[start : start + _LOOK_MAX]
         keys = [Key(each.line.id, each.chip_index, each.card_id) for each in some]
         place, known = await usage_return.look(connection, caller_id, keys)
-        pairs += map(_Pair, some, known)
+        pairs += zip(some, known, strict=True)
     return place, pairs
 
 
@@ -154,11 +152,10 @@ def _prepare(
     earning: list[Use] = []
     ids: set[str] = set()
     unix_ms, chance = int(place.recorded_at.timestamp() * 1000), os.urandom(8 * len(pairs))
-    for number, pair in enumerate(breathing(pairs)):
-        given, known = pair
+    for number, (given, known) in enumerate(breathing(pairs)):
         line = given.line
         if known.id_is_used or line.id in ids:
-            repeated.append(pair)
+            repeated.append((given, known))
             continue
         event_id = _event_id(unix_ms, first + number, chance[8 * number : 8 * number + 8])
         refusal = RejectCode.UNRECOGNISED if not known.card_id else None

@@ -23,7 +23,7 @@ AHEAD_US = 5 * 60 * 1_000_000
 _CARD_REF = re.compile(CARD_REF_PATTERN)
 
 
-class Given(NamedTuple):
+class Given(msgspec.Struct, frozen=True, gc=False):
     """A line that fits the contract. One of chip_index and card_id is set, in hex."""
 
     number: int

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
+import msgspec
 
 from gateway.domain.usage import Original
 from gateway.threads import breathing
@@ -40,7 +41,7 @@ class Key(NamedTuple):
     card_id: str
 
 
-class Known(NamedTuple):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What the database knows of a line. `card_id` is empty for a card that is not there."""
 
     card_id: str
@@ -57,7 +58,7 @@ class Place(NamedTuple):
     recorded_at: dt.datetime
 
 
-class NewEvent(NamedTuple):
+class NewEvent(msgspec.Struct, frozen=True, gc=False):
     """A row of usage_event and one of usage_return. No text of it has a control character."""
 
     event_id: str

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from gateway.domain.masking import Secret
 from gateway.domain.points import REDEEMED, EarnRules, PointsRule, merchant_account
@@ -57,7 +58,7 @@ class Market:
             for _ in range(200)
         ]  # fmt: skip
         undone = chance.sample([*self._past, *uses], 60)
-        reversals = [use._replace(event_id=new_id(), reverses=use.event_id) for use in undone]
+        reversals = [replace(use, event_id=new_id(), reverses=use.event_id) for use in undone]
         figures = await EarnPoints(lambda: RULES).earn(connection, uses + reversals)
         self._past.extend(uses)
         self.done.update(earned=figures.earned, taken_back=figures.taken_back)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from gateway.domain.points import ISSUED, EarnRules, PointsRule
 from gateway.domain.times import CHINA
@@ -36,7 +37,7 @@ class Ledger(NamedTuple):
     async def earn(self, *uses: Use) -> EarnFigures:
         async with self.app.transaction():
             holders = await persons_of(self.app, [each.card_id for each in uses])
-            held = [each._replace(person_id=holders[each.card_id]) for each in uses]
+            held = [replace(each, person_id=holders[each.card_id]) for each in uses]
             return await EarnPoints(lambda: RULES).earn(self.app, held)
 
     async def balance(self, card: UUID) -> int:
@@ -69,7 +70,7 @@ def use(card: UUID, amount_fen: int = 1250, scene: str = "market.till", at: dt.d
 
 
 def reversal(of: Use, card: UUID | None = None) -> Use:
-    return of._replace(event_id=new_id(), card_id=card or of.card_id, reverses=of.event_id)
+    return replace(of, event_id=new_id(), card_id=card or of.card_id, reverses=of.event_id)
 
 
 async def test_a_use_earns_by_the_rule_of_its_scene_rounded_down(ledger: Ledger) -> None:
@@ -173,7 +174,7 @@ async def test_rivals_earn_for_the_same_people_without_a_loss(ledger: Ledger) ->
         try:
             for turn in range(5):
                 cards = ledger.cards[:: -1 if (seed + turn) % 2 else 1]
-                uses = [use(card, 300)._replace(person_id=ledger.people[card]) for card in cards]
+                uses = [replace(use(card, 300), person_id=ledger.people[card]) for card in cards]
                 async with connection.transaction():
                     total += (await EarnPoints(lambda: RULES).earn(connection, uses)).earned
         finally:
