@@ -123,13 +123,18 @@ class Bench:
             stdout=subprocess.DEVNULL, timeout=600,
         )  # fmt: skip
 
+    def sampled(self, count: int) -> bytes:
+        """Lines of random normal cards, some of them more than once."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "sample-cards", "--count", str(min(count, 2 * self.cards))],
+            cwd=CHECKOUT, env=os.environ | self._environment(), capture_output=True, check=True, timeout=600,
+        )  # fmt: skip
+        return done.stdout
+
     def sample_cards(self) -> None:
         """Random normal cards from the whole county, as request bodies."""
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway", "sample-cards", "--count", str(SAMPLE)],
-            cwd=CHECKOUT, env=os.environ | self._environment(), capture_output=True, check=True, timeout=300,
-        )  # fmt: skip
-        (self.work / "cards.ndjson").write_bytes(done.stdout)
+        cards = self.sampled(SAMPLE)
+        (self.work / "cards.ndjson").write_bytes(cards)
         bodies = [
             json.dumps(
                 {
@@ -139,7 +144,7 @@ class Bench:
                 },
                 separators=(",", ":"),
             )
-            for line in done.stdout.splitlines()
+            for line in cards.splitlines()
         ]
         self.load.bodies.write_text("\n".join(bodies) + "\n")
 
@@ -200,7 +205,7 @@ class Bench:
 
     def measure_effects(self, only: set[str], beside_rate: float) -> None:
         with self.gateway(1, config_copy(self.work / "config")) as gateway:
-            effects = Effects(self, gateway, self._environment())
+            effects = Effects(self, gateway)
             if "effect" in only:
                 effects.measure()
             if "beside" in only:

@@ -9,8 +9,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -110,7 +108,7 @@ def _report(card: bytes) -> bytes:
 class Effects:
     """The rows of one gateway that was started with config_copy()."""
 
-    def __init__(self, bench: "Bench", gateway: Server, environment: dict[str, str]) -> None:
+    def __init__(self, bench: "Bench", gateway: Server) -> None:
         self._bench = bench
         self._gateway = gateway
         self._folder = bench.work
@@ -120,17 +118,13 @@ class Effects:
         self._rates: dict[str, float] = {}
         self._reports: list[bytes] = []
         self._next = 0
-        self._sample(environment)
+        self._sample()
         for kind in KINDS[1:]:  # what a bench that was broken off has left
             self._release(kind)
 
-    def _sample(self, environment: dict[str, str]) -> None:
+    def _sample(self) -> None:
         """Random normal cards, none twice: some to verify, the others to report, so that no verify meets a lost one."""
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway", "sample-cards", "--count", str(min(SAMPLE, 2 * self._bench.cards))],
-            cwd=CHECKOUT, env=os.environ | environment, capture_output=True, check=True, timeout=600,
-        )  # fmt: skip
-        cards = list(dict.fromkeys(done.stdout.splitlines()))
+        cards = list(dict.fromkeys(self._bench.sampled(SAMPLE).splitlines()))
         verified = min(VERIFIED, len(cards) // 4)
         reported = cards[verified:]
         random.shuffle(reported)
