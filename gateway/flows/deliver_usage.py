@@ -252,7 +252,7 @@ class DeliverPages:
             self._other = _Other(row)
         elif told is not None and told.accepted(1):
             self._other, self._in_vain = _Other(row, self._delivery.now()), 0
-        elif told is None or told.refused or self._other.proved_at is None or self._other.row != row:
+        elif told is None or told.refused or self._other.proved_at is None:
             self._other, self._in_vain = _Other(), self._in_vain + 1
 
     async def _none_taken(self, another: Outcome, standing: Standing) -> float:

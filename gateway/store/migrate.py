@@ -75,7 +75,9 @@ async def migrate(dsn: str) -> list[str]:
 
 async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", version: int, name: str, sql: str) -> None:
     """Raises MigrationError if others hold a lock that it needs for too long."""
-    for _ in range(_LOCK_TRIES):
+    for tried in range(_LOCK_TRIES):
+        if tried:
+            await asyncio.sleep(_LOCK_REST_S)
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
@@ -84,10 +86,9 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", version: int,
                     "INSERT INTO schema_migration (version, name, checksum) VALUES ($1, $2, $3)",
                     version, name, _checksum(sql),
                 )  # fmt: skip
-        except asyncpg.LockNotAvailableError:
-            await asyncio.sleep(_LOCK_REST_S)
-        else:
             return
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            continue
     raise MigrationError(f"migration {version:04} {name} finds a table locked: start again when who uses it has ended")
 
 

@@ -59,12 +59,12 @@ async def verify_batch(
     connection: "AnyConnection", batch: Sequence[Presented], status_max_age: dt.timedelta, timeout: float
 ) -> list[Judged]:
     """Judge and record a batch, in its order. The events are committed unless a transaction is open."""
-    ids, chips, cards, *told, presets, media, codes = map(_SEPARATOR.join, zip(*batch, strict=True))
+    ids, chips, cards, *told, presets, mediums, codes = map(_SEPARATOR.join, zip(*batch, strict=True))
     arguments = [ids, chips, *told, _REASON_BY_STATUS, status_max_age]
     sql = _SQL
-    if (cards + presets + media + codes).strip(_SEPARATOR):
+    if (cards + presets + mediums + codes).strip(_SEPARATOR):
         sql = _SQL_WITH_REFS
-        arguments += cards, presets, media
+        arguments += cards, presets, mediums
     if codes.strip(_SEPARATOR):
         sql = _SQL_WITH_CODES
         arguments.append(codes)

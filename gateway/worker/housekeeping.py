@@ -126,9 +126,9 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     try:
         await keep(loops, stop)
     finally:
-        metrics.flush()
         # what monitoring cannot keep is looked at again
         await close_all(monitoring.close, published.close, relays.close, partners.close, pool.close)
+        metrics.flush()
 
 
 async def close_all(*closes: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -233,11 +233,13 @@ async def owned(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[Data
     await admin.execute("GRANT yikatong_app TO county_owner")
     await admin.execute("CREATE DATABASE county OWNER county_owner")
     dsn = postgres.dsn.replace("///yikatong", "///county").replace("user=yikatong", "user=county_owner")
-    await migrate(dsn)
-    yield Database(dsn, "county")
-    await admin.execute("DROP DATABASE county WITH (FORCE)")
-    await admin.execute("DROP ROLE county_owner")
-    await admin.close()
+    try:
+        await migrate(dsn)
+        yield Database(dsn, "county")
+    finally:
+        await admin.execute("DROP DATABASE county WITH (FORCE)")
+        await admin.execute("DROP ROLE county_owner")
+        await admin.close()
 
 
 async def checkpoint(database: Database) -> asyncpg.Record:

@@ -46,5 +46,8 @@ def test_where_nobody_waits_it_rests_seldom_but_it_does(monkeypatch: pytest.Monk
 
 
 def test_little_work_has_no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "time", Clock(1.0))
-    assert list(threads.breathing("abc")) == ["a", "b", "c"]
+    clock = Clock(1.0)
+    monkeypatch.setattr(threads, "time", clock)
+    for _ in threads.breathing(range(150)):
+        clock.now += EACH_S
+    assert clock.rests == []
