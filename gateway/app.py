@@ -302,12 +302,11 @@ async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None],
     )
     await runner.setup()
     gateway.open_connections = lambda: runner.open_connections
-    site = web.SockSite(runner, _listen(http.host, http.port))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await site.start()
+    await runner.listen(_listen(http.host, http.port))
     # what was built at start lives for ever: keep the collector from walking it, and from running at every few requests
     gc.collect()
     gc.freeze()

@@ -5,6 +5,8 @@ keep-alive time (it does not start anew with each byte); the body's deadline is 
 """
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -29,6 +31,9 @@ _NO_ROUTE = "none"
 
 _FAREWELL_S = 1.0
 """How long a stopping worker still takes requests on open connections: the answers tell their clients to go."""
+
+_BACKLOG_MAX = 1024
+"""So many that have connected and were not accepted are taken at a stop; there are 128 places for them by default."""
 
 _LINGER_S = 2.0
 """How long the rest of a refused body is still read, so that the client sees the answer."""
@@ -213,6 +218,11 @@ class HardenedRunner(web.AppRunner):
         )
         self._hot_lane = hot_lane
         self._connections_max = connections_max
+        self._listener: socket.socket | None = None
+
+    async def listen(self, listener: socket.socket) -> None:
+        self._listener = listener.dup()
+        await web.SockSite(self, listener).start()
 
     @property
     def open_connections(self) -> int:
@@ -224,10 +234,25 @@ class HardenedRunner(web.AppRunner):
             await site.stop()
         if isinstance(self.server, HardenedServer):
             self.server.say_farewell()
+            await self._take_who_waits(self.server)
             over = asyncio.get_running_loop().time() + _FAREWELL_S
             while self.open_connections and asyncio.get_running_loop().time() < over:  # noqa: ASYNC110 - bounded
                 await asyncio.sleep(0.02)
         await super().cleanup()
+
+    async def _take_who_waits(self, server: web.Server) -> None:
+        """Whoever has connected and was not accepted yet: closing the listener would reset the connection, perhaps with
+        a request on it."""
+        if self._listener is None:
+            return
+        waiting: list[socket.socket] = []
+        with contextlib.suppress(OSError):  # none is left
+            while len(waiting) < _BACKLOG_MAX:
+                waiting.append(self._listener.accept()[0])
+        self._listener.close()
+        for connection in waiting:
+            with contextlib.suppress(OSError):  # it has hung up
+                await asyncio.get_running_loop().connect_accepted_socket(server, connection)
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()

@@ -17,6 +17,8 @@ from tests.running import BUSY, Client
 ENDED_S = 5.0 * BUSY
 SENT_S = 0.05
 """What our client began so long before the signal was on its way by then."""
+FAREWELL_S = 1.0
+"""So long open connections are still answered."""
 IN_FLIGHT = 24
 JWKS = get("/.well-known/jwks.json")
 
@@ -52,7 +54,9 @@ async def test_a_stop_under_load_loses_nothing(home: Home, number: signal.Signal
     assert findings.clean, findings
     assert findings.events == findings.acknowledged, "an event of a request that was begun and not answered"
     assert (code, early) == (0, [])
-    assert unanswered == [], "a connection was closed under a request, although its client heeds Connection: close"
+    # a connection that was silent for the whole second is closed, and its client may ask in that very moment
+    cut = [one for one in unanswered if one.began < signalled + FAREWELL_S - SENT_S]
+    assert cut == [], "a connection was closed under a request, although its client heeds Connection: close"
     assert seconds <= ENDED_S
 
 
