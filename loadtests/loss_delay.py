@@ -8,6 +8,7 @@ import argparse
 import csv
 import importlib.util
 import json
+import os
 import sys
 import threading
 import time
@@ -68,7 +69,7 @@ def one_loss(module: Any, caller: dict[str, Any], card: dict[str, str]) -> tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", type=Path, default=Path("var"))
+    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("DATA_DIR", "var")))
     parser.add_argument("--cards", type=int, default=50, help="losses to report, at most 500")
     options = parser.parse_args()
     sandbox = options.data_dir / "sandbox"
