@@ -1,12 +1,14 @@
 """Promise 7: what is brought to a subscriber is complete and in order per card, whoever is killed or away."""
 
 import contextlib
+import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import pytest
 
 from tests.conftest import Database, prepare_data_dir
 from tests.faults.home import Figure
@@ -19,6 +21,9 @@ WITHIN_S = 60
 CHUNK = 12_000
 PEAK_MIB = 256
 TAKEN_OVER_S = 30
+AWAY_S = int(os.environ.get("AWAY_S", "3600" if MANY else "2"))
+PARTS = 50
+"""The events of an absence come in so many parts, spread over it."""
 
 
 @asynccontextmanager
@@ -116,14 +121,32 @@ async def nothing_left(dsn: str) -> bool:
         await connection.close()
 
 
-async def test_a_subscriber_that_was_away_gets_all(database: Database, tmp_path: Path, figure: Figure) -> None:
-    """`make faults`: a million events while it is away; then events as they come."""
+async def come_in_its_absence(dsn: str, total: int) -> None:
+    """So many events, spread over AWAY_S."""
+    began, part = time.monotonic(), total // PARTS
+    for number in range(PARTS):
+        events = Events(part, total // 4)
+        await add_events(dsn, events, transactions=-(-part // 1000), start=number * part)
+        until_s = AWAY_S * (number + 1) / PARTS - (time.monotonic() - began)
+        await until(passed(until_s), until_s + 1, "the absence goes on")
+
+
+def passed(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+@pytest.mark.parametrize("absence", ["gone", "cut_off"])
+async def test_a_subscriber_that_was_away_gets_all(
+    database: Database, tmp_path: Path, figure: Figure, absence: str
+) -> None:
+    """`make faults`: a million events in an hour without anybody who listens, or answers; then events as they come."""
     total = 1_000_000 if MANY else 6000
     async with subscriber(tmp_path) as peer, workers(tmp_path, database, peer) as running:
-        await peer.kill()
-        await add_events(database.dsn, Events(total, total // 4), transactions=max(10, total // 1000))
-        await peer.start()
-        await more_than(peer, 0, WITHIN_S)
+        await (peer.kill() if absence == "gone" else peer.faults({"kind": "drop_before"}))
+        await come_in_its_absence(database.dsn, total)
+        await (peer.start() if absence == "gone" else peer.faults())
+        back_s = await more_than(peer, 0, WITHIN_S)
         began, first = time.monotonic(), await accepted(peer)
         await complete(peer, total, 900)
         drained_per_s = (total - first) / (time.monotonic() - began)
@@ -134,8 +157,8 @@ async def test_a_subscriber_that_was_away_gets_all(database: Database, tmp_path:
         lags = await lags_s(database.dsn, peer, trickle)
         peak_mib = peak_memory_mib(running[0].pid)
     p99 = lags[int(len(lags) * 0.99)]
-    figure(events=total, drained_per_s=drained_per_s, duplicates=figures["duplicates"], lag_p99_s=p99,
-           peak_mib=peak_mib)  # fmt: skip
+    figure(absence=absence, away_s=AWAY_S, events=total, first_after_s=back_s, drained_per_s=drained_per_s,
+           duplicates=figures["duplicates"], lag_p99_s=p99, peak_mib=peak_mib)  # fmt: skip
     assert peak_mib < PEAK_MIB
     if MANY:
         assert drained_per_s >= 5000
