@@ -7,7 +7,6 @@ listens it prints a line `ready <port> <control port>`.
 import argparse
 import asyncio
 import json
-import os
 import random
 import signal
 from collections.abc import Mapping
@@ -22,9 +21,8 @@ from iso8583 import specs
 
 from gateway.domain.partners import PartnerKey
 from gateway.partners.keys import SharedKey, read_key
-from gateway.processes import end_with_parent
 from gateway.sandbox.peers.bank_iso8583_ledger import Answer, Asked, Ledger
-from gateway.sandbox.peers.control import Book, Fault, Faults, control_application
+from gateway.sandbox.peers.control import Book, Fault, Faults, arguments, control_application, started
 
 _WAITING_MAX = 10_000
 """Answers held back at once (delay, late)."""
@@ -178,10 +176,7 @@ def _write(answer: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--control-port", type=int, required=True)
-    parser.add_argument("--book", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--mac-key-file", type=Path, required=True, help="hex, 16 bytes")
     parser.add_argument("--mac-kind", choices=("mac-sm4", "mac-3des"), default="mac-sm4")
     parser.add_argument("--accounts", type=Path, help='JSON: {"<account>": fen}')
@@ -189,19 +184,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--numbers", choices=("bcd", "ascii"), default="bcd")
     parser.add_argument("--framing", choices=("length2", "length4_ascii"), default="length2")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return started(parser)
 
 
-async def _main(arguments: argparse.Namespace) -> None:
-    book, faults = Book(arguments.book), Faults(arguments.seed)
-    accounts = json.loads(arguments.accounts.read_text()) if arguments.accounts else {}
-    mac = read_key(PartnerKey(kind=arguments.mac_kind), arguments.mac_key_file.read_text())
-    ledger = Ledger(book, accounts, arguments.opening_fen)
-    host = Host(ledger, faults, mac, numbers=arguments.numbers, framing=arguments.framing)
-    server = await asyncio.start_server(host.serve, "127.0.0.1", arguments.port)
+async def _main(given: argparse.Namespace) -> None:
+    book, faults = Book(given.book), Faults(given.seed)
+    accounts = json.loads(given.accounts.read_text()) if given.accounts else {}
+    mac = read_key(PartnerKey(kind=given.mac_kind), given.mac_key_file.read_text())
+    ledger = Ledger(book, accounts, given.opening_fen)
+    host = Host(ledger, faults, mac, numbers=given.numbers, framing=given.framing)
+    server = await asyncio.start_server(host.serve, "127.0.0.1", given.port)
     control = web.AppRunner(control_application(faults, book))
     await control.setup()
-    site = web.TCPSite(control, "127.0.0.1", arguments.control_port)
+    site = web.TCPSite(control, "127.0.0.1", given.control_port)
     await site.start()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -214,5 +209,4 @@ async def _main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    end_with_parent(int(os.environ.get("PARENT_PID", os.getppid())))
     asyncio.run(_main(_arguments()))

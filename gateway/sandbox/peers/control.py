@@ -4,18 +4,21 @@ The book is the partner's own record of what it did; a line is on disk before th
 the process, however that ends.
 """
 
+import argparse
 import asyncio
 import json
 import os
 import random
 import secrets
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from aiohttp import web
+
+from gateway.processes import end_with_parent
 
 HOST = "127.0.0.1"
 
@@ -58,7 +61,7 @@ class Faults:
         self._set = faults
 
     def drawn(self) -> Mapping[str, Fault]:
-        """The faults that this request meets, by kind."""
+        """What one request meets, by kind."""
         return {fault.kind: fault for fault in self._set if self._chance.random() < fault.probability}
 
 
@@ -138,7 +141,28 @@ def control_application(
     return app
 
 
-async def deliver(request: web.Request, body: bytes, headers: dict[str, str], met: Mapping[str, Fault]) -> web.Response:
+Met = Mapping[str, Fault]
+"""The faults that one request meets, by kind."""
+
+
+def under_faults(
+    faults: Faults, act: Callable[[web.Request, bytes, Met], Awaitable[web.Response]]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A handler whose requests, with their bodies, first meet what goes wrong before the partner acts."""
+
+    async def handle(request: web.Request) -> web.Response:
+        met = faults.drawn()
+        body = await request.read()
+        if "delay" in met:
+            await asyncio.sleep(met["delay"].ms / 1000)
+        if "drop_before" in met:
+            return cut(request, b"")
+        return await act(request, body, met)
+
+    return handle
+
+
+async def deliver(request: web.Request, body: bytes, headers: dict[str, str], met: Met) -> web.Response:
     """The answer, in the manner of the faults that it meets."""
     if "late" in met:
         await asyncio.sleep(met["late"].ms / 1000)
@@ -161,6 +185,22 @@ def cut(request: web.Request, sent: bytes) -> web.Response:
         transport.write(sent)
         transport.close()
     return web.Response()
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """What every simulated partner is started with, of which `doc` tells; started() reads them."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--control-port", type=int, required=True)
+    parser.add_argument("--book", type=Path, required=True)
+    return parser
+
+
+def started(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a process that from now on ends with the one that started it."""
+    given = parser.parse_args()
+    end_with_parent(int(os.environ.get("PARENT_PID", os.getppid())))
+    return given
 
 
 async def serve_until_told(host: web.Application, port: int, control: web.Application, control_port: int) -> None:

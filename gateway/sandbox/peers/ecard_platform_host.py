@@ -7,14 +7,12 @@ it shows a code for any card of the county, and whether that card is good is for
     python -m gateway.sandbox.peers.ecard_platform_host --port … --control-port … --book … --data-dir …
 """
 
-import argparse
 import asyncio
 import base64
 import binascii
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -28,9 +26,20 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 from cryptography.hazmat.primitives.padding import PKCS7
 
 from gateway.crypto.key_files import write_private
-from gateway.processes import end_with_parent, leave_no_core
+from gateway.processes import leave_no_core
 from gateway.sandbox.county import Citizen, County, read_county
-from gateway.sandbox.peers.control import Book, BookLine, Fault, Faults, control_application, serve_until_told
+from gateway.sandbox.peers.control import (
+    Book,
+    BookLine,
+    Faults,
+    Met,
+    arguments,
+    control_application,
+    deliver,
+    serve_until_told,
+    started,
+    under_faults,
+)
 
 PATH = "/CSB"
 ACCESS_KEY = "sandbox-county-330424"
@@ -172,41 +181,20 @@ class Host:
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=_BODY_MAX_BYTES)
-        app.router.add_post(PATH, self._handle)
+        app.router.add_post(PATH, under_faults(self._faults, self._act))
         return app
 
-    async def _handle(self, request: web.Request) -> web.Response:
-        faults = self._faults.drawn()
-        body = await request.read()
-        if "delay" in faults:
-            await asyncio.sleep(faults["delay"].ms / 1000)
-        if "drop_before" in faults:
-            return _dropped(request)
+    async def _act(self, request: web.Request, body: bytes, met: Met) -> web.Response:
         asked = self._read(request, body)
         if isinstance(asked, str):
             return _bus_failure(asked)
         api = request.headers["_api_name"]
-        found = (faults["decline"].code, {}) if "decline" in faults else self._platform.answer(api, asked)
+        found = (met["decline"].code, {}) if "decline" in met else self._platform.answer(api, asked)
         if found is None:
             return _bus_failure("no such API")
-        if "drop_after" in faults:
-            return _dropped(request)
-        if "late" in faults:
-            await asyncio.sleep(faults["late"].ms / 1000)
-        return self._respond(request, found, faults)
-
-    def _respond(self, request: web.Request, found: Answer, faults: Mapping[str, Fault]) -> web.Response:
         # replies carry no signature: a wrong one is a result under a key that is not ours
-        key = bytes(16) if "bad_signature" in faults else self._keys.body
-        body = secrets.token_bytes(200) if "garbage" in faults else _reply(found, key)
-        if not faults.keys() & {"half_close", "duplicate"}:
-            return web.Response(body=body, content_type="application/json")
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        whole = head + body
-        assert request.transport is not None
-        request.transport.write(whole[: -len(body) // 2] if "half_close" in faults else whole * 2)
-        request.transport.close()
-        return web.Response()  # goes nowhere
+        key = bytes(16) if "bad_signature" in met else self._keys.body
+        return await deliver(request, _reply(found, key), {"Content-Type": "application/json"}, met)
 
     def _read(self, request: web.Request, body: bytes) -> dict[str, str] | str:
         """What is asked, or why the bus refuses it."""
@@ -272,12 +260,6 @@ def _decrypt(key: bytes, sealed: bytes) -> bytes:
     return unpadder.update(decryptor.update(sealed) + decryptor.finalize()) + unpadder.finalize()
 
 
-def _dropped(request: web.Request) -> web.Response:
-    assert request.transport is not None
-    request.transport.abort()
-    return web.Response()  # goes nowhere
-
-
 def _bus_failure(message: str) -> web.Response:
     failure = {"code": 503, "csbCode": 503, "message": message, "requestId": secrets.token_hex(8)}
     return web.json_response(failure, status=503)
@@ -293,15 +275,11 @@ async def serve(port: int, control_port: int, book_file: Path, data_dir: Path, s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A simulated national e-card platform, on loopback.")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--control-port", type=int, required=True)
-    parser.add_argument("--book", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="the sandbox's: for its county and the keys")
     parser.add_argument("--seed", type=int, default=0, help="of the faults' chances")
-    given = parser.parse_args()
     leave_no_core()
-    end_with_parent(int(os.environ.get("PARENT_PID", os.getppid())))
+    given = started(parser)
     asyncio.run(serve(given.port, given.control_port, given.book, given.data_dir, given.seed))
 
 

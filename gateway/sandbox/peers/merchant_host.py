@@ -8,13 +8,11 @@ of one text. A lot's fee is 5 yuan for a plate or ticket that ends in an odd dig
 does not know.
 """
 
-import argparse
 import asyncio
 import base64
 import datetime as dt
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,18 @@ from aiohttp import web
 from gateway.crypto import sm2
 from gateway.crypto.ciphers import hmac_sm3
 from gateway.crypto.key_files import write_private
-from gateway.processes import end_with_parent
-from gateway.sandbox.peers.control import Book, BookLine, Fault, Faults, control_application, serve_until_told
+from gateway.sandbox.peers.control import (
+    Book,
+    BookLine,
+    Faults,
+    Met,
+    arguments,
+    control_application,
+    deliver,
+    serve_until_told,
+    started,
+    under_faults,
+)
 
 BODY_MAX_BYTES = 65_536
 LOT, HOTEL, RESTAURANT = "lot", "hotel", "restaurant"
@@ -122,16 +130,10 @@ class Merchants:
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=BODY_MAX_BYTES)
-        app.router.add_post("/{merchant:lot|hotel|restaurant}/{service}", self._handle)
+        app.router.add_post("/{merchant:lot|hotel|restaurant}/{service}", under_faults(self._faults, self._handle))
         return app
 
-    async def _handle(self, request: web.Request) -> web.Response:
-        met = self._faults.drawn()
-        body = await request.read()
-        if "delay" in met:
-            await asyncio.sleep(met["delay"].ms / 1000)
-        if "drop_before" in met:
-            return _cut(request, b"")
+    async def _handle(self, request: web.Request, body: bytes, met: Met) -> web.Response:
         merchant, service = request.match_info["merchant"], request.match_info["service"]
         words, seal = self._words[merchant], self._seals[merchant]
         at, nonce, signature = (
@@ -151,9 +153,9 @@ class Merchants:
         raw = json.dumps(answer, ensure_ascii=False).encode()
         forged = b" " if "bad_signature" in met else b""
         signature = seal.sign(f"{nonce}\n".encode() + raw + forged)
-        return await _deliver(request, raw, {words.signature: signature, "Content-Type": "application/json"}, met)
+        return await deliver(request, raw, {words.signature: signature, "Content-Type": "application/json"}, met)
 
-    def _act(self, merchant: str, service: str, message: Message, reference: str, met: Any) -> Message:
+    def _act(self, merchant: str, service: str, message: Message, reference: str, met: Met) -> Message:
         """The answer; what it did is in the book when this returns."""
         words = self._words[merchant]
         try:
@@ -240,32 +242,6 @@ def _is_fresh(at: str) -> bool:
         return False
 
 
-async def _deliver(request: web.Request, body: bytes, headers: dict[str, str], met: Any) -> web.Response:
-    """The answer, in the manner of the faults that it meets."""
-    late: Fault | None = met.get("late")
-    if late is not None:
-        await asyncio.sleep(late.ms / 1000)
-    if "drop_after" in met:
-        return _cut(request, b"")
-    if "garbage" in met:
-        return web.Response(body=b"\x00\xff{" + secrets.token_bytes(200), content_type="application/json")
-    head = "HTTP/1.1 200 OK\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    raw = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    if "half_close" in met:
-        return _cut(request, raw[: -len(body) // 2])
-    if "duplicate" in met:
-        return _cut(request, raw + raw)
-    return web.Response(body=body, headers=headers)
-
-
-def _cut(request: web.Request, sent: bytes) -> web.Response:
-    """Send these bytes and hang up; what is returned goes nowhere."""
-    if (transport := request.transport) is not None:
-        transport.write(sent)
-        transport.close()
-    return web.Response()
-
-
 def open_keys(folder: Path) -> dict[str, Seal]:
     """Make what is missing, and read: `lot.key`, `restaurant.key` (shared), `hotel.key` (its own), `hotel.pub` and
     `gateway.key` (the gateway's, for the hotel)."""
@@ -297,13 +273,9 @@ async def serve(port: int, control_port: int, book_file: Path, keys_folder: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="merchant_host")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--control-port", type=int, required=True)
-    parser.add_argument("--book", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--keys", type=Path, required=True)
-    given = parser.parse_args()
-    end_with_parent(int(os.environ.get("PARENT_PID", os.getppid())))
+    given = started(parser)
     asyncio.run(serve(given.port, given.control_port, given.book, given.keys))
 
 

@@ -7,10 +7,8 @@ keys folder is made at the first start: `bank.key` is the bank's own; `sign.key`
 what a gateway's config block names. It is written from the reference, not from the adapter: two readings of one text.
 """
 
-import argparse
 import asyncio
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +20,18 @@ from aiohttp import web
 from gateway.crypto import sm2
 from gateway.crypto.ciphers import DoesNotOpen, sm4_cbc_decrypt, sm4_cbc_encrypt
 from gateway.crypto.key_files import write_private
-from gateway.processes import end_with_parent
-from gateway.sandbox.peers.control import Book, BookLine, Faults, control_application, cut, deliver, serve_until_told
+from gateway.sandbox.peers.control import (
+    Book,
+    BookLine,
+    Faults,
+    Met,
+    arguments,
+    control_application,
+    deliver,
+    serve_until_told,
+    started,
+    under_faults,
+)
 from gateway.sandbox.peers.open_bank_ledger import OK, Ledger, Payment, Refused
 
 BODY_MAX_BYTES = 4 * 1024 * 1024
@@ -78,16 +86,10 @@ class OpenBank:
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=BODY_MAX_BYTES)
-        app.router.add_post("/V1/{service}/S01/{name}", self._handle)
+        app.router.add_post("/V1/{service}/S01/{name}", under_faults(self._faults, self._act))
         return app
 
-    async def _handle(self, request: web.Request) -> web.Response:
-        met = self._faults.drawn()
-        body = await request.read()
-        if "delay" in met:
-            await asyncio.sleep(met["delay"].ms / 1000)
-        if "drop_before" in met:
-            return cut(request, b"")
+    async def _act(self, request: web.Request, body: bytes, met: Met) -> web.Response:
         name = request.match_info["name"]
         try:
             content = self._open(request.headers, body)
@@ -281,13 +283,9 @@ async def serve(port: int, control_port: int, book_file: Path, keys_folder: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="open_bank_host")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--control-port", type=int, required=True)
-    parser.add_argument("--book", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--keys", type=Path, required=True)
-    given = parser.parse_args()
-    end_with_parent(int(os.environ.get("PARENT_PID", os.getppid())))
+    given = started(parser)
     asyncio.run(serve(given.port, given.control_port, given.book, given.keys))
 
 

@@ -8,13 +8,11 @@ keys folder is made at the first start: `sign.key` and `partner.key` are what a 
 written from the text of adapters/usage_feed_http.py. `GET <control>/figures` counts what it received.
 """
 
-import argparse
 import asyncio
 import base64
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import time
@@ -27,8 +25,16 @@ from aiohttp import web
 from gateway.crypto import sm2
 from gateway.crypto.ciphers import hmac_sm3
 from gateway.crypto.key_files import write_private
-from gateway.processes import end_with_parent
-from gateway.sandbox.peers.control import Faults, control_application, cut, deliver, serve_until_told
+from gateway.sandbox.peers.control import (
+    Faults,
+    Met,
+    arguments,
+    control_application,
+    deliver,
+    serve_until_told,
+    started,
+    under_faults,
+)
 from gateway.sandbox.peers.usage_feed_book import Arrived, FeedBook
 
 BODY_MAX_BYTES = 16 * 1024 * 1024
@@ -99,16 +105,10 @@ class Subscriber:
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=BODY_MAX_BYTES)
-        app.router.add_post("/usage-events", self._handle)
+        app.router.add_post("/usage-events", under_faults(self._faults, self._act))
         return app
 
-    async def _handle(self, request: web.Request) -> web.Response:
-        met = self._faults.drawn()
-        body = await request.read()
-        if "delay" in met:
-            await asyncio.sleep(met["delay"].ms / 1000)
-        if "drop_before" in met:
-            return cut(request, b"")
+    async def _act(self, request: web.Request, body: bytes, met: Met) -> web.Response:
         try:
             nonce = self._check(request, body)
             head, events = _read(body)
@@ -200,14 +200,10 @@ async def serve(port: int, control_port: int, book_file: Path, keys_folder: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="usage_feed_host")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--control-port", type=int, required=True)
-    parser.add_argument("--book", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--keys", type=Path, required=True)
     parser.add_argument("--signature", choices=KEYS, default="sm2")
-    given = parser.parse_args()
-    end_with_parent(int(os.environ.get("PARENT_PID", os.getppid())))
+    given = started(parser)
     asyncio.run(serve(given.port, given.control_port, given.book, given.keys, given.signature))
 
 
