@@ -66,7 +66,7 @@ class DeliverHeld:
         delivered = [event.row for event, one in zip(due, told, strict=True) if one is not None and not one.refused]
         async with self._delivery.transaction() as (connection, standing):
             if is_up and standing.asides:
-                await outbox.answered(connection, self._name)
+                await outbox.answered(connection, self._name, ended=is_out(standing))
             out = is_out(standing) and not is_up
             failures = [
                 self._failed(event, one, out and was_no_answer(outcome), now)

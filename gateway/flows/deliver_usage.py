@@ -318,7 +318,7 @@ class DeliverPages:
             await outbox.acknowledged(connection, self._name, _place(page.rows[-1]))
             # or failures of who had it in hand before
             if is_up and (self._failures or standing.tries or standing.asides):
-                await outbox.answered(connection, self._name)
+                await outbox.answered(connection, self._name, ended=is_out(standing))
                 await outbox.wake(connection, self._name, now)
         if aside:
             log.warning("usage events wait aside", subscriber=self._name, events=len(aside), refused=len(refused))
@@ -343,8 +343,8 @@ class DeliverPages:
     async def _not_taken(self, page: _Page, sent: list[_Sent], is_up: bool) -> float:
         self._failures += 1
         if page.standing.asides and any(one.accepted for one in sent):
-            async with self._delivery.transaction() as (connection, _):
-                await outbox.answered(connection, self._name)
+            async with self._delivery.transaction() as (connection, standing):
+                await outbox.answered(connection, self._name, ended=is_out(standing))
         failed = [one.outcome for one in sent if acknowledgement(one.outcome) is None]
         if all(map(was_no_try, failed)):
             return knock_s(self._failures, self._delivery.chance())
@@ -357,12 +357,15 @@ class DeliverPages:
     async def _failed_alone(self, page: _Page, no_answer: bool, is_up: bool) -> None:
         """`is_up`: it took another event as new just before, so this one is at fault."""
         row, tries, now = page.rows[0], page.standing.tries + 1, self._delivery.now()
-        at = next_try(tries, now, self._delivery.chance())
-        assert at is not None
         async with self._delivery.transaction() as (connection, standing):
             waits = no_answer and is_out(standing) and not _long_ago(standing, now)
-            if not is_up and (waits or tries < SET_ASIDE_TRIES):
-                await outbox.failed(connection, self._name, min(tries, SET_ASIDE_TRIES - 1), at)
+            stays = not is_up and (waits or tries < SET_ASIDE_TRIES)
+            if stays:  # and in an outage it is tried as often as before, or the feed would sleep long past its end
+                tries = min(tries, SET_ASIDE_TRIES - 1)
+            at = next_try(tries, now, self._delivery.chance())
+            assert at is not None
+            if stays:
+                await outbox.failed(connection, self._name, tries, at)
                 if waits and tries == 1:
                     log.error("the subscriber takes nothing: its events wait", subscriber=self._name)
                 return

@@ -178,9 +178,12 @@ async def set_aside(connection: "AnyConnection", name: str, now: dt.datetime) ->
     )
 
 
-async def answered(connection: "AnyConnection", name: str) -> None:
-    """It takes events as new."""
-    await connection.execute("UPDATE outbox_subscriber SET asides = 0 WHERE name = $1", name)
+async def answered(connection: "AnyConnection", name: str, ended: bool) -> None:
+    """It takes events as new. If that has `ended` an outage, the first one of the feed has not to wait any longer."""
+    await connection.execute(
+        "UPDATE outbox_subscriber SET asides = 0, next_try_at = CASE WHEN NOT $2 THEN next_try_at END WHERE name = $1",
+        name, ended,
+    )  # fmt: skip
 
 
 async def another(connection: "AnyConnection", name: str, first: Row, standing: Standing, in_vain: int) -> Row | None:

@@ -88,7 +88,7 @@ async def test_one_that_did_not_leave_is_kept_for_this_outage(
         receiver.reached = True
         if ends:
             async with relay.pool.acquire() as connection:
-                await outbox.answered(connection, relay.name)
+                await outbox.answered(connection, relay.name, ended=True)
             await relay.pages.turn()
             await in_outage(relay)
         await relay.pages.turn()

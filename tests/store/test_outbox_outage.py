@@ -8,9 +8,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.domain.operations import DeliverUsage
-from gateway.domain.outbox import TRIES_MAX
+from gateway.domain.outbox import SET_ASIDE_TRIES, TRIES_MAX
 from gateway.domain.outcome import Approved, NotSent, Outcome
 from gateway.flows import deliver_held, deliver_usage
+from gateway.flows.deliver_held import HELD_IDLE_S, DeliverHeld
 from gateway.flows.deliver_usage import ASIDE_IN_A_ROW, DeliverPages
 from gateway.partners.breaker import Breaker
 from gateway.partners.phases import Why
@@ -115,6 +116,59 @@ async def test_control_its_turn_is_over_before_it_has_left(database: Database, m
     ask = DeliverPages._another
     monkeypatch.setattr(DeliverPages, "_another", another)
     assert await aside_behind_a_breaker(database.dsn) == 0
+
+
+async def back_after(dsn: str, out: dt.timedelta, *events: int) -> list[float]:
+    """An outage without answers, behind a breaker: the seconds from its end until so many events have come."""
+    receiver = Receiver()
+    await add_events(dsn, Events(400, 1000))
+    receiver.full = True
+    guarded = Guarded(receiver)
+    async with Relay(dsn, guarded) as guarded.relay:
+        await go(guarded.relay, out, MINUTE / 6)
+        receiver.full, back = False, guarded.relay.now
+        taken: list[float] = []
+        for wanted in events:
+            while len(receiver.arrived) < wanted:
+                assert guarded.relay.now < back + HOUR
+                await go(guarded.relay, MINUTE / 6, MINUTE / 6)
+            taken.append((guarded.relay.now - back).total_seconds())
+    return taken
+
+
+OUT = [pytest.param(minutes * MINUTE, id=f"{minutes} min") for minutes in (20, 50, 60, 65, 240)]
+
+
+@pytest.mark.parametrize("out", OUT)
+async def test_after_an_outage_the_feed_goes_on_within_minutes(database: Database, out: dt.timedelta) -> None:
+    first_s, all_s = await back_after(database.dsn, out, 1, 400)
+    assert first_s <= 150
+    assert all_s <= first_s + 20
+
+
+async def test_control_the_feed_waits_for_its_own_try_though_an_outage_has_ended(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def as_before(connection: "AnyConnection", name: str, ended: bool) -> None:
+        await answered(connection, name, ended=False)
+
+    answered = outbox.answered
+    monkeypatch.setattr(outbox, "answered", as_before)
+    first_s, all_s = await back_after(database.dsn, HOUR, 1, 400)
+    assert all_s > first_s + 20
+
+
+@pytest.mark.parametrize("alone", [SET_ASIDE_TRIES, TRIES_MAX], ids=["as it is", "control: it rests ever longer"])
+async def test_its_first_one_alone_shows_within_minutes_that_an_outage_has_ended(
+    database: Database, monkeypatch: pytest.MonkeyPatch, alone: int
+) -> None:
+    async def nothing_is_due(self: DeliverHeld) -> float:
+        return HELD_IDLE_S
+
+    monkeypatch.setattr(DeliverHeld, "turn", nothing_is_due)
+    monkeypatch.setattr(deliver_usage, "SET_ASIDE_TRIES", alone)
+    (first_s,) = await back_after(database.dsn, HOUR, 1)
+    assert (first_s <= 150) == (alone == SET_ASIDE_TRIES)
 
 
 async def in_order_behind_bad_cards(dsn: str) -> bool:
