@@ -94,6 +94,9 @@ BATCH_SECONDS = HistogramTally(
 QUEUE = Gauge("yikatong_verify_queue", "Presentations waiting for a batch", multiprocess_mode="livesum")
 POOL_FREE = Gauge("yikatong_pool_free", "Database connections that could be had at once", multiprocess_mode="livesum")
 CONNECTIONS = Gauge("yikatong_http_connections", "Open client connections", multiprocess_mode="livesum")
+CONNECTIONS_REFUSED = Counter(
+    "yikatong_http_connections_refused_total", "Connections past http.connections_max of a worker, closed at once"
+)
 RATE_LIMITED = Counter("yikatong_rate_limited_total", "Requests over a caller's quota", ("caller",))
 SHED = Counter("yikatong_shed_total", "Requests answered 503", ("code",))
 EFFECTS = CounterTally(

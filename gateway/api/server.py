@@ -19,7 +19,7 @@ from gateway.api.middleware import request_id_of
 from gateway.api.problems import problem_response
 from gateway.domain.errors import Problem
 from gateway.log import describe
-from gateway.metrics import REQUESTS
+from gateway.metrics import CONNECTIONS_REFUSED, REQUESTS
 
 log = structlog.get_logger()
 
@@ -65,6 +65,12 @@ class Connection(RequestHandler):
     @property
     def closes_now(self) -> bool:
         return self.ending and not self._messages
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if cast(HardenedServer, self._manager).has_too_many:  # not before its task has begun: that would fail
+            CONNECTIONS_REFUSED.inc()
+            cast(asyncio.Transport, transport).abort()
 
     def data_received(self, data: bytes) -> None:
         waiter = self._waiter
@@ -195,10 +201,9 @@ class HardenedServer(web.Server):
         for connection in self.connections:
             cast(Connection, connection).ending = True
 
-    def connection_made(self, handler: RequestHandler, transport: Any) -> None:
-        super().connection_made(handler, transport)
-        if len(self._connections) > self._connections_max:
-            transport.abort()
+    @property
+    def has_too_many(self) -> bool:
+        return len(self._connections) > self._connections_max
 
 
 class HardenedRunner(web.AppRunner):
@@ -233,9 +238,9 @@ class HardenedRunner(web.AppRunner):
         for site in list(self.sites):
             await site.stop()
         if isinstance(self.server, HardenedServer):
+            over = asyncio.get_running_loop().time() + _FAREWELL_S
             self.server.say_farewell()
             await self._take_who_waits(self.server)
-            over = asyncio.get_running_loop().time() + _FAREWELL_S
             while self.open_connections and asyncio.get_running_loop().time() < over:  # noqa: ASYNC110 - bounded
                 await asyncio.sleep(0.02)
         await super().cleanup()
@@ -250,9 +255,9 @@ class HardenedRunner(web.AppRunner):
             while len(waiting) < _BACKLOG_MAX:
                 waiting.append(self._listener.accept()[0])
         self._listener.close()
-        for connection in waiting:
-            with contextlib.suppress(OSError):  # it has hung up
-                await asyncio.get_running_loop().connect_accepted_socket(server, connection)
+        # all at once: one after the other each would cost two turns of a loop that is busy when so many wait
+        connect = asyncio.get_running_loop().connect_accepted_socket
+        await asyncio.gather(*(connect(server, each) for each in waiting), return_exceptions=True)  # some have hung up
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()

@@ -5,6 +5,7 @@ Also what has to be there before the gateway may serve: the partitions of the co
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -27,9 +28,11 @@ for one. Migration 0022 made the partitions so that were there before."""
 
 
 _LOCK_WAIT = "2s"
-"""Whoever asks for the same table after us waits behind us: so we wait shortly, and ask again."""
+"""Whoever asks for the same table after us waits behind us: so we wait shortly, and ask again. Longer than PostgreSQL's
+deadlock_timeout (1 s), at which it sees a deadlock, and an autovacuum gives way."""
 _LOCK_TRIES = 30
 _LOCK_REST_S = 1.0
+_LOCKED = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 
 
 class MigrationError(CannotStart):
@@ -75,21 +78,35 @@ async def migrate(dsn: str) -> list[str]:
 
 async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", version: int, name: str, sql: str) -> None:
     """Raises MigrationError if others hold a lock that it needs for too long."""
-    for tried in range(_LOCK_TRIES):
-        if tried:
-            await asyncio.sleep(_LOCK_REST_S)
+
+    async def change() -> None:
+        await connection.execute(sql)
+        await connection.execute(
+            "INSERT INTO schema_migration (version, name, checksum) VALUES ($1, $2, $3)", version, name, _checksum(sql)
+        )
+
+    try:
+        await _change_tables(connection, change)
+    except _LOCKED:
+        message = f"migration {version:04} {name} cannot lock a table: start again when who uses it has ended"
+        raise MigrationError(message) from None
+
+
+async def _change_tables(
+    connection: "asyncpg.Connection[asyncpg.Record]", change: Callable[[], Awaitable[None]]
+) -> None:
+    """In one transaction; from the start again where others hold a lock. Raises what _LOCKED names if they keep it."""
+    for left in reversed(range(_LOCK_TRIES)):
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
-                await connection.execute(sql)
-                await connection.execute(
-                    "INSERT INTO schema_migration (version, name, checksum) VALUES ($1, $2, $3)",
-                    version, name, _checksum(sql),
-                )  # fmt: skip
+                await change()
+        except _LOCKED:
+            if not left:
+                raise
+            await asyncio.sleep(_LOCK_REST_S)
+        else:
             return
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            continue
-    raise MigrationError(f"migration {version:04} {name} finds a table locked: start again when who uses it has ended")
 
 
 def _checksum(sql: str) -> bytes:
@@ -97,7 +114,10 @@ def _checksum(sql: str) -> bytes:
 
 
 async def ensure_partitions(connection: "asyncpg.Connection[asyncpg.Record]", today: date) -> None:
-    """The monthly partitions, last month to MONTHS_AHEAD: without one, nothing could be written."""
+    """The monthly partitions, last month to MONTHS_AHEAD: without one, nothing could be written.
+
+    Raises asyncpg.PostgresError, also where others keep a table locked.
+    """
     for table in PARTITIONED:
         for ahead in range(-1, MONTHS_AHEAD + 1):
             await _ensure_partition(connection, table, _month(today, ahead), _month(today, ahead + 1))
@@ -109,14 +129,16 @@ async def _ensure_partition(
     name = f"{table}_{first:%Y%m}"
     if not await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
         return
-    # attaching lets readers and writers of the parent go on; PARTITION OF would lock them out
-    async with connection.transaction():
-        await connection.execute("SET LOCAL lock_timeout = '2s'")
+
+    async def change() -> None:
         await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL) WITH ({_SELDOM_VACUUMED})")
+        # attaching lets readers and writers of the parent go on; PARTITION OF would lock them out
         await connection.execute(
             f"ALTER TABLE {table} ATTACH PARTITION {name}"
             f" FOR VALUES FROM ('{first}T00:00:00Z') TO ('{following}T00:00:00Z')"
         )
+
+    await _change_tables(connection, change)
 
 
 def _month(day: date, ahead: int) -> date:

@@ -60,6 +60,8 @@ _MEASURE_S = 1.0
 _RESERVATIONS_S = 1.0
 _LOTS_S = 600.0
 _WATCH_S = 1.0
+_CLOSE_S = 0.7
+"""For each of five things to be closed: the supervisor kills who has not ended after four seconds."""
 
 
 async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:
@@ -132,9 +134,9 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
 
 
 async def close_all(*closes: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """One after the other, whatever becomes of one: it must not hide why the worker ends."""
+    """One after the other, whatever becomes of one: it must not hide why the worker ends, nor outlast its time."""
     for close in closes:
-        error = (await asyncio.gather(close(), return_exceptions=True))[0]
+        error = (await asyncio.gather(asyncio.wait_for(close(), _CLOSE_S), return_exceptions=True))[0]
         if error is not None:
             log.warning("not closed in order", exc_info=error)
 

@@ -6,6 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.domain.errors import LoopFailed, unavailable
+from gateway.worker import housekeeping
 from gateway.worker.housekeeping import close_all, every, keep
 
 
@@ -77,3 +78,17 @@ async def test_what_cannot_be_closed_keeps_nothing_open_and_hides_nothing() -> N
         await end()
     assert len(closed) == 2
     assert [(line["log_level"], type(line["exc_info"])) for line in lines] == [("warning", OSError)]
+
+
+async def test_what_takes_too_long_to_close_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a statement does of a database that has stopped."""
+    monkeypatch.setattr(housekeeping, "_CLOSE_S", 0.01)
+    closed: list[str] = []
+
+    async def close() -> None:
+        closed.append("closed")
+
+    with capture_logs() as lines:
+        async with asyncio.timeout(5):
+            await close_all(for_ever, close)
+    assert closed and [type(line["exc_info"]) for line in lines] == [TimeoutError]
