@@ -80,10 +80,15 @@ def next_question(kind: PaymentKind, state: PaymentState, tries: int, can_query:
     return Question.QUERY if can_query and tries <= queries_max else Question.REVERSE
 
 
-def learned(kind: PaymentKind, question: Question, outcome: Outcome) -> PaymentState | None:
-    """The state that an answer leads to; None: the answer says nothing."""
+def learned(
+    kind: PaymentKind, question: Question, outcome: Outcome, parent: PaymentState | None = None
+) -> PaymentState | None:
+    """The state that an answer leads to; None: the answer says nothing.
+
+    `parent` is how the payment stands that a caller wants reversed, if the bank has declined that: see _after_decline.
+    """
     if kind is _K.REVERSAL or question is Question.REVERSE:
-        return _after_reverse(kind, question, outcome)
+        return _after_reverse(kind, question, outcome, parent)
     match outcome:
         case Approved():
             return _S.APPROVED
@@ -100,15 +105,35 @@ def learned(kind: PaymentKind, question: Question, outcome: Outcome) -> PaymentS
     return state if question is Question.FIRST else None
 
 
-def _after_reverse(kind: PaymentKind, question: Question, outcome: Outcome) -> PaymentState | None:
+def _after_reverse(
+    kind: PaymentKind, question: Question, outcome: Outcome, parent: PaymentState | None
+) -> PaymentState | None:
+    state = None
     match outcome:
-        case Approved() | Declined(code=DeclineCode.NOT_FOUND):
+        case Approved():
             return _S.REVERSED
         case Declined() if kind is _K.REVERSAL:
-            return _S.DECLINED  # the caller's wish, and the bank says no; ours is repeated until an operator looks
+            state = _after_decline(question, outcome, parent)
+        case Declined(code=DeclineCode.NOT_FOUND):
+            return _S.REVERSED  # whatever it came to, there is nothing of it; ours is repeated after any other answer
         case NotSent() if question is Question.FIRST:
             return _S.NOT_SENT
-    return _S.UNKNOWN if question is Question.FIRST else None
+    return state or (_S.UNKNOWN if question is Question.FIRST else None)
+
+
+def _after_decline(question: Question, outcome: Declined, parent: PaymentState | None) -> PaymentState | None:
+    """What a bank's no means to a caller who wants a payment reversed; None: nothing.
+
+    "Nothing found" ends a reversal only of what may never have been there (domain.md §4.2): a bank that has approved a
+    payment and does not find it has not given the money back. And a no to a repetition may be one to what the first
+    message has done.
+    """
+    assert parent is not None, "who asks has looked"
+    if parent is _S.REVERSED:
+        return _S.REVERSED
+    if parent is _S.APPROVED:
+        return _S.DECLINED if question is Question.FIRST else None
+    return _S.REVERSED if outcome.code is DeclineCode.NOT_FOUND else None
 
 
 def found_nothing(outcome: Outcome) -> bool:

@@ -56,6 +56,8 @@ Can = Callable[[str, type[Operation]], bool]
 
 ACCOUNT_COLUMN = b"card.account_sealed"
 _S = PaymentState
+_ASKED = (_S.INTENT, _S.UNKNOWN)
+"""Its first message is out, or may be, and the bank's word decides it."""
 _AT_ONCE = 2
 """Connections of the pool for all that is not an outcome: many at once must not take it from everybody, and each waits
 its turn: it is not given up after the pool's 250 ms."""
@@ -132,10 +134,10 @@ class SettlePayment:
         outcome: Outcome | None = None
         try:
             outcome = await self._ask(payment, Question.FIRST)
-            state = learned(payment.kind, Question.FIRST, outcome)
+            state = await self._learned(payment, Question.FIRST, outcome)
             assert state is not None
             # what the bank has said is taken from a request that was overtaken too
-            before = (_S.INTENT,) if state in (_S.UNKNOWN, _S.NOT_SENT) else (_S.INTENT, _S.UNKNOWN)
+            before = (_S.INTENT,) if state in (_S.UNKNOWN, _S.NOT_SENT) else _ASKED
             write = partial(self._write, payment, before, state, outcome)
             now = await (in_two_tries(write) if state is _S.NOT_SENT else write())
         except NOT_NOW as error:
@@ -172,7 +174,7 @@ class SettlePayment:
         outcome = await self._ask(payment, question)
         if payment.state is _S.REVERSED:
             return await self._looked_again(payment, outcome)
-        state = learned(payment.kind, question, outcome)
+        state = await self._learned(payment, question, outcome)
         if state is None or self._too_young(payment, question, outcome):
             return await self._rest(payment, self._backoff(payment))
         await self._write(payment, (payment.state,), state, outcome)
@@ -188,8 +190,8 @@ class SettlePayment:
             if payment is None or payment.kind is PaymentKind.REVERSAL:
                 return
             state = learned(payment.kind, Question.FIRST, outcome)
-            if payment.state is _S.UNKNOWN and state in (_S.APPROVED, _S.DECLINED):
-                await self._write(payment, (_S.UNKNOWN,), state, outcome)
+            if payment.state in _ASKED and state in (_S.APPROVED, _S.DECLINED):
+                await self._write(payment, _ASKED, state, outcome)
             elif isinstance(outcome, Approved):
                 await self._too_late(payment)
         except NOT_NOW as error:
@@ -201,7 +203,15 @@ class SettlePayment:
             yield connection
 
     async def _too_late(self, payment: Payment) -> None:
-        """Approved, though we have told everybody that it was reversed: it is reversed again."""
+        """Approved, though we have told everybody that it was reversed: it is reversed again.
+
+        What we have told to be declined is not made undone: people have to, with the bank's check file.
+        """
+        if payment.state in (_S.DECLINED, _S.NOT_SENT):
+            async with self._database() as connection:
+                await payments.note(connection, payment, payment.state, "approved late: people have to look")
+            log.error("the bank approved late what is ended", reference=str(payment.reference), kind=payment.kind)
+            return
         if payment.kind is not PaymentKind.PAYMENT or payment.state is not _S.REVERSED:
             return  # REVERSING: its reversal is under way
         async with self._database() as connection, connection.transaction():
@@ -259,6 +269,19 @@ class SettlePayment:
         settings = self._settings
         wait = backoff_s(payment.tries, settings.retry_base_ms / 1000, settings.retry_cap_s, _chance.random())
         return dt.timedelta(seconds=wait)
+
+    async def _learned(self, payment: Payment, question: Question, outcome: Outcome) -> PaymentState | None:
+        """The state that an answer leads to; None: it says nothing. Raises Problem 503."""
+        parent = None
+        if payment.kind is PaymentKind.REVERSAL and isinstance(outcome, Declined):
+            assert payment.parent is not None, "a reversal is of a payment"
+            async with self._database() as connection:
+                reversed_one = await payments.find(connection, payment.parent)
+            assert reversed_one is not None, "payments are never deleted"
+            parent = reversed_one.state
+            if parent is _S.APPROVED and found_nothing(outcome):
+                log.error("the bank does not find what it has approved", reference=str(payment.parent))
+        return learned(payment.kind, question, outcome, parent)
 
     async def _rest(self, payment: Payment, after: dt.timedelta | None) -> None:
         async with self._database() as connection:

@@ -28,13 +28,17 @@ outcomes = st.sampled_from(OUTCOMES)
 kinds = st.sampled_from(list(PaymentKind))
 
 
-@given(kinds, outcomes, st.lists(outcomes, max_size=12), st.booleans(), st.integers(0, 6))
+parents = st.sampled_from([_S.APPROVED, _S.REVERSING, _S.REVERSED])
+"""Of a caller's reversal: how its payment stands."""
+
+
+@given(kinds, outcomes, st.lists(outcomes, max_size=12), st.booleans(), st.integers(0, 6), parents)
 def test_every_answer_leads_along_the_table_and_never_out_of_a_final_state(
-    kind: PaymentKind, first: Outcome, answers: list[Outcome], can_query: bool, queries_max: int
+    kind: PaymentKind, first: Outcome, answers: list[Outcome], can_query: bool, queries_max: int, parent: PaymentState
 ) -> None:
     """As the request and the resolver do it, without a database."""
     state = _S.INTENT
-    after = learned(kind, Question.FIRST, first)
+    after = learned(kind, Question.FIRST, first, parent)
     assert after in TRANSITIONS[kind, state], "the first answer always says where to go on"
     state = after
     for tries, answer in enumerate(answers, 1):
@@ -47,7 +51,7 @@ def test_every_answer_leads_along_the_table_and_never_out_of_a_final_state(
             return
         if question is Question.REVERSE and state is _S.UNKNOWN and kind is _K.PAYMENT:
             state = _S.REVERSING
-        after = learned(kind, question, answer)
+        after = learned(kind, question, answer, parent)
         if after is not None:
             assert after in TRANSITIONS[kind, state]
             state = after
@@ -63,16 +67,29 @@ def test_only_a_clear_yes_is_approved(outcome: Outcome) -> None:
 def test_what_was_perhaps_sent_is_never_said_not_to_be() -> None:
     for outcome in OUTCOMES:
         for kind in PaymentKind:
-            state = learned(kind, Question.FIRST, outcome)
+            state = learned(kind, Question.FIRST, outcome, _S.APPROVED)
             assert (state is _S.NOT_SENT) == isinstance(outcome, NotSent)
             for question in (Question.QUERY, Question.REVERSE):
-                assert learned(kind, question, outcome) is not _S.NOT_SENT
+                assert learned(kind, question, outcome, _S.APPROVED) is not _S.NOT_SENT
     assert learned(_K.PAYMENT, Question.FIRST, Declined(DeclineCode.DUPLICATE)) is _S.UNKNOWN
 
 
 def test_a_reversal_ends_with_reversed_or_nothing_found_alone() -> None:
     ends = [outcome for outcome in OUTCOMES if learned(_K.PAYMENT, Question.REVERSE, outcome) is not None]
     assert ends == [Approved(), Declined(DeclineCode.NOT_FOUND)]
+
+
+@given(st.sampled_from(list(DeclineCode)), st.sampled_from([Question.FIRST, Question.REVERSE]), parents)
+def test_a_bank_that_says_no_to_a_callers_reversal(code: DeclineCode, question: Question, parent: PaymentState) -> None:
+    state = learned(_K.REVERSAL, question, Declined(code), parent)
+    if parent is _S.REVERSED:
+        assert state is _S.REVERSED, "whoever did it"
+    elif parent is _S.APPROVED:
+        assert state is not _S.REVERSED, "the money is still with the merchant, as far as anybody knows"
+        assert (state is _S.DECLINED) == (question is Question.FIRST), "a repetition may meet what the first one did"
+    else:
+        assert (state is _S.REVERSED) == (code is DeclineCode.NOT_FOUND)
+        assert state is not _S.DECLINED, "it is being reversed by us"
 
 
 def test_every_state_but_the_final_ones_goes_on_and_is_pending() -> None:

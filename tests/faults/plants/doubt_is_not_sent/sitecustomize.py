@@ -5,10 +5,12 @@ from gateway.domain.payments import PaymentKind, PaymentState, Question, learned
 from gateway.flows import settle_payment
 
 
-def optimistic(kind: PaymentKind, question: Question, outcome: Outcome) -> PaymentState | None:
+def optimistic(
+    kind: PaymentKind, question: Question, outcome: Outcome, parent: PaymentState | None = None
+) -> PaymentState | None:
     if question is Question.FIRST and isinstance(outcome, Unknown):
         outcome = NotSent("surely")
-    return learned(kind, question, outcome)
+    return learned(kind, question, outcome, parent)
 
 
 setattr(settle_payment, "learned", optimistic)  # noqa: B010

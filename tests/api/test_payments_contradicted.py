@@ -1,0 +1,130 @@
+"""A bank that contradicts itself, or answers when it is too late: nobody is told that money is back which is not."""
+
+import asyncio
+from collections.abc import Callable
+from uuid import UUID
+
+import asyncpg
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.domain.outcome import Approved, Outcome
+from gateway.domain.payments import PaymentKind, PaymentState, Question, learned
+from gateway.flows import settle_payment
+from tests.bank import Hold, banks
+from tests.tills import Till
+from tests.tills import till as till
+
+Rule = Callable[[PaymentKind, Question, Outcome, PaymentState | None], PaymentState | None]
+
+
+def as_if_never_approved(
+    kind: PaymentKind, question: Question, outcome: Outcome, parent: PaymentState | None
+) -> PaymentState | None:
+    """The planted bug: nothing found ends every reversal."""
+    return learned(kind, question, outcome, parent and PaymentState.REVERSING)
+
+
+def as_if_sent_once(
+    kind: PaymentKind, question: Question, outcome: Outcome, parent: PaymentState | None
+) -> PaymentState | None:
+    """The planted bug: a no is believed, though an earlier message may have been done."""
+    return learned(kind, Question.FIRST if kind is PaymentKind.REVERSAL else question, outcome, parent)
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, rule: Rule | None) -> None:
+    if rule is not None:
+        monkeypatch.setattr(settle_payment, "learned", rule)
+
+
+async def test_a_bank_that_does_not_find_what_it_has_approved_has_given_nothing_back(till: Till) -> None:
+    reference = await till.paid(1000)
+    till.bank.faults["reverse"].append("decline:not_found")
+    status, answer = await till.undo(reference, "reversals")
+    assert (status, answer["status"], answer["decline_code"]) == (200, "declined", "not_found")
+    assert till.bank.lines()[reference].state == await till.status(reference) == "approved", "the customer is charged"
+    assert (await till.undo(reference, "refunds", amount_fen=1000))[1]["status"] == "approved", "there is another way"
+
+
+@pytest.mark.parametrize("rule", [None, as_if_never_approved], ids=["as it is", "control"])
+async def test_nor_has_one_that_does_not_find_it_when_it_is_asked_again(
+    till: Till, monkeypatch: pytest.MonkeyPatch, rule: Rule | None
+) -> None:
+    plant(monkeypatch, rule)
+    reference = await till.paid(1000)
+    till.bank.faults["reverse"].extend(["drop_before", "decline:not_found"])
+    status, answer = await till.undo(reference, "reversals")
+    assert (status, answer["status"]) == (202, "pending")
+    await till.resolver.make_due()
+    with capture_logs() as lines:
+        await till.resolver.resolve.turn()
+    assert till.bank.lines()[reference].state == "approved", "the customer is charged"
+    told = await till.status(reference), await till.status(answer["reference"])
+    assert told == (("approved", "pending") if rule is None else ("reversed", "reversed"))
+    assert [line["event"] for line in lines] == ["the bank does not find what it has approved"]
+    await till.resolver.until_nothing_is_left()
+    assert till.bank.lines()[reference].state == "reversed"
+
+
+@pytest.mark.parametrize("rule", [None, as_if_sent_once], ids=["as it is", "control"])
+@pytest.mark.parametrize("no", ["partner_failure", "not_allowed", "not_found"])
+async def test_a_no_to_a_repeated_reversal_is_not_believed(
+    till: Till, monkeypatch: pytest.MonkeyPatch, no: str, rule: Rule | None
+) -> None:
+    """The first one was done, and its answer lost."""
+    plant(monkeypatch, rule)
+    reference = await till.paid()
+    till.bank.faults["reverse"].extend(["drop_after", f"decline:{no}"])
+    status, answer = await till.undo(reference, "reversals")
+    assert (status, answer["status"]) == (202, "pending")
+    await till.resolver.until_nothing_is_left()
+    assert till.bank.lines()[reference].state == "reversed"
+    stands = await till.status(reference), await till.status(answer["reference"])
+    assert stands == (("reversed", "reversed") if rule is None else ("approved", "declined"))
+
+
+async def begun(till: Till) -> UUID:
+    """The refund of which the outcome is not known yet."""
+    connection = await asyncpg.connect(till.dsn)
+    try:
+        reference = await connection.fetchval(
+            "SELECT reference FROM payment WHERE kind = 'refund' AND state = 'intent'"
+        )
+    finally:
+        await connection.close()
+    assert isinstance(reference, UUID)
+    return reference
+
+
+@pytest.mark.parametrize("asked", [None, (PaymentState.UNKNOWN,)], ids=["as it is", "control"])
+async def test_an_answer_that_comes_before_its_request_has_given_up_is_taken(
+    till: Till, monkeypatch: pytest.MonkeyPatch, asked: tuple[PaymentState, ...] | None
+) -> None:
+    """At a bank that cannot be asked: it is the only one there will be."""
+    if asked is not None:
+        monkeypatch.setattr(settle_payment, "_ASKED", asked)
+    settle = till.resolver.settle
+    monkeypatch.setattr(settle, "_banks", banks(till.bank.port, can_query=False))
+    payment = await till.paid()
+    hold = Hold.new()
+    till.bank.faults["refund"].append(hold)
+    asking = asyncio.create_task(till.undo(payment, "refunds", amount_fen=250))
+    await hold.arrived.wait()
+    reference = await begun(till)
+    await settle.take_late(reference, Approved())
+    assert (await till.status(str(reference)) == "approved") == (asked is None)
+    hold.go.set()
+    await asking
+
+
+async def test_an_approval_of_what_was_declined_is_kept_for_people_to_see(till: Till) -> None:
+    payment = await till.paid()
+    till.bank.faults["refund"].append("decline:not_allowed")
+    _, answer = await till.undo(payment, "refunds", amount_fen=250)
+    assert answer["status"] == "declined"
+    with capture_logs() as lines:
+        await till.resolver.settle.take_late(UUID(answer["reference"]), Approved())
+    assert [(line["log_level"], line["event"]) for line in lines] == [("error", "the bank approved late what is ended")]
+    shown = (await till.operation(answer["reference"]))[1]
+    assert shown["status"] == "declined"
+    assert shown["history"][-1]["note"] == "approved late: people have to look"
