@@ -1,8 +1,10 @@
 """What operators ask on the command line of a gateway's database, while it runs."""
 
+import asyncio
 import datetime as dt
 import os
 import time
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -10,20 +12,25 @@ import asyncpg
 import msgspec
 
 from gateway.crypto.key_files import open_folder
+from gateway.crypto.key_watch import KeyWatch
 from gateway.domain.ids import uuid7
 from gateway.domain.masking import Secret
+from gateway.domain.payments import PaymentState
 from gateway.domain.times import CHINA
 from gateway.flows.correct_points import correct
+from gateway.flows.data_keys import DataKeys
+from gateway.flows.decide_payment import decide
 from gateway.flows.reconcile_bank import ReconcileBank, read_file
 from gateway.flows.replay_evidence import replay
 from gateway.flows.rotate_own_keys import status, wrapped_by
 from gateway.flows.settle_payment import banks_of
 from gateway.flows.show_operation import BankOutcome, show
+from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.partners.call import Partners
 from gateway.settings import Settings
 from gateway.store import anomalies, ledger_check, loss_notices, payments, visits
 from gateway.store.embedded import EmbeddedPostgres
-from gateway.store.pool import Pool, connect
+from gateway.store.pool import FOR_EFFECTS, Pool, connect
 
 STUCK_SHOWN_MAX = 1000
 ANOMALIES_SHOWN_MAX = 500
@@ -115,6 +122,23 @@ async def reconcile(settings: Settings, bank: str, day: dt.date, file: Path | No
         await pool.close()
     lines = [f"{finding.value:<18}{number:>8}" for finding, number in report.counts.items()]
     return [*lines, *(f"report            {path}" for path in report.files)]
+
+
+async def decide_payment(settings: Settings, reference: UUID, state: PaymentState, note: str) -> str:
+    """The line to print. Raises NotDecided, Problem, KeyStoreError, OSError, asyncpg.PostgresError."""
+    dsn, config = database_of(settings), settings.gateway
+    pool = Pool(dsn, config.database, "yikatong operator")
+    await pool.open()
+    keys = DataKeys(pool, KeyWatch(settings.keys_dir, lambda _: None), config.sealing.algorithm)
+    outcomes = WriteOutcomes(partial(connect, dsn, config.database, "yikatong operator", FOR_EFFECTS), keys)
+    serving = asyncio.create_task(outcomes.serve())
+    try:
+        decided = await decide(pool, outcomes, reference, state, note)
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        await pool.close()
+    return f"{decided.kind} {decided.reference}: {decided.state}, {decided.amount_fen} fen"
 
 
 async def check_ledger(settings: Settings) -> tuple[list[str], bool]:

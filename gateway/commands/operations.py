@@ -1,4 +1,4 @@
-"""`python -m gateway show-evidence | operations | reconcile`"""
+"""`python -m gateway show-evidence | operations | decide | reconcile`"""
 
 import asyncio
 import datetime as dt
@@ -49,6 +49,37 @@ def operations(
     with refusals():
         for line in asyncio.run(stuck_operations(settings)):
             typer.echo(line)
+
+
+@cli.command()
+def decide(
+    reference: Annotated[str, typer.Argument(help="Of a payment, reversal or refund that is stuck.")],
+    state: Annotated[str, typer.Argument(help="What the bank says that it came to: approved, declined, reversed.")],
+    note: Annotated[str, typer.Option(help="Who said so, and when; its history keeps it, which the caller sees.")],
+) -> None:
+    """Write what people have learned from the bank of a payment that nobody else can find out."""
+    settings = settings_or_exit()
+    from uuid import UUID
+
+    from gateway.domain.errors import Problem
+    from gateway.domain.payments import PaymentState
+    from gateway.flows.decide_payment import NotDecided
+    from gateway.operators import decide_payment
+
+    try:
+        wanted, after = UUID(reference), PaymentState(state)
+    except ValueError:
+        give_up("not decided: a reference is a UUID, and it came to approved, declined or reversed")
+    if not 1 <= len(note) <= 200:
+        give_up("not decided: it needs a note of 1 to 200 characters")
+    with refusals("not decided"):
+        try:
+            line = asyncio.run(decide_payment(settings, wanted, after, note))
+        except NotDecided as error:
+            give_up(f"not decided: {error}")
+        except Problem as problem:
+            give_up(f"not decided: {problem.detail}")
+    typer.echo(line)
 
 
 @cli.command()

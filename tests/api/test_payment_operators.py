@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asyncpg
 import msgspec
+import pytest
 
 from gateway.domain.operations import Operation
 from gateway.domain.outcome import Outcome, Unknown
@@ -65,6 +66,48 @@ async def test_what_is_stuck_is_shown_until_it_is_resolved(till: Till) -> None:
     await resolve.measure()
     assert PAYMENTS_STUCK._value.get() == PAYMENTS_OPEN._value.get() == 0
     assert (await command(till.gateway, "operations", "--stuck"))[1] == "nothing is stuck\n"
+
+
+async def test_what_nobody_can_find_out_is_decided_by_people(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refund at a bank that cannot be asked, whose answer was lost."""
+    monkeypatch.setattr(till.resolver.settle, "_banks", banks(till.bank.port, can_query=False))
+    payment = await till.paid()
+    till.bank.faults["refund"].append("drop_after")
+    _, answer = await till.undo(payment, "refunds", amount_fen=250)
+    reference = answer["reference"]
+    await till.resolver.make_due()
+    await till.resolver.resolve.turn()
+    assert await till.status(reference) == "pending"
+    for arguments, why in [
+        ((reference, "reversed", "--note", "x"), "refund is unknown: it may become approved or declined"),
+        ((reference, "unknown", "--note", "x"), "it may become approved or declined"),
+        ((reference, "approved", "--note", ""), "a note of 1 to 200 characters"),
+        ((payment, "declined", "--note", "x"), "this payment is approved: it may become nothing by hand"),
+        (("01890000-0000-7000-8000-000000000000", "approved", "--note", "x"), "there is no such"),
+        (("refund", "approved", "--note", "x"), "a reference is a UUID"),
+    ]:
+        code, said = await command(till.gateway, "decide", *arguments)
+        assert code == 1 and why in said and "Traceback" not in said
+    code, said = await command(till.gateway, "decide", reference, "approved", "--note", "the bank's desk, by telephone")
+    assert (code, said) == (0, f"refund {reference}: approved, 250 fen\n")
+    shown = (await till.operation(reference))[1]
+    assert shown["status"] == "approved"
+    assert shown["history"][-1]["note"] == "decided by hand: the bank's desk, by telephone"
+    assert (await till.operation(payment))[1]["refunded_fen"] == 250
+    code, said = await command(till.gateway, "decide", reference, "declined", "--note", "x")
+    assert code == 1 and "this refund is approved" in said
+
+
+async def test_a_reversal_that_is_decided_ends_its_payment(till: Till) -> None:
+    payment = await till.paid()
+    till.bank.faults["reverse"].extend(["drop_after", "decline:not_allowed"])
+    _, answer = await till.undo(payment, "reversals")
+    await till.resolver.make_due()
+    await till.resolver.resolve.turn()
+    assert await till.status(answer["reference"]) == "pending"
+    code, said = await command(till.gateway, "decide", answer["reference"], "reversed", "--note", "its statement")
+    assert (code, said) == (0, f"reversal {answer['reference']}: reversed, 1250 fen\n")
+    assert await till.status(payment) == "reversed"
 
 
 async def test_the_proof_of_a_payment_is_replayed(till: Till) -> None:
