@@ -6,8 +6,11 @@ was promised. If the reservation ends without a commit, the next turn takes it.
 
 import datetime as dt
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from uuid import UUID
+
+import structlog
 
 from gateway.crypto.randomness import RandomBytes
 from gateway.domain.ids import uuid7
@@ -25,17 +28,27 @@ from gateway.store.redemptions import Redemption
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
+log = structlog.get_logger()
+
 BATCH = 500
 _TURNS_MAX = 200
 _TURN_MAX_S = 30.0
 _NOBODY = UUID(int=0)
+CLOCKS_APART_MAX = dt.timedelta(minutes=5)
+"""What expired cannot be given back but by hand, and a clock that leaps expires the whole county's. The day is the
+database's; where this process is further from it than callers' clocks may be from ours, one of both is wrong."""
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 class ExpirePoints:
-    """Two turns of the worker's loops."""
+    """Two turns of the worker's loops. `clock` tells this process's time."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, clock: Callable[[], dt.datetime] = _now) -> None:
         self._pool = pool
+        self._clock = clock
         self._random = RandomBytes()
 
     async def reservations(self) -> None:
@@ -49,10 +62,15 @@ class ExpirePoints:
                 break
 
     async def lots(self) -> None:
-        """Points past their last day in China; empty lots of the past. Raises Problem 503, asyncpg.PostgresError."""
+        """Points past their last day in China; empty lots of the past. Nothing, while the clocks disagree.
+
+        Raises Problem 503, asyncpg.PostgresError.
+        """
+        today = await self._today()
+        if today is None:
+            return
         last = _NOBODY
         for _ in range(_TURNS_MAX):
-            today = dt.datetime.now(CHINA).date()
             async with self._pool.acquire(_TURN_MAX_S) as connection, connection.transaction():
                 transfers = await self.end_lots(connection, today, last)
             POINTS.labels(TransferKind.EXPIRE).inc(-sum(transfer.points for transfer in transfers))
@@ -64,6 +82,18 @@ class ExpirePoints:
             async with self._pool.acquire(_TURN_MAX_S) as connection:
                 if await points.sweep_lots(connection, today, BATCH) < BATCH:
                     break
+
+    async def _today(self) -> dt.date | None:
+        """The day in China by the database's clock; None if it cannot be trusted."""
+        async with self._pool.acquire(_TURN_MAX_S) as connection:
+            moment = await points.database_time(connection)
+        ahead = self._clock() - moment
+        if abs(ahead) > CLOCKS_APART_MAX:
+            log.warning(
+                "no points expire: the clocks of this process and the database differ", ahead_s=ahead.total_seconds()
+            )
+            return None
+        return moment.astimezone(CHINA).date()
 
     async def end_lots(self, connection: "AnyConnection", today: dt.date, after: UUID = _NOBODY) -> list[Transfer]:
         """Of up to BATCH persons, inside a transaction; of those whose id is behind `after`."""

@@ -203,6 +203,12 @@ async def earned_by(connection: "AnyConnection", event_ids: Collection[UUID]) ->
     return {row[0]: Earned(Transfer(*tuple(row)[:-1]), row[-1]) for row in rows}
 
 
+async def database_time(connection: "AnyConnection") -> dt.datetime:
+    """What the database's clock says, in UTC."""
+    moment: dt.datetime = await connection.fetchval("SELECT clock_timestamp()")
+    return moment
+
+
 async def lock_due(connection: "AnyConnection", today: dt.date, limit: int, after: UUID) -> dict[UUID, Account]:
     """Up to `limit` accounts with points past their last day that no reservation holds, locked; the next `after` one.
 
