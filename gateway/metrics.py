@@ -151,7 +151,7 @@ RECONCILED_DAY = Gauge(
 POINTS = Counter("yikatong_points_total", "Points moved, by the kind of transfer", ("kind",))
 REDEMPTIONS = Counter("yikatong_redemptions_total", "Redemptions that came to a state", ("state", "caller"))
 POINTS_SHORTFALL = Counter(
-    "yikatong_points_shortfall_total", "Points that should have been taken back, and were spent already"
+    "yikatong_points_shortfall_total", "Points that should have been taken back, and were spent already or had expired"
 )
 ANOMALIES = Counter("yikatong_anomalies_total", "What usage monitoring has found, restated or not", ("rule",))
 ANOMALY_LAG_SECONDS = Gauge(

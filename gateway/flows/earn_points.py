@@ -47,7 +47,7 @@ class EarnFigures(NamedTuple):
     earned: int = 0
     taken_back: int = 0
     shortfall: int = 0
-    """Not taken back, because it was spent already."""
+    """Not taken back, because it was spent already or had expired."""
 
     def tell(self) -> None:
         """The metrics."""
@@ -65,8 +65,9 @@ class EarnPoints:
     async def earn(self, connection: "AnyConnection", uses: Sequence[Use]) -> EarnFigures:
         """Inside the transaction that makes the events.
 
-        A reversal takes back what its event had earned, at most what the person can still spend; what is missing stays
-        in the transfer's shortfall. Raises asyncpg.PostgresError; UniqueViolationError if an event earned before.
+        A reversal takes back what its event had earned and what has not expired of it, at most what the person can
+        still spend; what is missing stays in the transfer's shortfall. Raises asyncpg.PostgresError;
+        UniqueViolationError if an event earned before.
         """
         rules = self._rules()
         # the same event twice in one batch is one event
@@ -121,6 +122,8 @@ async def _take_back(connection: "AnyConnection", rules: EarnRules, asked: Mappi
         person_id: {lot.expires_on: lot for lot in held}
         for person_id, held in (await points.lots_of(connection, {use.person_id for use in reversals})).items()
     }
+    own_days = {key: expires_on(original.day, rules.valid_months) for key, original in originals.items()}
+    expired = await points.expired_after(connection, [(originals[key], day) for key, day in own_days.items()])
     changed: dict[tuple[UUID, dt.date], Lot] = {}
     transfers: list[Transfer] = []
     for use in reversals:
@@ -132,9 +135,12 @@ async def _take_back(connection: "AnyConnection", rules: EarnRules, asked: Mappi
         undone[original.transfer_id] = original.points
         if due <= 0:
             continue
-        amount = min(due, available[person_id])
+        own = own_days[original.transfer_id]
+        held = lots.get(person_id, {}).get(own)
+        gone = max(0, due - (held.remaining if held else 0))
+        # what its lot lacks was spent, or it expired: then it must not come out of the person's other points once more
+        amount = min(due - min(gone, expired[original.transfer_id]), available[person_id])
         available[person_id] -= amount
-        own = expires_on(original.day, rules.valid_months)
         for lot in take(list(lots.get(person_id, {}).values()), amount, own):
             lots[person_id][lot.expires_on] = changed[person_id, lot.expires_on] = lot
         transfers.append(Transfer(

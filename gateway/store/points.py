@@ -134,6 +134,14 @@ JOIN points_transfer t ON t.transfer_id = asked.transfer_id AND t.created_at = a
 WHERE t.kind = 'earn'
 """  # noqa: S608 - the names of our own fields
 
+# By the index of persons and days; older partitions are not looked into.
+_EXPIRED_AFTER = """
+SELECT transfer_id, (SELECT coalesce(-sum(t.points), 0)::bigint FROM points_transfer t
+                     WHERE t.person_id = asked.person_id AND t.day > asked.day AND t.kind = 'expire'
+                       AND t.created_at > asked.since)
+FROM unnest($1::uuid[], $2::uuid[], $3::date[], $4::timestamptz[]) AS asked(transfer_id, person_id, day, since)
+"""
+
 
 async def open_accounts(connection: "AnyConnection", card_ids: Collection[UUID]) -> None:
     """Accounts for the holders of these cards, where they have none."""
@@ -201,6 +209,20 @@ async def earned_by(connection: "AnyConnection", event_ids: Collection[UUID]) ->
     """What usage events earned, of those that earned anything."""
     rows = await connection.fetch(_EARNED_BY, list(event_ids), [created_at(event_id) for event_id in event_ids])
     return {row[0]: Earned(Transfer(*tuple(row)[:-1]), row[-1]) for row in rows}
+
+
+async def expired_after(connection: "AnyConnection", earnings: Sequence[tuple[Transfer, dt.date]]) -> dict[UUID, int]:
+    """By the transfer that earned: what has expired of its person's points since, after the day that is given with it.
+
+    Of what that transfer earned, if its lot ends with that day, at most so much has expired.
+    """
+    rows = await connection.fetch(
+        _EXPIRED_AFTER,
+        [transfer.transfer_id for transfer, _ in earnings], [transfer.person_id for transfer, _ in earnings],
+        [day for _, day in earnings],
+        [transfer.created_at - dt.timedelta(days=1) for transfer, _ in earnings],  # clocks differ
+    )  # fmt: skip
+    return {row[0]: row[1] for row in rows}
 
 
 async def database_time(connection: "AnyConnection") -> dt.datetime:

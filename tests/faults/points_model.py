@@ -25,6 +25,8 @@ class Person:
     good: bool = True
     """The card."""
     earned: dict[tuple[str, dt.date], int] = field(default_factory=dict)
+    expired: list[tuple[dt.date, int]] = field(default_factory=list)
+    """(on which day, how many)."""
 
     @property
     def balance(self) -> int:
@@ -52,8 +54,10 @@ class Person:
 
     def give_back(self, scene: str, day: dt.date, points: int) -> None:
         """Out of its own lot, then of those that expire last; what is spent or reserved is not there, and counts as
-        earned on its day."""
-        left = min(points, self.available)
+        earned on its day. What its lot lacks is not taken from others as far as points have expired since its day."""
+        lacking = max(0, points - self.lots[last_day(day)])
+        expired = sum(amount for on, amount in self.expired if on > last_day(day))
+        left = min(points - min(lacking, expired), self.available)
         self.earned[scene, day] -= left
         for on in sorted(self.lots, key=lambda on: (on == last_day(day), on), reverse=True):
             taken = min(left, self.lots[on])
@@ -62,7 +66,9 @@ class Person:
 
     def expire(self, today: dt.date) -> None:
         over = sum(points for on, points in self.lots.items() if on < today)
-        self.spend(max(0, over - self.reserved))
+        amount = max(0, over - self.reserved)
+        self.spend(amount)
+        self.expired.append((today, amount))
 
 
 class Event(NamedTuple):

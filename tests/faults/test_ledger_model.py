@@ -335,7 +335,14 @@ def _keys_that_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency, "claim", claim)
 
 
-@pytest.mark.parametrize("plant", [_last_in_first_out, _keys_that_are_not_looked_at])
+def _expired_and_then_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def expired_after(connection: Any, earnings: Any) -> dict[UUID, int]:
+        return {transfer.transfer_id: 0 for transfer, _ in earnings}
+
+    monkeypatch.setattr(points, "expired_after", expired_after)
+
+
+@pytest.mark.parametrize("plant", [_last_in_first_out, _keys_that_are_not_looked_at, _expired_and_then_taken_back])
 def test_control_a_ledger_that_does_not_is_noticed(house: House, monkeypatch: pytest.MonkeyPatch, plant: Any) -> None:
     plant(monkeypatch)
     with pytest.raises((AssertionError, ExceptionGroup)):

@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -10,11 +10,16 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
+from gateway.domain.masking import Secret
 from gateway.domain.points import ISSUED, EarnRules, PointsRule
 from gateway.domain.times import CHINA
 from gateway.flows.earn_points import EarnFigures, EarnPoints, Use
+from gateway.flows.expire_points import ExpirePoints
+from gateway.settings import load
 from gateway.store import points
 from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.points import Transfer
+from gateway.store.pool import Pool
 from tests.conftest import drop_database, make_database
 from tests.ledger import add_people, broken_rules, new_id, persons_of
 
@@ -154,6 +159,33 @@ async def test_what_is_spent_or_reserved_is_not_taken_back_and_recorded_as_missi
     await ledger.owner.execute("UPDATE points_account SET reserved = balance WHERE account_id = $1", person)
     assert await ledger.earn(reversal(two)) == EarnFigures(0, 0, 10)
     await ledger.owner.execute("UPDATE points_account SET reserved = 0 WHERE account_id = $1", person)
+
+
+@pytest.mark.parametrize("control", [False, True], ids=["as it is", "control"])
+@pytest.mark.parametrize("reserved", [0, 30])
+async def test_what_expired_is_not_taken_back_from_other_points(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, reserved: int, control: bool
+) -> None:
+    async def nothing(_: object, earnings: Sequence[tuple[Transfer, dt.date]]) -> dict[UUID, int]:
+        return {transfer.transfer_id: 0 for transfer, _ in earnings}
+
+    if control:  # planted: what the use's lot lacks was spent
+        monkeypatch.setattr(points, "expired_after", nothing)
+    card = ledger.cards[0]
+    one = use(card, 10_000, at=dt.datetime(2024, 10, 15, 12, tzinfo=CHINA))
+    await ledger.earn(one)
+    await ledger.earn(use(card, 8000))
+    hold = "UPDATE points_account SET reserved = $2 WHERE account_id = $1"
+    await ledger.owner.execute(hold, ledger.people[card], reserved)
+    expire = ExpirePoints(Pool(Secret(ledger.dsn), load({}).gateway.database, "unopened"))
+    async with ledger.app.transaction():
+        await expire.end_lots(ledger.app, dt.date(2026, 11, 1))
+    assert await ledger.balance(card) == 80 + reserved
+    taken = 80 if control else reserved
+    assert await ledger.earn(reversal(one)) == EarnFigures(0, taken, 100 - taken)
+    assert await ledger.earn(reversal(one)) == EarnFigures()
+    assert await ledger.balance(card) == 80 + reserved - taken
+    await ledger.owner.execute(hold, ledger.people[card], 0)
 
 
 async def test_what_was_spent_is_not_earned_again_on_that_day(ledger: Ledger) -> None:

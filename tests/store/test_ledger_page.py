@@ -110,7 +110,12 @@ async def test_the_example_of_the_page_is_what_happens(database: Database) -> No
         again = life.use("2026-04-20", 250_00, "market.till")
         await life.earn("2026-04-20, 250.00 yuan at a market", again)
         await life.earn("the file of that day comes again", again)
+        reference = await life.reserve("two towels are reserved", "towel-set")
+        await life.commit("… and handed over", reference)
+        await life.earn("2026-05-02, 100.00 yuan at a restaurant", life.use("2026-05-02", 100_00, "dining.till"))
         await life.expire("2028-05-01", dt.date(2028, 5, 1))
+        late = life.use("2028-05-02", 250_00, "market.till", again.event_id)
+        await life.earn("the market takes the goods of 2026-04-20 back", late)
         assert await broken_rules(owner) == {}
     finally:
         await app.close()
