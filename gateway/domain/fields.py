@@ -17,6 +17,8 @@ TerminalId = Annotated[
     msgspec.Meta(min_length=1, max_length=32, pattern=NO_CONTROLS, description="The caller's name of the terminal"),
 ]
 Time = Annotated[dt.datetime, msgspec.Meta(tz=True, description="RFC 3339 with an offset")]
+"""The offset is below 24 hours (RFC 3339 §5.6), so at the calendar's ends the moment may have no year in UTC: judge how
+far it is from now before anything else is made of it."""
 
 _AT = re.compile(r" - at `([^`]*)`$", re.DOTALL)
 _SAFE = re.compile(

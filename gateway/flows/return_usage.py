@@ -5,6 +5,7 @@ Uses go first, then what takes uses back: within a bulk or a file their order do
 
 import asyncio
 import contextlib
+import datetime as dt
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -178,8 +179,9 @@ def _prepare(
 
 def _event(event_id: str, given: Given, known: Known) -> NewEvent:
     line = given.line
+    moment = line.occurred_at.astimezone(dt.UTC)  # RFC 3339 has offsets up to 23:59, PostgreSQL's end at 15:59
     return NewEvent(
-        event_id, line.occurred_at.isoformat(), known.card_id, _MEDIUM[known.generation], known.region, line.scene,
+        event_id, moment.isoformat(), known.card_id, _MEDIUM[known.generation], known.region, line.scene,
         line.terminal_id, line.amount_fen, line.discount_fen, line.result, line.reversal_of, line.id,
     )  # fmt: skip
 

@@ -59,7 +59,7 @@ class Place(NamedTuple):
 
 
 class NewEvent(msgspec.Struct, frozen=True, gc=False):
-    """A row of usage_event and one of usage_return. No text of it has a control character."""
+    """A row of usage_event and one of usage_return. No text of it has a control character; `occurred_at` is in UTC."""
 
     event_id: str
     occurred_at: str

@@ -1,6 +1,7 @@
 """POST /v1/usage-events: every line by itself, every id once for ever."""
 
 import asyncio
+import datetime as dt
 import json
 import secrets
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gateway.domain.times import CHINA
 from gateway.domain.usage import BULK_LINES_MAX
 from tests.registry import CARDS
 from tests.returns import PATH, ago, line, ndjson, returned, reversal, send
@@ -51,6 +53,20 @@ async def test_a_card_by_its_reference_is_the_same_content(bank: Client) -> None
     swapped = use | {"card_number": use["card_identifier"], "card_identifier": use["card_number"]}
     assert await returned(bank, use) == (1, 0, [])
     assert await returned(bank, by_reference, swapped) == (0, 2, [])
+
+
+@pytest.mark.parametrize("form", ["x-ndjson", "json"])
+async def test_a_time_is_taken_with_any_offset_of_rfc_3339(
+    bank: Client, merchant: Client, bureau: Client, form: str
+) -> None:
+    terminal, at = f"T-offset-{form}", dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+    offsets = [dt.timezone(dt.timedelta(minutes=minutes)) for minutes in (-1439, -961, -960, 0, 960, 1439)]
+    lines = [line(terminal_id=terminal, occurred_at=at.astimezone(offset).isoformat()) for offset in offsets]
+    assert await send(bank, lines, form) == (200, {"received": 6, "created": 6, "duplicate": 0, "rejected": []})
+    events = await bureau.events_at(terminal, merchant)
+    assert [event["occurred_at"] for event in events] == [at.astimezone(CHINA).isoformat()] * 6
+    elsewhere = [each | {"occurred_at": at.astimezone(CHINA).isoformat()} for each in lines]
+    assert await returned(bank, *elsewhere) == (0, 6, []), "the same moment"
 
 
 async def test_an_id_is_good_once(bank: Client) -> None:
@@ -100,6 +116,9 @@ BAD: list[tuple[dict[str, Any] | bytes, str, str | None]] = [
     (line(occurred_at=ago(days=91)), "time_out_of_bounds", "$.occurred_at"),
     (line(occurred_at="0001-01-01T00:00:00+14:00"), "time_out_of_bounds", "$.occurred_at"),
     (line(occurred_at="9999-12-31T23:59:59-14:00"), "time_out_of_bounds", "$.occurred_at"),
+    (line(occurred_at="0001-01-01T00:00:00+23:59"), "time_out_of_bounds", "$.occurred_at"),
+    (line(occurred_at="9999-12-31T23:59:59-23:59"), "time_out_of_bounds", "$.occurred_at"),
+    (line(occurred_at="2026-11-23T10:00:00+24:00"), "validation_failed", "$.occurred_at"),
     (line(amount_fen=-1), "validation_failed", "$.amount_fen"),
     (line(amount_fen=10**9 + 1), "validation_failed", "$.amount_fen"),
     (line(amount_fen=10**30), "validation_failed", "$.amount_fen"),

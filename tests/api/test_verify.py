@@ -224,7 +224,14 @@ async def test_the_time_of_use_has_bounds(merchant: Client, seconds: int, status
 async def test_the_time_of_use_is_kept_whatever_its_offset(merchant: Client, bureau: Client) -> None:
     at = dt.datetime.now(dt.UTC).replace(microsecond=0) - dt.timedelta(hours=20)
     written = [at.isoformat(), at.isoformat().replace("+00:00", "Z"), at.astimezone(CHINA).isoformat()]
+    written += [at.astimezone(dt.timezone(dt.timedelta(minutes=minutes))).isoformat() for minutes in (-1439, 1439)]
     for text in written:
         await merchant.verify(OK.number, OK.identifier, terminal_id="P-offset", occurred_at=text)
     events = await bureau.events_at("P-offset", merchant)
-    assert [event["occurred_at"] for event in events] == [at.astimezone(CHINA).isoformat()] * 3
+    assert [event["occurred_at"] for event in events] == [at.astimezone(CHINA).isoformat()] * 5
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-11-23T10:00:00+24:00"])
+async def test_a_time_at_the_calendars_end_is_refused(merchant: Client, at: str) -> None:
+    status, answer, _ = await merchant.post("/v1/cards/verify", verify_body(OK.number, OK.identifier, occurred_at=at))
+    assert (status, [error["field"] for error in answer["errors"]]) == (422, ["$.occurred_at"])

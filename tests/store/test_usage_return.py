@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import pytest
 
 from gateway.domain.points import EarnRules
 from gateway.domain.times import CHINA
 from gateway.domain.usage import UsageLine, UsageResult
+from gateway.flows import return_usage
 from gateway.flows.earn_points import EarnPoints
 from gateway.flows.return_usage import ReturnUsage, Taken, in_transaction
 from gateway.flows.usage_lines import Given
 from gateway.store.pool import FOR_EFFECTS
-from gateway.store.usage_return import Sums, usage_sums
+from gateway.store.usage_return import Known, NewEvent, Sums, usage_sums
 from tests.conftest import Database
 from tests.ledger import add_people
 
@@ -33,8 +35,8 @@ class Book(NamedTuple):
 
     def given(self, line_id: str, card: int = 0, hour: float = 12, amount: int = 100, **more: object) -> Given:
         at = DAY + dt.timedelta(hours=hour)
-        fields = {"scene": "market.till", "discount_fen": 1, "result": UsageResult.SUCCESS} | more
-        line = UsageLine(id=line_id, terminal_id="T", occurred_at=at, amount_fen=amount, **fields)  # type: ignore[arg-type]
+        fields = {"scene": "market.till", "discount_fen": 1, "result": UsageResult.SUCCESS, "occurred_at": at} | more
+        line = UsageLine(id=line_id, terminal_id="T", amount_fen=amount, **fields)  # type: ignore[arg-type]
         return Given(0, line, "", self.cards[card].hex)
 
     async def take(self, *given: Given, caller: str = "demo-bank") -> Taken:
@@ -52,6 +54,29 @@ async def book(database: Database) -> AsyncIterator[Book]:
     yield Book(app, database.dsn, list(await add_people(owner, 3)))
     await app.close()
     await owner.close()
+
+
+FAR = DAY.astimezone(dt.timezone(dt.timedelta(hours=16)))
+"""As RFC 3339 allows, and PostgreSQL does not read."""
+
+
+async def test_the_offset_of_a_time_is_the_callers(book: Book) -> None:
+    assert (await book.take(book.given("far", occurred_at=FAR))).created == 1
+    assert await book.app.fetchval("SELECT occurred_at FROM usage_event WHERE caller_event_id = 'far'") == DAY
+
+
+async def test_control_a_time_written_with_its_offset_fails_its_neighbours_too(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = return_usage._event
+
+    def with_its_offset(event_id: str, given: Given, known: Known) -> NewEvent:
+        return msgspec.structs.replace(event(event_id, given, known), occurred_at=given.line.occurred_at.isoformat())
+
+    monkeypatch.setattr(return_usage, "_event", with_its_offset)
+    with pytest.raises(asyncpg.InvalidTimeZoneDisplacementValueError):
+        await book.take(book.given("near"), book.given("far", occurred_at=FAR))
+    assert await book.app.fetchval("SELECT count(*) FROM usage_event") == 0
 
 
 async def test_late_data_and_reversals_restate_a_day(book: Book) -> None:
