@@ -17,14 +17,16 @@ _PARAMETERS = frozenset({"grant_type", "client_assertion_type", "client_assertio
 async def token(call: Call) -> web.Response:
     try:
         form = _form(call.body)
-        if form.get("grant_type") != "client_credentials":
+        if "grant_type" not in form:
+            raise TokenRefused("invalid_request", "grant_type is required")
+        if form["grant_type"] != "client_credentials":
             raise TokenRefused("unsupported_grant_type", "grant_type must be client_credentials")
         if form.get("client_assertion_type") != ASSERTION_TYPE or "client_assertion" not in form:
             raise TokenRefused("invalid_request", "client_assertion and its type are required")
         gateway = call.gateway
         access_token, scopes = await issue_token(
             gateway.pool, gateway.tokens, gateway.directory, gateway.settings.issuer,
-            form["client_assertion"], form.get("scope"),
+            form["client_assertion"], form.get("scope"), form.get("client_id"),
         )  # fmt: skip
     except TokenRefused as refused:
         status = 401 if refused.error == "invalid_client" else 400

@@ -29,11 +29,22 @@ def invalid_client(why: str) -> TokenRefused:
 
 
 async def issue_token(
-    pool: Pool, tokens: AccessTokens, directory: Directory, issuer: str, assertion: str, scope: str | None
+    pool: Pool,
+    tokens: AccessTokens,
+    directory: Directory,
+    issuer: str,
+    assertion: str,
+    scope: str | None,
+    named: str | None = None,
 ) -> tuple[str, list[str]]:
-    """(access token, granted scopes). Raises TokenRefused, Problem 503."""
+    """(access token, granted scopes). `named`: a client_id beside the assertion must be its subject (RFC 7521 §4.2).
+
+    Raises TokenRefused, Problem 503.
+    """
     claimed = subject_of(assertion)
     client_id, kid = claimed or ("", "")
+    if named is not None and named != client_id:
+        raise invalid_client("bad_assertion")
     known = await directory.knowing(client_id, KeyPurpose.TOKEN, kid)
     if known is None or not known.caller.enabled:
         raise invalid_client("unknown_client")

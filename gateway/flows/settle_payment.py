@@ -348,5 +348,5 @@ class SettlePayment:
 
 def _not_taken(outcome: Outcome) -> Problem:
     if outcome == NotSent(Why.CANNOT_BUILD):  # nor will it be, however often it is tried again
-        return Problem("not_at_this_bank")
+        return Problem("not_at_this_bank", "its messages cannot carry this terminal_id, order or amount")
     return unavailable("the card's bank was told nothing")

@@ -68,6 +68,15 @@ async def page(connection: "AnyConnection", after: Cursor, limit: int) -> list[R
     return [Row(*row) for row in rows]
 
 
+async def is_ahead(connection: "AnyConnection", cursor: Cursor) -> bool:
+    """Whether a cursor is of a transaction that has not begun yet: no reader of this database has seen that."""
+    ahead: bool = await connection.fetchval(
+        "SELECT $1 >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint + (SELECT xid_offset FROM feed_origin)",
+        cursor.position,
+    )
+    return ahead
+
+
 async def feed_lag_s(connection: "AnyConnection") -> float:
     """Age of the first event that a long-running transaction keeps out of the feed."""
     lag: float = await connection.fetchval(_LAG)

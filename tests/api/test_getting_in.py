@@ -45,6 +45,12 @@ async def test_a_caller_gets_a_token_with_its_own_key(gateway: Running, name: st
     assert answer["scope"].split() == client.file["scope"].split()
 
 
+async def test_a_client_id_beside_the_assertion_is_its_own(merchant: Client) -> None:
+    assert (await send(merchant, form_of(merchant.assertion(), client_id="demo-merchant")))[0] == 200
+    status, body, _ = await send(merchant, form_of(merchant.assertion(), client_id="demo-bank"))
+    assert (status, json.loads(body)["error"]) == (401, "invalid_client")
+
+
 async def test_the_token_is_what_rfc_9068_says_and_the_jwks_verifies_it(merchant: Client) -> None:
     token = await merchant.token()
     async with merchant.session.get("/.well-known/jwks.json") as answer:
@@ -100,8 +106,8 @@ GRANT, KIND = "grant_type=client_credentials", f"client_assertion_type={ASSERTIO
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        ("", "unsupported_grant_type"),
-        (f"{KIND}&client_assertion=x", "unsupported_grant_type"),
+        ("", "invalid_request"),
+        (f"{KIND}&client_assertion=x", "invalid_request"),
         (f"grant_type=password&{KIND}&client_assertion=x", "unsupported_grant_type"),
         (f"grant_type=authorization_code&{KIND}&client_assertion=x", "unsupported_grant_type"),
         (f"{GRANT}&{KIND}", "invalid_request"),
@@ -112,9 +118,9 @@ GRANT, KIND = "grant_type=client_credentials", f"client_assertion_type={ASSERTIO
         (f"{GRANT}&{KIND}&client_assertion=x&scope=a&scope=b", "invalid_request"),
         (f"{GRANT}&{KIND}&client_assertion=%FF", "invalid_request"),
         ("&".join(f"a{number}=1" for number in range(50)), "invalid_request"),
-        ('{"grant_type":"client_credentials"}', "unsupported_grant_type"),
+        ('{"grant_type":"client_credentials"}', "invalid_request"),
         ("钥匙", "invalid_request"),
-        ("a\x00b", "unsupported_grant_type"),
+        ("a\x00b", "invalid_request"),
     ],
 )
 async def test_a_wrong_form_is_an_rfc_6749_error(merchant: Client, body: str, error: str) -> None:

@@ -202,6 +202,10 @@ async def test_what_is_no_bulk_is_refused_whole(bank: Client, form: str, body: b
 
 async def test_as_many_lines_as_allowed_are_taken_and_blank_ones_are_none(bank: Client) -> None:
     assert (await send(bank, b"{}\n" * BULK_LINES_MAX))[0] == 200
+    status, answer = await send(bank, b"\n" + b"{}\n\r\n" * BULK_LINES_MAX)
+    assert (status, answer.get("received")) == (422, None), "so many blank ones are no oversight"
+    status, answer = await send(bank, b"\n\n" + b"{}\n" * BULK_LINES_MAX + b"\n")
+    assert (status, answer["received"]) == (200, BULK_LINES_MAX)
     status, answer = await send(bank, b"\r\n" + ndjson([line()]).replace(b"\n", b"\r\n") + b"\n{}")
     assert (status, answer["received"], answer["created"]) == (200, 2, 1)
     assert [each["index"] for each in answer["rejected"]] == [3], "places are counted with the blank lines"
