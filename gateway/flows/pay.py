@@ -111,7 +111,8 @@ class Pay:
             order: PayOrder = asked.what
             order.judged, order.granted = row, granted.get(asked.reference, Granted())
             account = accounts.get(row[1]) if row[0] == Reason.OK else None
-            payment = _payment(asked, order, account, next(traces))
+            partner = None if account is None else self._settle.partner_of(account.bank)
+            payment = _payment(asked, order, account, next(traces), partner)
             if (refusal := self._not_now(row, payment.bank if payment.bank in closed else None)) is not None:
                 ended[asked.reference] = refusal
                 await payments.free_order(connection, payment)
@@ -130,7 +131,7 @@ class Pay:
 
     def _refusal(self, bank: str) -> Problem | None:
         """What is not the card's fault: a gap in our configuration, or a bank at which too much waits."""
-        if not self._settle.is_routed(bank):
+        if self._settle.partner_of(bank) is None:
             return unavailable("the card's bank is not connected")
         return None if self._settle.has_place(bank) else _no_place()
 
@@ -263,7 +264,7 @@ def _no_place() -> Problem:
     return overloaded("too many operations wait for the card's bank")
 
 
-def _payment(asked: Asked, order: PayOrder, account: Account | None, trace: int) -> Payment:
+def _payment(asked: Asked, order: PayOrder, account: Account | None, trace: int, partner: str | None) -> Payment:
     """An intent, or a payment that is approved or declined without the bank."""
     assert order.judged is not None, "judged before"
     reason, card_id = order.judged[0], order.judged[1]
@@ -279,7 +280,9 @@ def _payment(asked: Asked, order: PayOrder, account: Account | None, trace: int)
     if account is None:
         code = NO_ACCOUNT if reason == Reason.OK else reason
         return payment._replace(trace=trace, state=_S.DECLINED, decline_code=code)
-    return payment._replace(bank=account.bank, account_sealed=account.account_sealed, trace=trace, state=_S.INTENT)
+    return payment._replace(
+        bank=account.bank, account_sealed=account.account_sealed, trace=trace, state=_S.INTENT, partner=partner
+    )
 
 
 def _child(

@@ -115,8 +115,9 @@ class SettlePayment:
         """For so long an operation is left to whoever is at it: the call, and the writing of its outcome."""
         return dt.timedelta(milliseconds=self._settings.deadline_ms, seconds=WRITING_S)
 
-    def is_routed(self, bank: str) -> bool:
-        return bank in self._settings.routes
+    def partner_of(self, bank: str) -> str | None:
+        """Through which a new payment goes; None: the bank is not connected."""
+        return self._settings.routes.get(bank)
 
     def has_place(self, bank: str) -> bool:
         """Whether one more operation may begin; a batch that begins at once may be more, and is bounded itself."""
@@ -160,7 +161,7 @@ class SettlePayment:
                 return None
         if payment.state not in OPEN and payment.state is not _S.REVERSED:
             return await self._rest(payment, None)
-        if not self.is_routed(payment.bank or ""):  # a gap in the configuration is no reason to reverse
+        if not self._is_reached(payment):  # a gap in the configuration is no reason to reverse
             return await self._rest(payment, self._backoff(payment))
         question = next_question(
             payment.kind, payment.state, payment.tries, self._can_query(payment), self._settings.queries_max
@@ -295,12 +296,21 @@ class SettlePayment:
         return age < dt.timedelta(seconds=self._settings.look_again_s)
 
     def _can_query(self, payment: Payment) -> bool:
-        name = self._settings.routes.get(payment.bank or "")
+        name = self._partner(payment)
         return name is not None and self._banks.can(name, QueryStatus)
+
+    def _partner(self, payment: Payment) -> str | None:
+        """Another one would not find the payment, which looks as if it had never been there."""
+        return payment.partner or self.partner_of(payment.bank or "")
+
+    def _is_reached(self, payment: Payment) -> bool:
+        """By a partner that is routed, or was and is still configured."""
+        name = self._partner(payment)
+        return name is not None and (name in self._settings.routes.values() or self._banks.can(name, Reverse))
 
     async def _ask(self, payment: Payment, question: Question) -> Outcome:
         """Does not raise."""
-        name = self._settings.routes.get(payment.bank or "")
+        name = self._partner(payment)
         if name is None:  # taken out of the configuration since
             return NotSent("the bank is not routed")
         try:

@@ -11,7 +11,7 @@ from gateway.domain.payments import PaymentState, public
 from gateway.domain.redemptions import RedemptionState
 from gateway.domain.times import CHINA
 from gateway.flows.redeem_points import ReservePoints
-from gateway.flows.tell_bank import NOT_CONNECTED, bank_side
+from gateway.flows.tell_bank import ACCEPTED, NOT_CONNECTED, RELEASED, bank_side
 from gateway.flows.visit_answers import visit_answer
 from gateway.flows.write_outcomes import taken_off
 from gateway.store import loss_notices, operations, payments, redemptions, visits
@@ -75,9 +75,12 @@ async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> 
     if redemption is not None:
         return _redeemed(redemption)
     if payment is None:
-        step = OperationStep(_at(recorded.recorded_at), operation.result)
+        steps = [OperationStep(_at(recorded.recorded_at), operation.result)]
+        if (operation.kind, operation.result) == (NoticeKind.LOSS, ACCEPTED):
+            released_at = await operations.undone_at(connection, reference, NoticeKind.RELEASE, RELEASED)
+            steps += [OperationStep(_at(released_at), RELEASED)] if released_at is not None else []
         return OperationAnswer(
-            str(reference), operation.kind, operation.result, [step], operation.reason or msgspec.UNSET, undoes,
+            str(reference), operation.kind, steps[-1].status, steps, operation.reason or msgspec.UNSET, undoes,
             bank=await _bank(connection, reference) if operation.kind in set(NoticeKind) else msgspec.UNSET,
         )  # fmt: skip
     steps = [

@@ -75,6 +75,17 @@ def recorded_between(reference: UUID) -> tuple[dt.datetime, dt.datetime]:
     return made - _AROUND, made + _AROUND
 
 
+async def undone_at(connection: "AnyConnection", reference: UUID, kind: str, result: str) -> dt.datetime | None:
+    """When an operation of this kind first undid it with this result; None: it stands."""
+    time: dt.datetime | None = await connection.fetchval(
+        "SELECT min(recorded_at) FROM operation WHERE parent = $1 AND kind = $2 AND result = $3",
+        reference,
+        kind,
+        result,
+    )
+    return time
+
+
 async def find(connection: "AnyConnection", reference: UUID) -> Recorded | None:
     row = await connection.fetchrow(
         f"SELECT {_COLUMNS}, recorded_at FROM operation"  # noqa: S608 - the names of our own fields

@@ -36,6 +36,8 @@ class Payment(NamedTuple):
     discount_fen: int | None = None
     """What `benefit` took off what the caller asked for; None if it did not ask for a benefit."""
     benefit: str | None = None
+    partner: str | None = None
+    """Through which the bank is reached for this payment and all that undoes it; None: as its bank is routed."""
 
 
 class Move(NamedTuple):
@@ -114,10 +116,10 @@ RETURNING p.reference
 
 _INSERT = f"""
 INSERT INTO payment ({_COLUMNS}, next_try_at)
-SELECT *, CASE WHEN state = 'intent' THEN now() + $19::interval END
+SELECT *, CASE WHEN state = 'intent' THEN now() + $20::interval END
 FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[],
             $9::uuid[], $10::text[], $11::bytea[], $12::bigint[], $13::integer[], $14::text[], $15::text[],
-            $16::integer[], $17::bigint[], $18::text[])
+            $16::integer[], $17::bigint[], $18::text[], $19::text[])
      AS asked({_COLUMNS})
 """  # noqa: S608 - the names of our own fields
 

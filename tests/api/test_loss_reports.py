@@ -109,6 +109,14 @@ async def test_a_replaced_card_keeps_its_number_and_the_living_one_is_reported(
     assert await reason(merchant, old) == "cancelled"
 
 
+async def came_to(client: Client, reference: str) -> tuple[str, list[str]]:
+    """As its caller is told: (status, steps)."""
+    headers = await client.authorization()
+    async with client.session.get(f"/v1/operations/{reference}", headers=headers) as answer:
+        shown = await answer.json()
+    return shown["status"], [step["status"] for step in shown["history"]]
+
+
 async def test_only_the_reporter_may_release_and_only_its_own_loss(
     gateway: Running, merchant: Client, kiosk: Client, bureau: Client
 ) -> None:
@@ -118,7 +126,9 @@ async def test_only_the_reporter_may_release_and_only_its_own_loss(
         status, raw, _ = await who.effect(f"{PATH}/{reference}/release", {})
         assert (status, json.loads(raw)["code"]) == (404, "not_found")
     assert await reason(merchant, card) == "lost_temporary"
+    assert await came_to(kiosk, first) == ("accepted", ["accepted"])
     release = (await kiosk.release_loss(first))["reference"]
+    assert await came_to(kiosk, first) == ("released", ["accepted", "released"])
     # a release is no report
     assert (await kiosk.effect(f"{PATH}/{release}/release", {}))[0] == 404
     second = (await bureau.report_loss(card))["reference"]

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.domain.outcome import Approved, Outcome
+from gateway.domain.operations import Operation
+from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome
 from gateway.domain.payments import PaymentKind, PaymentState, Question, learned
 from gateway.flows import settle_payment
+from gateway.flows.settle_payment import Banks
 from tests.bank import Hold, banks
 from tests.tills import Till
 from tests.tills import till as till
@@ -128,3 +131,33 @@ async def test_an_approval_of_what_was_declined_is_kept_for_people_to_see(till: 
     shown = (await till.operation(answer["reference"]))[1]
     assert shown["status"] == "declined"
     assert shown["history"][-1]["note"] == "approved late: people have to look"
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["as it is", "control"])
+async def test_a_payment_is_looked_for_where_it_was_made_though_its_bank_is_routed_anew(
+    till: Till, monkeypatch: pytest.MonkeyPatch, forgets: bool
+) -> None:
+    settle = till.resolver.settle
+    reached = settle._banks
+
+    async def ask(name: str, operation: Operation, deadline_s: float) -> Outcome:
+        if name == "another":
+            return Declined(DeclineCode.NOT_FOUND)
+        return await reached.ask(name, operation, deadline_s)
+
+    till.bank.faults["purchase"].append("drop_after")
+    _, answer = await till.pay(await till.card())
+    if forgets:
+        connection = await asyncpg.connect(till.dsn)
+        try:
+            await connection.execute(
+                "UPDATE payment SET partner = NULL WHERE reference = $1", UUID(answer["reference"])
+            )
+        finally:
+            await connection.close()
+    routes = {"bank-jiaxing": "another"}
+    monkeypatch.setattr(settle, "_settings", msgspec.structs.replace(settle._settings, routes=routes))
+    monkeypatch.setattr(settle, "_banks", Banks(ask, reached.can))
+    await till.resolver.until_nothing_is_left()
+    assert till.bank.lines()[answer["reference"]].state == "approved", "the customer is charged"
+    assert await till.status(answer["reference"]) == ("reversed" if forgets else "approved")
