@@ -13,6 +13,7 @@ from gateway.crypto.key_files import open_folder
 from gateway.domain.cards import CardStatus
 from gateway.domain.ids import uuid7
 from gateway.domain.points import ISSUED, TransferKind, expires_on
+from gateway.flows.earn_points import EarnFigures, EarnPoints, Use
 from gateway.store import points
 from gateway.store.ledger_check import check
 from gateway.store.payments import created_at
@@ -64,6 +65,30 @@ def _opening(card_id: UUID, person_id: UUID, share: int) -> Transfer:
     return Transfer(
         transfer_id, created_at(transfer_id), TransferKind.OPEN, person_id, card_id, ISSUED, share, TODAY
     )  # fmt: skip
+
+
+async def earn(connection: "AnyConnection", flow: EarnPoints, uses: Sequence[Use]) -> EarnFigures:
+    """What `flow` does with them, and of what returned usage writes in the same transaction all that the ledger minds.
+
+    A use is reversed once, by its holder. Nor does one that earned nothing earn later, as it may here.
+    """
+    await connection.execute(
+        "INSERT INTO usage_return SELECT 'test', id::text, id, 0, now() FROM unnest($1::uuid[]) AS u(id)"
+        " ON CONFLICT DO NOTHING",
+        [use.event_id for use in uses],
+    )  # fmt: skip
+    figures = await flow.earn(connection, uses)
+    reversals = [use for use in uses if use.reverses is not None]
+    await connection.execute(
+        "INSERT INTO usage_reversal SELECT original, reversal"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS r(original, reversal, person_id, item)"
+        " WHERE EXISTS (SELECT FROM points_transfer t"
+        "               WHERE t.transfer_id = original AND t.kind = 'earn' AND t.person_id = r.person_id)"
+        " ORDER BY item ON CONFLICT DO NOTHING",
+        [use.reverses for use in reversals], [use.event_id for use in reversals],
+        [use.person_id for use in reversals],
+    )  # fmt: skip
+    return figures
 
 
 async def persons_of(connection: "AnyConnection", card_ids: Sequence[UUID]) -> dict[UUID, UUID]:

@@ -89,6 +89,26 @@ RULES = {
             OR sum(back.shortfall - back.points) FILTER (WHERE back.kind = 'take_back')
                > t.points + coalesce(sum(back.points) FILTER (WHERE back.kind = 'correct' AND back.points > 0), 0))
     """,
+    # The ids of returned uses, and their reversals, are kept for ever; the events' partitions need not be there.
+    "what was earned is a returned use's": """
+        SELECT t.transfer_id FROM points_transfer t
+        WHERE t.kind = 'earn' AND NOT EXISTS (SELECT FROM usage_return u WHERE u.event_id = t.transfer_id)
+    """,
+    "what was taken back is a reversed use's": """
+        SELECT t.transfer_id FROM points_transfer t
+        WHERE t.kind = 'take_back'
+          AND NOT EXISTS (SELECT FROM usage_reversal r WHERE r.original = t.corrects AND r.reversal = t.transfer_id)
+    """,
+    "what a reversed use had earned is taken back, or recorded as missing": """
+        SELECT t.transfer_id FROM usage_reversal r
+        JOIN points_transfer t ON t.transfer_id = r.original
+        LEFT JOIN (
+            -- with what it was corrected downwards by
+            SELECT corrects, sum(CASE WHEN kind = 'take_back' THEN shortfall - points ELSE -points END) AS points
+            FROM points_transfer WHERE kind = 'take_back' OR kind = 'correct' AND points < 0 GROUP BY corrects
+        ) back ON back.corrects = t.transfer_id
+        WHERE t.kind = 'earn' AND coalesce(back.points, 0) < t.points
+    """,
 }
 """Every rule with the statement that finds what breaks it (reliability.md §1)."""
 

@@ -41,14 +41,14 @@ from gateway.store.pool import FOR_EFFECTS, Pool, connect
 from gateway.store.verify import Presented
 from tests.conftest import Database
 from tests.faults.points_model import RULES, Event, Model, Person
-from tests.ledger import add_people, broken_rules, new_id
+from tests.ledger import add_people, broken_rules, earn, new_id
 from tests.running import MANY
 
 RUNS, STEPS = (5_000, 50) if MANY else (20, 16)
 PEOPLE = 3
 HOUR = dt.timedelta(hours=1)
 FIRST_DAY = dt.date(2026, 11, 20)
-FIRST_EXPIRY = dt.date(2028, 9, 20)  # of what is earned at the beginning: three months, one after the other
+FIRST_EXPIRY = dt.date(2028, 9, 20)  # of what is earned at the beginning: one month is over, three are to come
 T = TypeVar("T")
 
 _PERSON = st.integers(0, PEOPLE - 1)
@@ -138,7 +138,8 @@ class Ledger(RuleBasedStateMachine):
         self.kept: list[tuple[str, Asked, bytes]] = []
         """(key, what it was used for, its answer)."""
         self.today = FIRST_EXPIRY
-        self.use([("use", person, "till", 4500, back) for person in range(PEOPLE) for back in (0, 2, 4)])
+        self.use([("use", person, "till", 4500, back) for person in range(PEOPLE) for back in (0, 2, 4, 6)])
+        self.time_passes(0)  # the oldest has expired
         self.at_once([("reserve", person, 20, False) for person in range(PEOPLE)], None)
 
     @rule(batch=st.lists(_EVENTS, min_size=1, max_size=5))
@@ -158,15 +159,15 @@ class Ledger(RuleBasedStateMachine):
                 if (event := self.model.events[place]).reverses is None:
                     places.append(self._event(event._replace(reverses=place)))
 
-        async def earn() -> None:
+        async def take_up() -> None:
             async with self.house.app.transaction():
-                await self.house.earn.earn(self.house.app, [self.uses[place] for place in places])
+                await earn(self.house.app, self.house.earn, [self.uses[place] for place in places])
 
         if self.model.use(places):
-            self.house.run(earn())
+            self.house.run(take_up())
         else:
             with pytest.raises(asyncpg.UniqueViolationError):
-                self.house.run(earn())
+                self.house.run(take_up())
         self.compare()
 
     def _event(self, event: Event) -> int:
@@ -346,4 +347,4 @@ def _expired_and_then_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_control_a_ledger_that_does_not_is_noticed(house: House, monkeypatch: pytest.MonkeyPatch, plant: Any) -> None:
     plant(monkeypatch)
     with pytest.raises((AssertionError, ExceptionGroup)):
-        play(house, 25, (Phase.generate,))
+        play(house, 50, (Phase.generate,))

@@ -25,7 +25,7 @@ from gateway.store.pool import FOR_EFFECTS, FOR_RETURNS, Pool
 from gateway.store.verify import Presented
 from tests.conftest import Database
 from tests.faults.home import Figure
-from tests.ledger import add_people, broken_rules, new_id, open_points
+from tests.ledger import add_people, broken_rules, earn, new_id, open_points
 from tests.running import MANY
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Market:
         ]  # fmt: skip
         undone = chance.sample([*self._past, *uses], 60)
         reversals = [replace(use, event_id=new_id(), reverses=use.event_id) for use in undone]
-        figures = await EarnPoints(lambda: RULES).earn(connection, uses + reversals)
+        figures = await earn(connection, EarnPoints(lambda: RULES), uses + reversals)
         self._past.extend(uses)
         self.done.update(earned=figures.earned, taken_back=figures.taken_back)
 

@@ -21,7 +21,7 @@ from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.points import Transfer
 from gateway.store.pool import Pool
 from tests.conftest import drop_database, make_database
-from tests.ledger import add_people, broken_rules, new_id, persons_of
+from tests.ledger import add_people, broken_rules, earn, new_id, persons_of
 
 if TYPE_CHECKING:
     from gateway.store.pool import Connection
@@ -43,7 +43,7 @@ class Ledger(NamedTuple):
         async with self.app.transaction():
             holders = await persons_of(self.app, [each.card_id for each in uses])
             held = [replace(each, person_id=holders[each.card_id]) for each in uses]
-            return await EarnPoints(lambda: RULES).earn(self.app, held)
+            return await earn(self.app, EarnPoints(lambda: RULES), held)
 
     async def balance(self, card: UUID) -> int:
         found = await points.lock(self.app, [self.people[card]])
@@ -208,7 +208,7 @@ async def test_rivals_earn_for_the_same_people_without_a_loss(ledger: Ledger) ->
                 cards = ledger.cards[:: -1 if (seed + turn) % 2 else 1]
                 uses = [replace(use(card, 300), person_id=ledger.people[card]) for card in cards]
                 async with connection.transaction():
-                    total += (await EarnPoints(lambda: RULES).earn(connection, uses)).earned
+                    total += (await earn(connection, EarnPoints(lambda: RULES), uses)).earned
         finally:
             await connection.close()
         return total

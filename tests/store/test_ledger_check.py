@@ -14,12 +14,12 @@ import pytest
 
 from gateway.domain.points import EarnRules, PointsRule
 from gateway.flows.correct_points import NotCorrected, correct
-from gateway.flows.earn_points import EarnPoints, Use
+from gateway.flows.earn_points import EarnFigures, EarnPoints, Use
 from gateway.store import points
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.ledger_check import RULES, check
 from tests.conftest import drop_database, make_database, prepare_data_dir
-from tests.ledger import add_people, broken_rules, new_id, open_points
+from tests.ledger import add_people, broken_rules, earn, new_id, open_points
 from tests.running import ROOT, free_port
 
 if TYPE_CHECKING:
@@ -39,12 +39,29 @@ class Ledger(NamedTuple):
         return next(iter(self.people.values()))
 
 
+USED, BACK, KEPT = new_id(), new_id(), new_id()
+"""Events of the second of them: a use that earned 50 points, its reversal, 30 short, and a use that is not reversed."""
+
+
+async def use_and_reverse(owner: "Connection", card: UUID, person: UUID) -> None:
+    flow = EarnPoints(lambda: EarnRules({"market.till": PointsRule(per_yuan=1, daily_max=1000)}, 24))
+    uses = [Use(event, card, person, "market.till", 5000, NOW) for event in (USED, KEPT)]
+    reserve = "UPDATE points_account SET reserved = $2 WHERE account_id = $1"
+    async with owner.transaction():
+        await earn(owner, flow, uses)
+        await owner.execute(reserve, person, 180)
+        figures = await earn(owner, flow, [Use(BACK, card, person, "market.till", 5000, NOW, USED)])
+        assert figures == EarnFigures(0, 20, 30)
+        await owner.execute(reserve, person, 0)
+
+
 @pytest.fixture(scope="module")
 async def ledger(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[Ledger]:
     database = await make_database(postgres, template)
     owner = await asyncpg.connect(database.dsn)
     people = await add_people(owner, 10)
     await open_points(owner, people, 100, lots=2)
+    await use_and_reverse(owner, *list(people.items())[1])
     await owner.execute("SET session_replication_role = replica")  # no trigger minds what is planted
     yield Ledger(owner, database.dsn, people)
     await owner.close()
@@ -101,15 +118,32 @@ PLANTED = {
         "INSERT INTO points_transfer (transfer_id, created_at, kind, person_id, counter, points, shortfall, day,"
         " corrects) SELECT '01890000-0000-7000-8000-000000000000', created_at, 'take_back', person_id, counter, 0, 1,"
         " day, transfer_id FROM points_transfer WHERE transfer_id = LAST",
-        "DELETE FROM points_transfer WHERE kind = 'take_back'",
+        "DELETE FROM points_transfer WHERE transfer_id = '01890000-0000-7000-8000-000000000000'",
         "LAST",
+    ),
+    "what was earned is a returned use's": (
+        "DELETE FROM usage_return WHERE event_id = USED",
+        "INSERT INTO usage_return VALUES ('test', 'again', USED, 0, now())",
+        "USED",
+    ),
+    "what was taken back is a reversed use's": (
+        "UPDATE usage_reversal SET reversal = KEPT WHERE original = USED",
+        "UPDATE usage_reversal SET reversal = BACK WHERE original = USED",
+        "BACK",
+    ),
+    "what a reversed use had earned is taken back, or recorded as missing": (
+        "INSERT INTO usage_reversal VALUES (KEPT, BACK)",
+        "DELETE FROM usage_reversal WHERE original = KEPT",
+        "KEPT",
     ),
 }
 """Rule: (how it is broken, how that is undone, what is found)."""
 
 
 def of_person(ledger: Ledger, statement: str) -> str:
-    """PERSON is one of them, LAST the last transfer of that one."""
+    """PERSON is one of them, LAST the last transfer of that one; USED, BACK and KEPT are events."""
+    for name, event in {"USED": USED, "BACK": BACK, "KEPT": KEPT}.items():
+        statement = statement.replace(name, f"'{event}'::uuid")
     last = "(SELECT transfer_id FROM points_entry WHERE account_id = PERSON ORDER BY number DESC LIMIT 1)"
     return statement.replace("LAST", last).replace("PERSON", f"'{ledger.person}'::uuid")
 
@@ -127,6 +161,15 @@ async def test_a_planted_row_is_found(ledger: Ledger, rule: str) -> None:
     assert await broken_rules(ledger.owner) == {}
 
 
+async def test_a_shortfall_that_is_not_recorded_is_found(ledger: Ledger) -> None:
+    less = "UPDATE points_transfer SET shortfall = shortfall - $2 WHERE transfer_id = $1"
+    for points_less in (1, -1):
+        await ledger.owner.execute(less, BACK, points_less)
+        found = await broken_rules(ledger.owner)
+        missing = "what a reversed use had earned is taken back, or recorded as missing"
+        assert found == ({missing: (str(USED),)} if points_less > 0 else {})
+
+
 async def test_it_holds_in_every_snapshot_while_writers_are_busy(ledger: Ledger) -> None:
     rules = EarnRules({"market.till": PointsRule(per_yuan=1, daily_max=1_000_000)}, 24)
     done = asyncio.Event()
@@ -137,7 +180,7 @@ async def test_it_holds_in_every_snapshot_while_writers_are_busy(ledger: Ledger)
             while not done.is_set():
                 uses = [Use(new_id(), *holder, "market.till", 500, NOW) for holder in ledger.people.items()]
                 async with connection.transaction():
-                    await EarnPoints(lambda: rules).earn(connection, uses)
+                    await earn(connection, EarnPoints(lambda: rules), uses)
         finally:
             await connection.close()
 
@@ -178,10 +221,10 @@ async def test_what_was_corrected_and_then_reversed_is_no_finding(ledger: Ledger
         used = Use(new_id(), card, person, "its.own", 5000, NOW)
         back = Use(new_id(), card, person, "its.own", 5000, NOW, used.event_id)
         async with ledger.owner.transaction():
-            assert (await flow.earn(ledger.owner, [used])).earned == 50
+            assert (await earn(ledger.owner, flow, [used])).earned == 50
         await correct(ledger.owner, new_id(), used.event_id, amount, "counted wrong", 24)
         async with ledger.owner.transaction():
-            assert (await flow.earn(ledger.owner, [back])).taken_back == taken_back
+            assert (await earn(ledger.owner, flow, [back])).taken_back == taken_back
         assert await broken_rules(ledger.owner) == {}
 
 

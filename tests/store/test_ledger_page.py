@@ -20,7 +20,7 @@ from gateway.store import points
 from gateway.store.pool import Pool
 from gateway.store.verify import Presented
 from tests.conftest import Database
-from tests.ledger import add_people, broken_rules, new_id
+from tests.ledger import add_people, broken_rules, earn, new_id
 from tests.running import ROOT
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Life:
 
     async def earn(self, what: str, use: Use) -> None:
         async with self.app.transaction():
-            await EarnPoints(lambda: self.rules).earn(self.app, [use])
+            await earn(self.app, EarnPoints(lambda: self.rules), [use])
         await self.write(what)
 
     async def reserve(self, what: str, item: str) -> UUID:
