@@ -97,8 +97,9 @@ class Pay:
             [(asked.caller_id, asked.what.merchant_order_id, asked.reference) for asked in batch],
         )
         taken = [asked for asked in batch if asked.reference in won]
+        used = await _used(connection, [asked for asked in batch if asked.reference not in won])
         if not taken:
-            return [Problem("order_id_used") for _ in batch]
+            return [used[asked.reference] for asked in batch]
         presented = [asked.what.presented for asked in taken]
         judged = await verify_batch(connection, presented, self._status_max_age, self._verify_timeout_s)
         accounts = await payments.accounts(connection, [row[1] for row in judged if row[0] == Reason.OK])
@@ -121,7 +122,7 @@ class Pay:
             ended[asked.reference] = _begun(asked, payment)
         if rows:
             await payments.insert(connection, rows, self._settle.lease)
-        return [ended.get(asked.reference) or Problem("order_id_used") for asked in batch]
+        return [ended.get(asked.reference) or used[asked.reference] for asked in batch]
 
     def _not_now(self, judged: Judged, closed_bank: str | None) -> Problem | None:
         """Why this may be asked again as it is: key and order id stay free."""
@@ -258,6 +259,18 @@ async def _lock(
     wanted = [asked.what.payment for asked in batch]
     parents = await payments.lock(connection, wanted, [asked.caller_id for asked in batch])
     return parents, await payments.refunded(connection, wanted), await payments.being_reversed(connection, wanted)
+
+
+async def _used(connection: "AnyConnection", batch: Sequence[Asked]) -> dict[UUID, Problem]:
+    """Who has lost its key finds its payment again by its order."""
+    if not batch:
+        return {}
+    orders = {asked.reference: (asked.caller_id, asked.what.merchant_order_id) for asked in batch}
+    found = await payments.orders(connection, list(orders.values()))
+    return {
+        reference: Problem("order_id_used", f"by {found[order]}" if order in found else "")
+        for reference, order in orders.items()
+    }
 
 
 def _no_place() -> Problem:

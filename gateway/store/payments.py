@@ -149,6 +149,16 @@ async def take_orders(connection: "AnyConnection", orders: Sequence[tuple[str, s
     return {row[0] for row in rows}
 
 
+async def orders(connection: "AnyConnection", orders: Sequence[tuple[str, str]]) -> dict[tuple[str, str], UUID]:
+    """The payments that have these (caller, order id)."""
+    rows = await connection.fetch(
+        "SELECT caller, merchant_order_id, reference FROM payment_order"
+        " JOIN unnest($1::text[], $2::text[]) AS asked(caller, merchant_order_id) USING (caller, merchant_order_id)",
+        *(list(column) for column in zip(*orders, strict=True)),
+    )  # fmt: skip
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
 async def free_order(connection: "AnyConnection", payment: Payment) -> None:
     """Nothing reached the bank: the order may be paid by another attempt."""
     await connection.execute(

@@ -101,6 +101,8 @@ async def test_an_order_is_paid_once(till: Till) -> None:
     assert {json.loads(raw)["code"] for status, raw, _ in answers if status == 409} == {"order_id_used"}
     later = await till.merchant.effect(PATH, body, key="once-later")
     assert (later[0], json.loads(later[1])["code"]) == (409, "order_id_used")
+    (paid,) = [json.loads(raw)["reference"] for status, raw, _ in answers if status == 200]
+    assert json.loads(later[1])["detail"] == f"by {paid}", "for who has lost its key"
 
 
 async def test_64_repetitions_are_one_charge(till: Till) -> None:
