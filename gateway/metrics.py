@@ -142,10 +142,12 @@ VISITS = Counter(
     "yikatong_visits_total", "Moves of visits at merchants' own systems to a state", ("kind", "partner", "state")
 )
 RECONCILIATION = Gauge(
-    "yikatong_reconciliation", "Lines of the last reconciled day", ("bank", "finding"), multiprocess_mode="mostrecent"
-)
+    "yikatong_reconciliation", "Lines of the reports of the last 24 hours", ("bank", "finding"),
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
 RECONCILED_DAY = Gauge(
-    "yikatong_reconciliation_day_seconds", "Beginning of the last reconciled day, since 1970", ("bank",),
+    "yikatong_reconciliation_day_seconds",
+    "Beginning of the last day up to which no day is without its report, since 1970", ("bank",),
     multiprocess_mode="mostrecent",
 )  # fmt: skip
 POINTS = Counter("yikatong_points_total", "Points moved, by the kind of transfer", ("kind",))

@@ -1,5 +1,10 @@
-"""Our payments of a day beside the bank's lines: what fits, and what does not. Nothing is corrected here or after."""
+"""Our payments of a day beside the bank's lines: what fits, and what does not. Nothing is corrected here or after.
 
+An operation is of the day in its reference, which is the one that the bank is told. So is a caller's reversal: of a
+payment of another day it is a line `reversed` of its own day, under the payment's reference.
+"""
+
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
@@ -18,7 +23,10 @@ class Finding(StrEnum):
 
 
 class Line(NamedTuple):
-    """`state` in our callers' words: approved, declined, reversed, pending, not_sent; of the bank the first four."""
+    """`state` in our callers' words: approved, declined, reversed, pending, not_sent; of the bank the first four.
+
+    Ours has two more, see state_on().
+    """
 
     reference: str
     amount_fen: int
@@ -37,11 +45,28 @@ class Compared(NamedTuple):
 _FITS: Mapping[str, frozenset[str]] = {
     "approved": frozenset({"approved"}),
     "reversed": frozenset({"reversed", "declined", ""}),  # it may never have come to them
+    "reversed_later": frozenset({"approved", "reversed"}),  # some files say how it was, some how it is
+    "reversal": frozenset({"reversed"}),  # they had approved it: without a line they still have the money
     "declined": frozenset({"declined", ""}),
     "not_sent": frozenset({""}),
     "pending": frozenset(),
 }
 """Our state, and theirs that fit; empty: no line."""
+
+
+def state_on(
+    day: tuple[dt.datetime, dt.datetime], state: str, created_at: dt.datetime, reversed_at: dt.datetime | None
+) -> str:
+    """A payment's state as that of a day (from, until). `reversed_at`: when an approved one's reversal was asked for.
+
+    `reversed_later`: approved then, and reversed on a later day. `reversal`: approved on another day, reversed on this.
+    """
+    since, until = day
+    if reversed_at is None:
+        return state
+    if reversed_at >= until:
+        return "reversed_later"
+    return "reversal" if created_at < since <= reversed_at else state
 
 
 def compare(ours: Iterable[Line], theirs: Iterable[Line]) -> list[Compared]:

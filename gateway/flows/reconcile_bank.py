@@ -1,11 +1,16 @@
-"""Compare a settlement day with the bank's check file, and leave a report. Nothing is corrected: people decide."""
+"""Compare a settlement day with the bank's check file, and leave a report. Nothing is corrected: people decide.
+
+The reports are the memory of what was done: a day is asked for until there is one, and a gap is told of until it is
+closed, also by hand.
+"""
 
 import csv
 import datetime as dt
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -20,7 +25,7 @@ from gateway.domain.ids import uuid7
 from gateway.domain.operations import CheckFile
 from gateway.domain.outcome import Approved
 from gateway.domain.payments import PaymentState, public
-from gateway.domain.reconciliation import Compared, Finding, Line, compare, count
+from gateway.domain.reconciliation import Compared, Finding, Line, compare, count, state_on
 from gateway.domain.times import CHINA
 from gateway.flows.settle_payment import Banks
 from gateway.metrics import RECONCILED_DAY, RECONCILIATION
@@ -32,6 +37,15 @@ log = structlog.get_logger()
 _FILE_MAX = 64 * 1024 * 1024
 _CALL_S = 60.0
 _FOLDER = "reconciliation"
+_DAY = dt.timedelta(days=1)
+_ASK_DAYS = 14
+"""So long a bank is asked for a day's file: past the longest row of holidays on which none comes (8 days)."""
+_GAP_DAYS = 92
+"""So long a day without a report is told of: until people have closed it with a file that came another way."""
+_ASKED_MAX = 5
+"""Days of one bank in a turn: one that does not answer takes 5 of the 10 minutes until the next."""
+_SHOWN_S = 86_400
+"""The figures are those of the reports made within this: a day's own turn, and what was made up for in it."""
 
 
 class NotReconciled(CannotStart):
@@ -50,6 +64,10 @@ class _Line(msgspec.Struct, frozen=True):
     state: str
 
 
+class _Counted(msgspec.Struct, frozen=True):
+    counts: dict[Finding, int]
+
+
 def paths(data_dir: Path, bank: str, day: dt.date) -> tuple[Path, Path]:
     """(CSV, JSON) of a report."""
     return data_dir / _FOLDER / f"{bank}-{day}.csv", data_dir / _FOLDER / f"{bank}-{day}.json"
@@ -64,24 +82,51 @@ class ReconcileBank:
         self._settings = settings
         self._data_dir = data_dir
         self._random = RandomBytes()
+        self._asked: Counter[tuple[str, dt.date]] = Counter()
+        """How often for each day: a few a day and bank are added, and all forgotten with the process."""
 
     async def turn(self, now: dt.datetime) -> None:
-        """Yesterday, for every bank that has no report of it yet; the first hour is left to the bank.
+        """The days without a report, the oldest first, of every bank; the first hour of a day is left to the bank.
 
-        Each bank by itself: one that gives no file is asked again next time, and keeps no other from its report.
-        Raises Problem 503, OSError.
+        Each day and bank by itself: one without its file is asked for again next time, after those that were asked for
+        less often, and keeps no other from its report. Raises Problem 503, OSError.
         """
         local = now.astimezone(CHINA)
-        day = local.date() - dt.timedelta(days=1)
         if local.hour < 1:
             return
         for bank in self._settings.routes:
-            if paths(self._data_dir, bank, day)[1].exists() or not self._banks.can(self._partner(bank), CheckFile):
+            if not self._banks.can(self._partner(bank), CheckFile):
                 continue
-            try:
-                await self.run(bank, day, await self.fetch(bank, day))
-            except NotReconciled as error:
-                log.warning("not reconciled", why=str(error))
+            begin = await self._begin(bank, local.date())
+            missing = self._missing(bank, begin, local.date())
+            wanted = [day for day in missing if day >= local.date() - _ASK_DAYS * _DAY]
+            for day in sorted(wanted, key=lambda day: (self._asked[bank, day], day))[:_ASKED_MAX]:
+                self._asked[bank, day] += 1
+                try:
+                    await self.run(bank, day, await self.fetch(bank, day))
+                except NotReconciled as error:
+                    log.warning("not reconciled", why=str(error))
+            self._measure(bank, self._missing(bank, begin, local.date()), local.date())
+
+    async def _begin(self, bank: str, today: dt.date) -> dt.date:
+        """The first day that has to have a report: before its first payment a bank has no gap."""
+        since = today - _GAP_DAYS * _DAY
+        async with self._pool.acquire() as connection:
+            first = await payments.first_at(connection, bank, dt.datetime.combine(since, dt.time(), CHINA))
+        yesterday = today - _DAY
+        return min(first.astimezone(CHINA).date(), yesterday) if first else yesterday
+
+    def _missing(self, bank: str, begin: dt.date, today: dt.date) -> list[dt.date]:
+        """The days before today without a report, the oldest first."""
+        there = _reported(self._data_dir, bank)
+        days = (begin + number * _DAY for number in range((today - begin).days))
+        return [day for day in days if day not in there]
+
+    def _measure(self, bank: str, missing: Collection[dt.date], today: dt.date) -> None:
+        whole = min(missing, default=today) - _DAY
+        RECONCILED_DAY.labels(bank).set(dt.datetime.combine(whole, dt.time(), CHINA).timestamp())
+        for finding, number in _counts(self._data_dir, bank, time.time() - _SHOWN_S).items():
+            RECONCILIATION.labels(bank, finding).set(number)
 
     async def fetch(self, bank: str, day: dt.date) -> list[Line]:
         """The bank's lines. Raises NotReconciled."""
@@ -100,25 +145,50 @@ class ReconcileBank:
         files = paths(self._data_dir, bank, day)
         _write(files[0], _csv(compared))
         _write(files[1], _json(bank, day, compared, counts))  # last: it says that the report is whole
-        for finding, number in counts.items():
-            RECONCILIATION.labels(bank, finding).set(number)
-        RECONCILED_DAY.labels(bank).set(dt.datetime.combine(day, dt.time(), CHINA).timestamp())
         return Report(compared, counts, files)
 
     async def _ours(self, bank: str, day: dt.date, theirs: Sequence[Line]) -> list[Line]:
-        """Of this day, and those of other days that the bank has in this one (about midnight)."""
+        """Of this day, with those of other days that were reversed in it, or that the bank has in it (midnight)."""
         since = dt.datetime.combine(day, dt.time(), CHINA)
-        async with self._pool.acquire(30) as connection:
-            rows = await payments.of_day(connection, bank, since, since + dt.timedelta(days=1))
-            known = {str(row.reference) for row in rows}
-            others = {line.reference for line in theirs} - known
-            rows += await payments.of_bank(connection, bank, [UUID(each) for each in others if _may_be_ours(each)])
-        return [Line(str(row.reference), row.amount_fen, public(PaymentState(row.state))) for row in rows]
+        until = since + _DAY
+        async with (
+            self._pool.acquire(30) as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),  # payments and reversals of one moment
+        ):
+            rows = await payments.of_day(connection, bank, since, until)
+            reversals = await payments.reversals_of_day(connection, bank, since, until)
+            named = {UUID(line.reference) for line in theirs if _may_be_ours(line.reference)} | reversals.keys()
+            rows += await payments.of_bank(connection, bank, list(named - {row.reference for row in rows}))
+        lines = []
+        for row in rows:
+            state = PaymentState.UNKNOWN if reversals.get(row.reference) else row.state
+            state_then = state_on((since, until), public(state), row.created_at, row.reversed_at)
+            lines.append(Line(str(row.reference), row.amount_fen, state_then))
+        return lines
 
     def _partner(self, bank: str) -> str:
         if bank not in self._settings.routes:
             raise NotReconciled(f"{bank} is not in gateway.toml: payments.routes")
         return self._settings.routes[bank]
+
+
+def _reported(data_dir: Path, bank: str) -> set[dt.date]:
+    """The days of a bank's reports."""
+    names = (file.stem.removeprefix(f"{bank}-") for file in _reports(data_dir, bank))
+    return {dt.date.fromisoformat(name) for name in names}
+
+
+def _counts(data_dir: Path, bank: str, since: float) -> Counter[Finding]:
+    """Of the reports that were made since a time (seconds since 1970)."""
+    counts: Counter[Finding] = Counter(dict.fromkeys(Finding, 0))
+    for file in _reports(data_dir, bank):
+        if file.stat().st_mtime >= since:
+            counts.update(msgspec.json.decode(file.read_bytes(), type=_Counted).counts)
+    return counts
+
+
+def _reports(data_dir: Path, bank: str) -> list[Path]:
+    return list((data_dir / _FOLDER).glob(f"{bank}-[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9].json"))
 
 
 def read_file(file: Path) -> list[Line]:

@@ -71,6 +71,17 @@ class Step(NamedTuple):
     note: str
 
 
+class Booked(NamedTuple):
+    """A payment or refund, as it is compared with the bank's line."""
+
+    reference: UUID
+    created_at: dt.datetime
+    amount_fen: int
+    state: PaymentState
+    reversed_at: dt.datetime | None
+    """When the reversal was asked for that undid it; None also of one that was never approved."""
+
+
 class Stuck(NamedTuple):
     reference: UUID
     kind: str
@@ -88,6 +99,17 @@ _P_COLUMNS = ", ".join(f"p.{name}" for name in Payment._fields)
 _OPEN = sorted(OPEN)
 _SINCE = "coalesce(decided_at, created_at)"
 """Since when something is left to do: an old payment that has just been reversed is looked for once more."""
+
+_BOOKED = """
+SELECT p.reference, p.created_at, p.amount_fen, p.state, CASE WHEN p.state = 'reversed' THEN (
+    SELECT min(r.created_at) FROM payment_history h, payment r
+    WHERE h.reference = p.reference AND h.created_at = p.created_at AND h.state = 'approved'
+      AND r.parent = p.reference AND r.created_at >= p.created_at AND r.kind = 'reversal' AND r.state = 'reversed'
+) END AS reversed_at
+FROM payment p
+"""
+"""The first reversal that is done undid it: those after it found it so. One query, as EXISTS would be answered from all
+of the history; few are reversed, so this is cheap."""
 
 _DUE = f"""
 WITH taken AS (
@@ -281,26 +303,53 @@ async def count_open(connection: "AnyConnection", older_than: dt.timedelta) -> t
     return row[0], row[1]
 
 
-async def of_day(connection: "AnyConnection", bank: str, since: dt.datetime, until: dt.datetime) -> list[Payment]:
-    """Payments and refunds at a bank; a reversal is a state of its payment."""
+async def of_day(connection: "AnyConnection", bank: str, since: dt.datetime, until: dt.datetime) -> list[Booked]:
+    """Payments and refunds at a bank; for reversals see reversals_of_day()."""
     rows = await connection.fetch(
-        f"SELECT {_COLUMNS} FROM payment"  # noqa: S608 - the names of our own fields
-        " WHERE bank = $1 AND created_at >= $2 AND created_at < $3 AND kind <> 'reversal'",
+        f"{_BOOKED} WHERE p.bank = $1 AND p.created_at >= $2 AND p.created_at < $3 AND p.kind <> 'reversal'",
         bank, since, until,
     )  # fmt: skip
-    return [_payment(row) for row in rows]
+    return [_booked(row) for row in rows]
 
 
-async def of_bank(connection: "AnyConnection", bank: str, references: Sequence[UUID]) -> list[Payment]:
+async def of_bank(connection: "AnyConnection", bank: str, references: Sequence[UUID]) -> list[Booked]:
     """Those of the references that are payments or refunds at this bank."""
     rows = await connection.fetch(
-        f"SELECT {_P_COLUMNS} FROM payment p"  # noqa: S608 - the names of our own fields
-        " JOIN (SELECT DISTINCT * FROM unnest($2::uuid[], $3::timestamptz[])) AS asked(reference, created_at)"
+        f"{_BOOKED} JOIN"  # noqa: S608 - our own text
+        " (SELECT DISTINCT * FROM unnest($2::uuid[], $3::timestamptz[])) AS asked(reference, created_at)"
         " ON p.reference = asked.reference AND p.created_at = asked.created_at"
         " WHERE p.bank = $1 AND p.kind <> 'reversal'",
         bank, references, [created_at(reference) for reference in references],
     )  # fmt: skip
-    return [_payment(row) for row in rows]
+    return [_booked(row) for row in rows]
+
+
+async def reversals_of_day(
+    connection: "AnyConnection", bank: str, since: dt.datetime, until: dt.datetime
+) -> dict[UUID, bool]:
+    """The payments, of whatever day, that callers wanted reversed in this time: whether that is still open.
+
+    Not those where it came to nothing.
+    """
+    rows = await connection.fetch(
+        "SELECT parent, bool_or(state <> 'reversed') FROM payment WHERE bank = $1 AND created_at >= $2"
+        " AND created_at < $3 AND kind = 'reversal' AND state NOT IN ('declined', 'not_sent') GROUP BY parent",
+        bank, since, until,
+    )  # fmt: skip
+    return {row[0]: row[1] for row in rows}
+
+
+async def first_at(connection: "AnyConnection", bank: str, since: dt.datetime) -> dt.datetime | None:
+    """When the first operation at a bank after a time was begun."""
+    found: dt.datetime | None = await connection.fetchval(
+        "SELECT min(created_at) FROM payment WHERE bank = $1 AND created_at >= $2", bank, since
+    )
+    return found
+
+
+def _booked(row: "asyncpg.Record") -> Booked:
+    booked = Booked(*row)
+    return booked._replace(state=PaymentState(booked.state))
 
 
 def _payment(row: "asyncpg.Record") -> Payment:

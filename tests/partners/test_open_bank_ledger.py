@@ -95,3 +95,22 @@ def test_control_a_bank_that_makes_money_is_noticed() -> None:
     keeps_its_money(Ledger, asked)
     with pytest.raises(AssertionError):
         keeps_its_money(Generous, asked)
+
+
+def test_the_file_of_a_day_stays_as_it_was(tmp_path: Path) -> None:
+    """What is reversed on a later day is a line of both: as it was, and as reversed."""
+    paid, gone, other = (str(UUID(int=number)) for number in (1, 2, 3))
+    with contextlib.closing(Book(tmp_path / "book.ndjson")) as book:
+        bank = Ledger(book, OPENING_FEN)
+        for reference in (paid, gone):
+            bank.pay(Payment(reference, "purchase", DAY, PAYER, PAYEE, 10), "")
+        bank.reverse(str(UUID(int=4)), gone, DAY, "")
+        bank.pay(Payment(other, "purchase", "20261124", PAYER, PAYEE, 30), "")
+        bank.reverse(str(UUID(int=5)), paid, "20261124", "")
+        files = [bank.check_file(day, str).split("\n") for day in (DAY, "20261124", "20261125")]
+    one, two, three = (f"{UUID(reference).hex}|{fen}" for reference, fen in ((paid, 10), (gone, 10), (other, 30)))
+    assert files == [
+        ["2|20", f"{one}|1", f"{two}|3", ""],
+        ["2|40", f"{one}|3", f"{three}|1", ""],
+        ["0|0", ""],
+    ]

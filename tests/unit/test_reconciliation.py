@@ -1,12 +1,15 @@
 """A day of ours beside the bank's: every line is in one finding, and planted differences are found."""
 
+import datetime as dt
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.reconciliation import Finding, Line, compare, count
+from gateway.domain.reconciliation import Finding, Line, compare, count, state_on
+from gateway.domain.times import CHINA
 
 REFERENCES = [f"r{number}" for number in range(8)]
-OURS = ["approved", "declined", "reversed", "pending", "not_sent"]
+OURS = ["approved", "declined", "reversed", "pending", "not_sent", "reversed_later", "reversal"]
 THEIRS = ["approved", "declined", "reversed", "pending"]
 
 
@@ -36,14 +39,38 @@ def test_each_planted_difference_is_found() -> None:
         Line("fits", 1, "approved"), Line("ours-alone", 1, "approved"), Line("declined", 1, "declined"),
         Line("amount", 1, "approved"), Line("charged-though-reversed", 1, "reversed"), Line("open", 1, "pending"),
         Line("never-arrived", 1, "reversed"), Line("twice", 1, "approved"),
+        Line("later", 1, "reversed_later"), Line("later-still", 1, "reversed_later"), Line("lost", 1, "reversed_later"),
+        Line("given-back", 1, "reversal"), Line("kept", 1, "reversal"), Line("refused", 1, "reversal"),
     ]  # fmt: skip
     theirs = [
         Line("fits", 1, "approved"), Line("theirs-alone", 1, "approved"), Line("amount", 2, "approved"),
         Line("charged-though-reversed", 1, "approved"), Line("twice", 1, "approved"), Line("twice", 1, "approved"),
+        Line("later", 1, "approved"), Line("later-still", 1, "reversed"), Line("given-back", 1, "reversed"),
+        Line("refused", 1, "declined"),
     ]  # fmt: skip
     found = {(each.reference, each.finding.value) for each in compare(ours, theirs)}
     assert found == {
         ("fits", "matched"), ("ours-alone", "missing_there"), ("declined", "matched"), ("amount", "different_amount"),
         ("charged-though-reversed", "different_state"), ("open", "missing_there"), ("never-arrived", "matched"),
         ("theirs-alone", "missing_here"), ("twice", "matched"), ("twice", "twice_there"),
+        ("later", "matched"), ("later-still", "matched"), ("lost", "missing_there"),
+        ("given-back", "matched"), ("kept", "missing_there"), ("refused", "different_state"),
     }  # fmt: skip
+
+
+def test_a_reversal_is_of_the_day_on_which_it_was_asked_for() -> None:
+    midnight = dt.datetime(2026, 11, 23, tzinfo=CHINA)
+    day, hour = dt.timedelta(days=1), dt.timedelta(hours=1)
+    span = (midnight, midnight + day)
+
+    def of(created: dt.timedelta, reversed_after: dt.timedelta | None) -> str:
+        at = midnight + created
+        return state_on(span, "reversed", at, None if reversed_after is None else at + reversed_after)
+
+    assert of(hour, None) == "reversed", "never approved"
+    assert of(hour, hour) == of(day - 2 * hour, hour) == "reversed"
+    assert of(day - hour, hour) == of(hour, 5 * day) == "reversed_later"
+    assert of(-hour, hour) == of(-5 * day, 5 * day + hour) == "reversal"
+    assert of(-hour, 5 * day) == "reversed_later"
+    assert of(-day, hour) == "reversed", "on neither day"
+    assert state_on(span, "approved", midnight, None) == "approved"

@@ -114,7 +114,7 @@ class Ledger:
         if paid is not None and (paid.kind == "refund" or self._refunded_fen.get(original, 0)):
             code = NOT_ALLOWED
         if paid is not None and not code and paid.state in ("approved", "pending"):
-            self._put(_changed(paid, "reversed", moves=[]))
+            self._put(_changed(paid, "reversed", moves=[], reversed_on=day, before=paid.state))
         facts: Line = {"asked": asked, "day": day, "original": original, "code": code, "moves": []}
         state = "declined" if code else "approved"
         return self._put(BookLine(reference, "reverse", paid.amount_fen if paid else 0, state, facts))
@@ -210,12 +210,13 @@ class Ledger:
         return self._opening_fen + self._moved.get(_key(account), 0)
 
     def check_file(self, day: str, amount: Callable[[int], str]) -> str:
-        """`count|sum`, then `reference|amount|state` of a day (0 pending, 1 done, 2 failed, 3 reversed)."""
-        lines = [line for line in self._book.lines() if line.facts.get("day") == day and line.kind in (*MONEY, "batch")]
-        texts = [
-            f"{line.reference.replace('-', '')}|{amount(line.amount_fen)}|{FILE_STATES[line.state]}" for line in lines
-        ]
-        return "\n".join([f"{len(lines)}|{amount(sum(line.amount_fen for line in lines))}", *texts, ""])
+        """`count|sum`, then `reference|amount|state` of a day (0 pending, 1 done, 2 failed, 3 reversed).
+
+        What was reversed on another day than its own is a line of both: as it was, and as reversed.
+        """
+        lines = [(line, state) for line in self._book.lines() if (state := _state_on(line, day))]
+        texts = [f"{line.reference.replace('-', '')}|{amount(line.amount_fen)}|{code}" for line, code in lines]
+        return "\n".join([f"{len(lines)}|{amount(sum(line.amount_fen for line, _ in lines))}", *texts, ""])
 
     def _money(self, reference: str) -> BookLine | None:
         found = (self._book.find(reference, kind) for kind in MONEY)
@@ -267,6 +268,14 @@ class Ledger:
 
 
 FILE_STATES = {"pending": "0", "approved": "1", "declined": "2", "reversed": "3"}
+
+
+def _state_on(line: BookLine, day: str) -> str:
+    """Its code in the file of a day; empty: it is not in it."""
+    reversed_on = line.facts.get("reversed_on", day)
+    if line.kind not in (*MONEY, "batch") or day not in (line.facts["day"], line.facts.get("reversed_on")):
+        return ""
+    return FILE_STATES[line.state if reversed_on == day else line.facts["before"]]
 
 
 def _changed(line: BookLine, state: str, **facts: Any) -> BookLine:

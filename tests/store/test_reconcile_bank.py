@@ -1,0 +1,312 @@
+"""Days beside the check files of a simulated bank: reversals on later days, and days whose file comes late.
+
+The days are not today's: the bank goes by the time in a reference, which it is told with each message.
+"""
+
+import asyncio
+import csv
+import datetime as dt
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+
+from gateway.domain.ids import uuid7
+from gateway.domain.masking import Secret
+from gateway.domain.operations import CheckFile, Operation, Purchase, QueryStatus, Reverse
+from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome, Unknown
+from gateway.domain.payments import PaymentKind, PaymentState
+from gateway.domain.reconciliation import Finding, Line
+from gateway.domain.times import CHINA
+from gateway.flows.reconcile_bank import ReconcileBank
+from gateway.flows.settle_payment import Banks, SettlePayment, banks_of
+from gateway.flows.write_outcomes import WriteOutcomes
+from gateway.metrics import RECONCILED_DAY, RECONCILIATION
+from gateway.settings import load
+from gateway.store import payments
+from gateway.store.payments import Move, Payment
+from gateway.store.pool import FOR_EFFECTS, Pool, connect
+from tests.bank import give_account
+from tests.conftest import Database
+from tests.keyed import keyed
+from tests.partners.peers import partners
+from tests.registry import add_cards, new_card
+from tests.simulated_banks import JIAXING, banks
+from tests.store.test_payments import LEASE
+
+_K, _S = PaymentKind, PaymentState
+FRIDAY = dt.datetime.now(CHINA).date() + dt.timedelta(days=1)
+"""Whatever day of the week it is."""
+
+
+def day(number: int) -> dt.date:
+    return FRIDAY + dt.timedelta(days=number)
+
+
+def at(number: int, hour: int = 12) -> dt.datetime:
+    return dt.datetime.combine(day(number), dt.time(hour), CHINA)
+
+
+class Deaf(ReconcileBank):
+    """The planted bug, as it was: of another day's payments only those are looked at that the bank has in this one."""
+
+    async def _ours(self, bank: str, day: dt.date, theirs: list[Line]) -> list[Line]:  # type: ignore[override]
+        named = {line.reference for line in theirs}
+        lines = await super()._ours(bank, day, theirs)
+        return [line for line in lines if line.state != "reversal" or line.reference in named]
+
+
+class Strict(ReconcileBank):
+    """The planted bug: what is reversed is always a line of the bank's."""
+
+    async def _ours(self, bank: str, day: dt.date, theirs: list[Line]) -> list[Line]:  # type: ignore[override]
+        lines = await super()._ours(bank, day, theirs)
+        return [line._replace(state="reversal") if line.state.startswith("reversed") else line for line in lines]
+
+
+class Forgetful(ReconcileBank):
+    """The planted bug, as it was: a day is asked for on the next one only."""
+
+    def _missing(self, bank: str, begin: dt.date, today: dt.date) -> list[dt.date]:
+        return super()._missing(bank, today - dt.timedelta(days=1), today)
+
+
+class Desk:
+    """Settles at the simulated bank, and reconciles with it; it can be told to lie or to give no file."""
+
+    def __init__(self, reached: Banks, folder: Path) -> None:
+        self._reached = reached
+        self.folder = folder
+        self.lies: set[type[Operation]] = set()
+        """The bank says yes to these, and does nothing."""
+        self.loses: set[type[Operation]] = set()
+        """The bank does these, and its answer is lost."""
+        self.closed: Collection[dt.date] = ()
+        """Of these days it has no file."""
+        self.begun: set[str] = set()
+        """The bank has lines of other tests too."""
+        self.asked: list[dt.date] = []
+        """The files that it was asked for."""
+        self.settle: SettlePayment
+        self.pool: Pool
+        self.card_id: UUID
+        self.account: bytes
+
+    async def ask(self, name: str, operation: Operation, deadline_s: float) -> Outcome:
+        if isinstance(operation, CheckFile):
+            self.asked.append(operation.day)
+            if operation.day in self.closed:
+                return Declined(DeclineCode.NOT_FOUND)
+        if type(operation) in self.lies:
+            return Approved()
+        outcome = await self._reached.ask(name, operation, deadline_s)
+        return Unknown("lost") if type(operation) in self.loses else outcome
+
+    def can(self, name: str, kind: type[Operation]) -> bool:
+        return kind is not QueryStatus and self._reached.can(name, kind)
+
+    def flow(self, kind: type[ReconcileBank] = ReconcileBank) -> ReconcileBank:
+        settings = msgspec.structs.replace(load({}).gateway.payments, routes={JIAXING: JIAXING})
+        return kind(self.pool, Banks(self.ask, self.can), settings, self.folder)
+
+    async def begin(self, when: dt.datetime, parent: Payment | None = None, state: PaymentState = _S.INTENT) -> Payment:
+        """A payment, or the reversal of one, as its request leaves it."""
+        reference = UUID(bytes=uuid7(int(when.timestamp() * 1000), uuid4().bytes[:10]))
+        made = Payment(
+            reference, payments.created_at(reference), _K.REVERSAL if parent else _K.PAYMENT, "demo-merchant",
+            str(reference), str(reference), "T-1", parent and parent.reference, self.card_id, JIAXING, self.account,
+            100, parent.trace if parent else reference.int % 899_999 + 1, state,
+        )  # fmt: skip
+        async with self.pool.acquire() as connection:
+            await payments.insert(connection, [made], LEASE)
+        self.begun.add(str(reference))
+        return made
+
+    async def settled(self, when: dt.datetime, parent: Payment | None = None) -> Payment:
+        """begin(), and the answer of the bank."""
+        made = await self.begin(when, parent)
+        await self.settle.first(made)
+        return await self.now(made)
+
+    async def move(self, payment: Payment, before: PaymentState, after: PaymentState) -> None:
+        async with self.pool.acquire() as connection:
+            assert await payments.move(connection, Move(payment, (before,), after, None, LEASE))
+
+    async def now(self, payment: Payment) -> Payment:
+        async with self.pool.acquire() as connection:
+            found = await payments.find(connection, payment.reference)
+        assert found is not None
+        return found
+
+    async def findings(self, day: dt.date, kind: type[ReconcileBank] = ReconcileBank) -> dict[str, str]:
+        """Of a day's report, by reference: what was begun here."""
+        flow = self.flow(kind)
+        report = await flow.run(JIAXING, day, await flow.fetch(JIAXING, day))
+        with report.files[0].open(encoding="utf-8", newline="") as stream:
+            found = {row["reference"]: row["finding"] for row in csv.DictReader(stream)}
+        return {reference: finding for reference, finding in found.items() if reference in self.begun}
+
+    def reports(self) -> list[dt.date]:
+        return sorted(dt.date.fromisoformat(file.stem[-10:]) for file in self.folder.rglob("*.json"))
+
+
+@pytest.fixture(scope="module")
+async def at_bank(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Banks]:
+    folder = tmp_path_factory.mktemp("banks")
+    async with banks(folder) as both, partners(folder, both.blocks(timeout_ms=2000)) as made:
+        yield banks_of(made)
+
+
+@asynccontextmanager
+async def desk_of(database: Database, folder: Path, reached: Banks) -> AsyncIterator[Desk]:
+    made = Desk(reached, folder / "data")
+    config = load({}).gateway
+    connected = partial(connect, Secret(database.dsn), config.database, "test", FOR_EFFECTS)
+    async with keyed(database.dsn, folder / "keys") as (made.pool, data_keys, store):
+        (made.card_id,) = await add_cards(database.dsn, store, (new_card(),))
+        await give_account(database.dsn, store, made.card_id, JIAXING)
+        async with made.pool.acquire() as connection:
+            await data_keys.current(connection, ("answers", "operations"))
+            made.account = (await payments.accounts(connection, [made.card_id]))[made.card_id].account_sealed
+        outcomes = WriteOutcomes(connected, data_keys)
+        serving = asyncio.create_task(outcomes.serve())
+        # an operation of a day that is gone is still its request's
+        patient = msgspec.structs.replace(config.payments, deadline_ms=30 * 86_400_000)
+        made.settle = SettlePayment(made.pool, data_keys, outcomes, Banks(made.ask, made.can), patient)
+        try:
+            yield made
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+
+@pytest.fixture
+async def desk(database: Database, tmp_path: Path, at_bank: Banks) -> AsyncIterator[Desk]:
+    async with desk_of(database, tmp_path, at_bank) as made:
+        yield made
+
+
+@pytest.mark.parametrize("kind", [ReconcileBank, Deaf], ids=["as it is", "control"])
+async def test_a_reversal_that_the_bank_did_not_do_is_found_on_its_day(desk: Desk, kind: type[ReconcileBank]) -> None:
+    done, not_done = [await desk.settled(at(0)) for _ in range(2)]
+    assert (await desk.settled(at(1), done)).state is _S.REVERSED
+    desk.lies = {Reverse}
+    assert (await desk.settled(at(1), not_done)).state is (await desk.now(not_done)).state is _S.REVERSED
+    first, second, third = [await desk.findings(day(number), kind) for number in range(3)]
+    assert {first[str(each.reference)] for each in (done, not_done)} == {"matched"}, "it was approved on that day"
+    assert second[str(done.reference)] == "matched"
+    assert second.get(str(not_done.reference)) == ("missing_there" if kind is ReconcileBank else None)
+    assert not third.keys() & {str(done.reference), str(not_done.reference)}
+
+
+@pytest.mark.parametrize("kind", [ReconcileBank, Strict], ids=["as it is", "control"])
+async def test_other_reversals_are_no_difference(desk: Desk, kind: type[ReconcileBank]) -> None:
+    """Nor are they one in the file of a bank that tells of a payment's day how it stands now."""
+    of_the_day, later = [await desk.settled(at(-11)) for _ in range(2)]
+    await desk.settled(at(-11, 13), of_the_day)
+    await desk.settled(at(-10), later)
+    await desk.begin(at(-9), later, _S.REVERSED)  # it was so already
+    arrived, never_arrived, unwanted = [await desk.begin(at(-11)) for _ in range(3)]
+    desk.loses = {Purchase}
+    assert (await desk.settle.first(arrived)).status == 202
+    for lost in (never_arrived, unwanted):
+        await desk.move(lost, _S.INTENT, _S.UNKNOWN)
+    for unknown in (arrived, never_arrived):
+        await desk.settle.again(await desk.now(unknown))
+    await desk.move(unwanted, _S.UNKNOWN, _S.REVERSING)
+    await desk.settled(at(-10), unwanted)  # its merchant's wish, on the next day
+    everything = [of_the_day, later, arrived, never_arrived, unwanted]
+    assert {(await desk.now(payment)).state for payment in everything} == {_S.REVERSED}
+    found = [set((await desk.findings(day(number), kind)).values()) for number in (-11, -10, -9)]
+    assert (found == [{"matched"}] * 3) == (kind is ReconcileBank), found
+    as_it_is_now = [Line(str(payment.reference), 100, "reversed") for payment in (of_the_day, later, arrived)]
+    report = await desk.flow().run(JIAXING, day(-11), as_it_is_now)
+    assert report.counts[Finding.MATCHED] == len(report.compared) == len(everything)
+
+
+async def test_a_reversal_that_is_not_answered_when_its_day_is_compared_is_a_difference(desk: Desk) -> None:
+    """It will not be looked at on any other day."""
+    early, late = await desk.settled(at(20)), await desk.settled(at(21))
+    desk.lies, desk.loses = set(), {Reverse}
+    for payment in (early, late):
+        assert (await desk.settled(at(21, 23), payment)).state is _S.UNKNOWN
+    found = await desk.findings(day(21))
+    assert {found[str(early.reference)], found[str(late.reference)]} == {"different_state"}
+    assert (await desk.findings(day(20)))[str(early.reference)] == "matched"
+
+
+@pytest.mark.parametrize("kind", [ReconcileBank, Forgetful], ids=["as it is", "control"])
+async def test_files_that_come_after_a_weekend_are_all_compared(desk: Desk, kind: type[ReconcileBank]) -> None:
+    desk.lies = {Purchase}
+    await desk.settled(at(0))
+    flow, seen = desk.flow(kind), []
+    desk.closed = [day(0), day(1), day(2)]
+    for number in (1, 2, 3):
+        await flow.turn(at(number, 3))
+        seen.append(whole())
+    desk.closed, desk.asked = (), []
+    await flow.turn(at(3, 4))
+    seen.append(whole())
+    if kind is Forgetful:
+        assert desk.reports() == [day(2)] and seen[-1] == day(2), "and nobody hears of the others"
+        return
+    assert sorted(desk.asked) == desk.reports() == [day(0), day(1), day(2)]
+    assert seen == [day(-1)] * 3 + [day(2)]
+    # the report of an older day is seen, though those after it are clean
+    assert RECONCILIATION.labels(JIAXING, Finding.MISSING_THERE)._value.get() == 1
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in desk.folder.rglob("*.*")}
+    await flow.turn(at(3, 5))
+    assert len(desk.asked) == 3, "what there is a report of is not asked for again"
+    await desk.findings(day(0))
+    assert {file: content for file, (content, _) in before.items()} == {file: file.read_bytes() for file in before}
+
+
+async def test_a_bank_that_was_connected_today_has_no_gap_before(desk: Desk) -> None:
+    flow = desk.flow()
+    desk.closed = [day(0)]
+    await flow.turn(at(1, 3))
+    assert (desk.asked, whole()) == ([day(0)], day(-1))
+    await desk.settled(at(1))
+    await flow.turn(at(2, 0))
+    assert len(desk.asked) == 1, "the first hour is left to the bank"
+    await flow.turn(at(2, 1))
+    assert (desk.asked[1:], desk.reports(), whole()) == ([day(1)], [day(1)], day(1))
+
+
+async def test_a_file_that_never_comes_keeps_no_other_back_and_is_told_of_until_its_gap_is_closed(
+    desk: Desk,
+) -> None:
+    await desk.settled(at(0))
+    desk.closed = [day(0)]
+    for number in range(1, 5):
+        await desk.flow().turn(at(number, 3))
+    assert (desk.reports(), whole()) == ([day(1), day(2), day(3)], day(-1))
+    desk.asked = []
+    for number in range(5, 31):
+        await desk.flow().turn(at(number, 3))
+    assert desk.asked.count(day(0)) == 10, "up to fourteen days after it"
+    assert (desk.reports(), whole()) == ([day(number) for number in range(1, 30)], day(-1))
+    await desk.flow().run(JIAXING, day(0), [])
+    await desk.flow().turn(at(30, 4))
+    assert whole() == day(29)
+
+
+async def test_a_turn_asks_for_a_few_days_the_oldest_of_those_that_were_asked_for_least(desk: Desk) -> None:
+    await desk.settled(at(0))
+    desk.closed = [day(number) for number in range(20)]
+    flow = desk.flow()
+    for _ in range(3):
+        await flow.turn(at(12, 3))
+    asked = [day(number) for number in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2)]
+    assert desk.asked == [*asked[:10], day(10), day(11), *asked[12:]]
+    await flow.turn(at(13, 3))
+    assert day(12) in desk.asked[15:], "the newest waits for no older one"
+
+
+def whole() -> dt.date:
+    """The last day up to which the gauge knows of no gap."""
+    return dt.datetime.fromtimestamp(RECONCILED_DAY.labels(JIAXING)._value.get(), CHINA).date()
