@@ -45,7 +45,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HoldReason(StrEnum):
-    """Why nothing of a file is taken up."""
+    """Why nothing of a file is taken up, or nothing more."""
 
     HEADER = "header_malformed"
     CALLER = "not_a_sender"
@@ -63,6 +63,10 @@ class HoldReason(StrEnum):
     """The sender has used this batch_no for another file."""
     CHANGED = "changed"
     """Somebody wrote to the file while it was read."""
+    MISCOUNTED = "miscounted"
+    """What was recorded of its lines, one run after the other, is not as many as it has: people have to look."""
+    FAULT = "gateway_fault"
+    """The gateway failed at it, and its log says where. Put back when that is mended, it goes on where it was."""
 
 
 class Held(Exception):

@@ -1,7 +1,8 @@
 """Take up a daily file of returned usage: held whole if it is not what was signed, else line by line, restartable.
 
 A chunk of lines is one transaction, and how far the file has come is moved in it: after a crash the next run goes on
-where the last commit was, so every line counts once. Two runs on one file: who finds it moved by another gives up.
+where the last commit was, so every line counts once. The place is the number of a line, not a byte: the same data may
+come again behind a head whose lines end otherwise. Two runs on one file: who finds it moved by another gives up.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from gateway.domain.errors import CannotStart
 from gateway.domain.usage import Reject
 from gateway.domain.usage_files import Header, Held, HoldReason, differences
 from gateway.flows.earn_points import EarnPoints
-from gateway.flows.read_usage_file import Chunk, Head, UsageFile
+from gateway.flows.read_usage_file import FIRST_LINE, Chunk, Head, UsageFile
 from gateway.flows.return_usage import ReturnUsage, Taken, in_transaction
 from gateway.flows.usage_lines import LineReader, line_reader
 from gateway.metrics import USAGE_LINES
@@ -33,7 +34,6 @@ from gateway.store.usage_files import Pass, Progress, RejectedLine
 if TYPE_CHECKING:
     from gateway.store.pool import Connection
 
-FIRST_LINE = 3
 _encode = msgspec.json.Encoder().encode
 
 
@@ -90,7 +90,7 @@ class IngestUsageFile:
         try:
             await self._examine(file, head, on_progress)
             header = head.header
-            first = Progress(Pass.USES, head.data_at, FIRST_LINE)
+            first = Progress(Pass.USES, FIRST_LINE)
             progress = await usage_files.begin(
                 connection, head.file_id, header.caller, header.batch_no, header.count, header.sum_fen, first
             )
@@ -100,7 +100,9 @@ class IngestUsageFile:
             on_progress.found(header.count, progress.created + progress.duplicate + progress.rejected)
             while progress.at is not Pass.DONE:
                 progress = await self._next_chunk(connection, file, head, progress, on_progress)
-            assert progress.created + progress.duplicate + progress.rejected == header.count, "no line is lost"
+            recorded = progress.created + progress.duplicate + progress.rejected
+            if recorded != header.count:
+                raise Held([HoldReason.MISCOUNTED], f"recorded {recorded} of {header.count} lines")
             by_code = await usage_files.rejected_by_code(connection, head.file_id)
             if sum(by_code.values()) != progress.rejected:  # they are swept line by line
                 by_code = {}
@@ -138,7 +140,7 @@ class IngestUsageFile:
     ) -> Progress:
         """The progress after one more chunk, committed."""
         caller, lines_max = head.header.caller, self._settings.chunk_lines
-        chunk = await asyncio.to_thread(file.chunk, progress.at_byte, progress.at_line, lines_max)
+        chunk = await asyncio.to_thread(file.chunk, head, progress.at_line, lines_max)
         if progress.at is Pass.USES:
             read = await asyncio.to_thread(self._reader.read, caller, chunk.lines, self._directory.scenes)
             given, malformed = [each for each in read.given if each.line.reversal_of is None], read.rejected
@@ -156,7 +158,7 @@ class IngestUsageFile:
                 raise AnotherIsAtIt(f"another process takes up batch {head.header.batch_no}")
             taken = await self._return_usage.take(connection, caller, given)
             rejected = [*malformed, *taken.rejected]
-            moved = _moved(progress, chunk, taken, len(rejected), left, head)
+            moved = _moved(progress, chunk, taken, len(rejected), left)
             await usage_files.advance(connection, head.file_id, moved, [_row(each) for each in rejected])
             return moved, taken
 
@@ -192,15 +194,15 @@ def _is_signed(key: VerifyKey, head: Head) -> bool:
     return verify(key, head.signed, signature)
 
 
-def _moved(before: Progress, chunk: Chunk, taken: Taken, rejected: int, left: int, head: Head) -> Progress:
+def _moved(before: Progress, chunk: Chunk, taken: Taken, rejected: int, left: int) -> Progress:
     reversals = before.reversals + left
-    at, at_byte, at_line = before.at, chunk.next_byte, chunk.next_line
+    at, at_line = before.at, chunk.next_line
     if chunk.is_last and at is Pass.USES and reversals:
-        at, at_byte, at_line = Pass.REVERSALS, head.data_at, FIRST_LINE
+        at, at_line = Pass.REVERSALS, FIRST_LINE
     elif chunk.is_last:
         at = Pass.DONE
     return Progress(
-        at, at_byte, at_line, before.created + taken.created, before.duplicate + taken.duplicate,
+        at, at_line, before.created + taken.created, before.duplicate + taken.duplicate,
         before.rejected + rejected, reversals,
     )  # fmt: skip
 

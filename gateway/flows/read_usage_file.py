@@ -24,6 +24,9 @@ from gateway.domain.usage_files import (
 from gateway.flows.usage_lines import LINE_MAX_BYTES
 from gateway.threads import breathing
 
+FIRST_LINE = 3
+"""The data begin with it, however long the two before it are."""
+
 _GZIP = b"\x1f\x8b"
 _READ_MAX = LINE_MAX_BYTES + 2
 _TOLD_EVERY = 5000
@@ -53,10 +56,9 @@ class _Line(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Lines that are not blank, in UTF-8, by their number in the file (the header is 1); and where the next begins."""
+    """Lines that are not blank, in UTF-8, by their number in the file (the header is 1); and which is next."""
 
     lines: list[tuple[int, bytes]]
-    next_byte: int
     next_line: int
     is_last: bool
 
@@ -73,6 +75,8 @@ class UsageFile:
         self._stamp = self._stat()
         is_gzip = self._raw.peek(2)[:2] == _GZIP
         self._plain: BinaryIO = io.BufferedReader(gzip.GzipFile(fileobj=self._raw)) if is_gzip else self._raw
+        self._reached: tuple[int, int] | None = None
+        """Which line follows the last chunk, and where it begins."""
 
     def close(self) -> None:
         self._raw.close()
@@ -104,19 +108,22 @@ class UsageFile:
         self.assert_unchanged()
         return Totals(count, total, "sm3:" + digest.finalize().hex())
 
-    def chunk(self, at_byte: int, at_line: int, lines_max: int) -> Chunk:
-        """The lines from a place on. Raises Held."""
+    def chunk(self, head: Head, at_line: int, lines_max: int) -> Chunk:
+        """The lines from one of the data on. Found by reading up to it, except behind the last chunk. Raises Held."""
         lines: list[tuple[int, bytes]] = []
-        place, number = at_byte, at_line
-        for line in breathing(self._from(at_byte, lambda _: None)):
+        number, place = FIRST_LINE, head.data_at
+        if self._reached is not None and self._reached[0] <= at_line:
+            number, place = self._reached
+        for line in breathing(self._from(place, lambda _: None)):
             place += line.length
-            if line.content:
+            if line.content and number >= at_line:
                 lines.append((number, line.content))
             number += 1
             if len(lines) == lines_max:
                 break
+        self._reached = number, place
         self.assert_unchanged()
-        return Chunk(lines, place, number, len(lines) < lines_max)
+        return Chunk(lines, number, len(lines) < lines_max)
 
     def assert_unchanged(self) -> None:
         """Raises Held: what was signed is no longer what is read."""

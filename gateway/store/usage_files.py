@@ -22,8 +22,8 @@ class Progress(NamedTuple):
     """Moved in the transaction that records the lines up to here, so it says what is done, after any crash."""
 
     at: Pass
-    at_byte: int
     at_line: int
+    """The next one, by its number in the file (the header is 1)."""
     created: int = 0
     duplicate: int = 0
     rejected: int = 0
@@ -40,7 +40,7 @@ class RejectedLine(NamedTuple):
     errors: str
 
 
-_COLUMNS = "pass, at_byte, at_line, created, duplicate, rejected, reversals"
+_COLUMNS = "pass, at_line, created, duplicate, rejected, reversals"
 
 
 async def begin(
@@ -54,9 +54,9 @@ async def begin(
 ) -> Progress | None:
     """Where to go on with a file, at its beginning if it is new; None if its batch_no belongs to another file."""
     await connection.execute(
-        "INSERT INTO usage_file (file_id, caller, batch_no, lines, amount_fen, pass, at_byte, at_line)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING",
-        file_id, caller, batch_no, lines, amount_fen, first.at.value, first.at_byte, first.at_line,
+        "INSERT INTO usage_file (file_id, caller, batch_no, lines, amount_fen, pass, at_line)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+        file_id, caller, batch_no, lines, amount_fen, first.at.value, first.at_line,
     )  # fmt: skip
     return await _progress(connection, file_id, "")
 
@@ -81,7 +81,7 @@ async def advance(
             columns=["file_id", "line", "id", "code", "errors"],
         )  # fmt: skip
     await connection.execute(
-        f"UPDATE usage_file SET ({_COLUMNS}, moved_at) = ($2, $3, $4, $5, $6, $7, $8, now()) WHERE file_id = $1",  # noqa: S608
+        f"UPDATE usage_file SET ({_COLUMNS}, moved_at) = ($2, $3, $4, $5, $6, $7, now()) WHERE file_id = $1",  # noqa: S608
         file_id, progress.at.value, *progress[1:],
     )  # fmt: skip
 

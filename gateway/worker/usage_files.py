@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.configuration import UsageReturn
-from gateway.domain.usage_files import Held
+from gateway.domain.errors import Problem
+from gateway.domain.usage_files import Held, HoldReason
 from gateway.flows.ingest_usage_file import AnotherIsAtIt, IngestUsageFile
 from gateway.flows.report_usage_file import REJECTS, REPORT, report_held, report_taken, shown_name
+from gateway.log import describe
+from gateway.store.pool import GONE
+from gateway.store.usage_return import COLLIDED
 
 if TYPE_CHECKING:
     from gateway.store.pool import Connection
@@ -22,6 +26,8 @@ SETTLED_S = 2.0
 """A file that was written to so shortly ago may not be whole yet."""
 FILES_MAX = 100
 """Of one folder in one turn."""
+_LATER = (Problem, *GONE, *COLLIDED)
+"""Not of what is in the file: the file system's word (OSError), the database's, or that of others at the same ids."""
 _PASSED_OVER = (".part", ".tmp", REPORT, REJECTS)
 
 
@@ -40,9 +46,10 @@ class WatchUsageFiles:
         self._folders = {sender: data_dir / files.folder for sender, files in settings.files.items() if files.folder}
 
     async def turn(self) -> None:
-        """Raises Problem 503, OSError (no database), asyncpg.PostgresError: then it is tried again with the next turn.
+        """Raises OSError and what else connecting raises while the database is away: the next turn tries again.
 
-        A folder or a file that cannot be read or moved is told of, each turn, and holds up no other.
+        Nothing else of a folder or a file holds up those behind it, nor ends the worker. What cannot be read or moved,
+        or met a database in trouble, is told of each turn, and stays.
         """
         for sender, folder in self._folders.items():
             try:
@@ -58,21 +65,36 @@ class WatchUsageFiles:
         name = shown_name(path)
         try:
             identity = _identity(path)
-            found = await self._ingest.run(connection, path, sender)
-            report = await report_taken(connection, path, found)
-            log.info("usage file taken up", sender=sender, file=name, before=found.before, report=shown_name(report),
-                     created=found.progress.created, rejected=found.progress.rejected)  # fmt: skip
-            await asyncio.to_thread(_move, path, identity, "done")
-        except Held as held:
-            report_held(path, held, sender)
-            log.error("usage file held", sender=sender, file=name, why=held.reasons, detail=held.detail)
-            await asyncio.to_thread(_move, path, identity, "held")
+            into = await self._taken_or_held(connection, sender, path)
+            await asyncio.to_thread(_move, path, identity, into)
         except (AnotherIsAtIt, FileNotFoundError):  # a worker on another machine
             log.info("usage file left to another worker", sender=sender, file=name)
-        except OSError as error:
+        except _LATER as error:  # of the database? then connecting for the next file says so
             log.error("usage file not taken up", sender=sender, file=name, error=type(error).__name__)
         finally:
             connection.terminate()
+
+    async def _taken_or_held(self, connection: "Connection", sender: str, path: Path) -> str:
+        """Where the file goes; its report is written. Raises AnotherIsAtIt, or one of _LATER."""
+        name = shown_name(path)
+        try:
+            found = await self._ingest.run(connection, path, sender)
+            report = await report_taken(connection, path, found)
+        except (AnotherIsAtIt, *_LATER):
+            raise
+        except Held as why:
+            held = why
+        except Exception as error:  # noqa: BLE001 - ours, by what is in the file: it would come again each turn
+            log.error("the gateway failed at a usage file", sender=sender, file=name,
+                      exception=describe(type(error), error.__traceback__))  # fmt: skip
+            held = Held([HoldReason.FAULT], type(error).__name__)
+        else:
+            log.info("usage file taken up", sender=sender, file=name, before=found.before, report=shown_name(report),
+                     created=found.progress.created, rejected=found.progress.rejected)  # fmt: skip
+            return "done"
+        report_held(path, held, sender)
+        log.error("usage file held", sender=sender, file=name, why=held.reasons, detail=held.detail)
+        return "held"
 
 
 def _waiting(folder: Path) -> list[Path]:

@@ -49,8 +49,8 @@ async def app(database: Database, owner: object) -> AsyncIterator["Connection"]:
 async def add_rejected(owner: "asyncpg.Connection[asyncpg.Record]", days: list[float], state: Pass = Pass.DONE) -> None:
     """A line for each, so many days old."""
     await owner.execute(
-        "INSERT INTO usage_file (file_id, caller, batch_no, lines, amount_fen, pass, at_byte, at_line, moved_at)"
-        " VALUES ($1, 'demo-bank', 'B1', 10, 0, $2, 0, 0, '-infinity')",
+        "INSERT INTO usage_file (file_id, caller, batch_no, lines, amount_fen, pass, at_line, moved_at)"
+        " VALUES ($1, 'demo-bank', 'B1', 10, 0, $2, 0, '-infinity')",
         FILE, state.value,
     )  # fmt: skip
     await owner.executemany(

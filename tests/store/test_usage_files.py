@@ -3,108 +3,25 @@
 import asyncio
 import gzip
 import json
-import os
-import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import msgspec
 import pytest
 
-from gateway.directory import Directory
-from gateway.domain.masking import Secret
 from gateway.domain.usage_files import Held, HoldReason
-from gateway.flows.ingest_usage_file import AnotherIsAtIt, Ingested, IngestUsageFile, Silent, ingest_usage_files
+from gateway.flows.ingest_usage_file import AnotherIsAtIt, Ingested, Silent
 from gateway.flows.report_usage_file import report_held, report_taken
-from gateway.settings import Settings, load
-from gateway.store.embedded import EmbeddedPostgres
-from gateway.store.pool import FOR_RETURNS, connect
-from gateway.worker.usage_files import WatchUsageFiles
-from tests.conftest import drop_database, make_database, prepare_data_dir
+from tests.desk import Desk, figures
 from tests.ledger import broken_rules
-from tests.registry import CARDS, add_cards
+from tests.registry import CARDS
 from tests.returns import ago, day_file, line, reversal
 
 if TYPE_CHECKING:
-    from gateway.store.pool import Connection
+    pass
 
 R = HoldReason
-TABLES = ("usage_event", "usage_return", "usage_reversal", "usage_file", "usage_file_reject", "points_transfer")
-
-
-class Desk(NamedTuple):
-    """What takes files up, with a connection and the bank's key of its own."""
-
-    settings: Settings
-    dsn: str
-    folder: Path
-    signing: dict[str, str]
-
-    def having(self, encoding: str = "utf-8", folder: str = "", **changes: Any) -> "Desk":
-        returns = self.settings.gateway.usage_return
-        files = {"demo-bank": msgspec.structs.replace(returns.files["demo-bank"], encoding=encoding, folder=folder)}
-        returns = msgspec.structs.replace(returns, files=files, **changes)
-        gateway = msgspec.structs.replace(self.settings.gateway, usage_return=returns)
-        return self._replace(settings=msgspec.structs.replace(self.settings, gateway=gateway))
-
-    async def connect(self) -> "Connection":
-        return await connect(Secret(self.dsn), self.settings.gateway.database, "yikatong test", FOR_RETURNS)
-
-    async def take(self, content: bytes, on_progress: Silent | None = None, sender: str | None = None) -> Ingested:
-        """Written to a new file, taken up, reported."""
-        path = self.folder / f"{secrets.token_hex(4)}.day"
-        path.write_bytes(content)
-        connection = await self.connect()
-        try:
-            ingest = ingest_usage_files(self.settings, Directory(self.settings))
-            found = await ingest.run(connection, path, sender, on_progress)
-            await report_taken(connection, path, found)
-        finally:
-            await connection.close()
-        return found
-
-    async def recorded(self, lines: Sequence[dict[str, Any]]) -> list[str]:
-        """The events of these lines, by the callers' ids."""
-        connection = await asyncpg.connect(self.dsn)
-        rows = await connection.fetch(
-            "SELECT caller_event_id FROM usage_event WHERE caller_event_id = ANY($1) ORDER BY 1",
-            [each["id"] for each in lines],
-        )
-        await connection.close()
-        return [row[0] for row in rows]
-
-    async def counts(self) -> list[int]:
-        """Of all rows that a file may leave."""
-        connection = await asyncpg.connect(self.dsn)
-        found = [await connection.fetchval(f"SELECT count(*) FROM {table}") for table in TABLES]  # noqa: S608
-        await connection.close()
-        return found
-
-    def reports(self) -> list[dict[str, Any]]:
-        return [json.loads(each.read_text()) for each in self.folder.glob("*.report.json")]
-
-
-@pytest.fixture(scope="module")
-async def office(
-    postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Desk]:
-    database, data_dir = await make_database(postgres, template), tmp_path_factory.mktemp("office")
-    await add_cards(database.dsn, prepare_data_dir(data_dir, 1))
-    caller = json.loads((data_dir / "sandbox/callers/demo-bank.json").read_text())
-    yield Desk(load({"DATA_DIR": str(data_dir)}), database.dsn, data_dir, caller["signing"])
-    await drop_database(postgres, database)
-
-
-@pytest.fixture
-def desk(office: Desk, tmp_path: Path) -> Desk:
-    """With a folder of its own."""
-    return office._replace(folder=tmp_path)
-
-
-def figures(found: Ingested) -> tuple[int, int, int]:
-    return found.progress.created, found.progress.duplicate, found.progress.rejected
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
@@ -310,74 +227,3 @@ async def test_lines_that_came_another_way_are_duplicates(desk: Desk) -> None:
     lines = [line() for _ in range(3)]
     await desk.take(day_file(desk.signing, lines[:2]))
     assert figures(await desk.take(day_file(desk.signing, [*lines, lines[0] | {"amount_fen": 1}]))) == (1, 2, 1)
-
-
-class Sender:
-    """A folder that is looked into, and what lies in it."""
-
-    def __init__(self, desk: Desk, ingest: IngestUsageFile | None = None) -> None:
-        self.folder, self._signing = desk.folder, desk.signing
-        settings = desk.having(folder=str(desk.folder)).settings
-        ingest = ingest or ingest_usage_files(settings, Directory(settings))
-        self.turn = WatchUsageFiles(ingest, desk.connect, settings.gateway.usage_return, settings.data_dir).turn
-
-    def drop(self, name: str) -> dict[str, Any]:
-        """A file of one line, written some time ago."""
-        one = line()
-        (self.folder / name).write_bytes(day_file(self._signing, [one]))
-        os.utime(self.folder / name, (1_700_000_000, 1_700_000_000))
-        return one
-
-    def lying(self, where: str) -> list[str]:
-        return sorted(each.name for each in (self.folder / where).iterdir() if each.is_file())
-
-
-async def test_a_name_that_is_no_text_does_no_harm(desk: Desk) -> None:
-    """A bank that writes its names in GBK."""
-    sender, name = Sender(desk), os.fsdecode("流水.day".encode("gbk"))
-    sender.drop(name)
-    await sender.turn()
-    assert sender.lying("done") == [name, f"{name}.report.json"]
-    report = json.loads((desk.folder / "done" / f"{name}.report.json").read_text())
-    assert (report["file"], report["created"]) == ("\ufffd\ufffd\u02ee.day", 1)
-
-
-async def test_a_file_that_cannot_be_reported_holds_up_no_other(desk: Desk) -> None:
-    sender, long = Sender(desk), "0" * 250
-    sender.drop(long)
-    other = sender.drop("1.day")
-    await sender.turn()
-    assert (sender.lying("done"), sender.lying("")) == (["1.day", "1.day.report.json"], [long])
-    assert await desk.recorded([other]) == [other["id"]]
-
-
-async def test_two_files_of_one_name_are_both_kept(desk: Desk) -> None:
-    sender = Sender(desk)
-    for times in range(1, 4):
-        sender.drop("today.day")
-        await sender.turn()
-        assert len(sender.lying("done")) == 2 * times
-    assert sender.lying("done")[:2] == ["2-today.day", "2-today.day.report.json"]
-
-
-async def test_a_file_that_comes_in_the_place_of_another_has_its_turn(desk: Desk) -> None:
-    """Whoever sends a file again while it is taken up is not told that it was done."""
-    lines: list[dict[str, Any]] = []
-
-    class Replaced(IngestUsageFile):
-        async def run(self, *arguments: Any) -> Ingested:
-            found = await super().run(*arguments)
-            if len(lines) == 1:
-                (desk.folder / "new").write_bytes(b"")
-                (desk.folder / "new").rename(desk.folder / "today.day")
-                lines.append(sender.drop("today.day"))
-            return found
-
-    real = ingest_usage_files(desk.settings, Directory(desk.settings))
-    sender = Sender(desk, Replaced(real._directory, real._reader, real._return_usage, real._settings))
-    lines.append(sender.drop("today.day"))
-    await sender.turn()
-    assert sender.lying("") == ["today.day"] and not (desk.folder / "done").exists()
-    await sender.turn()
-    assert sender.lying("done") == ["today.day", "today.day.report.json"]
-    assert await desk.recorded(lines) == sorted(each["id"] for each in lines)
