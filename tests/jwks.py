@@ -26,3 +26,28 @@ def public_of(jwk: dict[str, Any]) -> dict[str, Any]:
 
 def public(kid: str, algorithm: str = "EdDSA") -> dict[str, Any]:
     return public_of(private(kid, algorithm))
+
+
+FORGED = b"\1" + bytes(63)
+"""R = 0 (the neutral point) and s = 0: an Ed25519 signature that needs no private key, if the public one is weak."""
+ANYBODYS = b64url(b"\1" + bytes(31))
+"""x of a key for which FORGED is a signature of anything: the neutral point."""
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "the neutral point": ({"x": ANYBODYS}, "small order"),
+    "a point of order 2": ({"x": b64url(b"\xec" + b"\xff" * 30 + b"\x7f")}, "small order"),
+    "a point of order 4": ({"x": b64url(bytes(32))}, "small order"),
+    "a point of order 8": (
+        {"x": b64url(bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"))},
+        "small order",
+    ),
+    "the neutral point with a sign": ({"x": b64url(b"\1" + bytes(30) + b"\x80")}, "small order"),
+    "the neutral point in another form": ({"x": b64url(b"\xee" + b"\xff" * 30 + b"\x7f")}, "canonical"),
+    "no point": ({"x": b64url(b"\2" + bytes(31))}, "curve"),
+}
+"""Public keys of Ed25519 that are none: what to change in a good one, and what is said of it."""
+FOR_OTHERS: dict[str, dict[str, Any]] = {
+    "use": {"use": "enc"},
+    "alg": {"alg": "ES256"},
+    "key_ops": {"key_ops": ["sign"]},
+}
+"""By the member that says that a JWK is not one to check Ed25519 signatures with."""

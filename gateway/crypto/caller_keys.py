@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from gateway.crypto.signatures import JOSE_NAMES, KEYS_MAX, VerifyKey, is_of, read_signing_jwk
+from gateway.crypto.signatures import JOSE_NAMES, KEYS_MAX, VerifyKey, mismatch, read_signing_jwk
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import Caller, KeyPurpose
 
@@ -37,7 +37,7 @@ def in_force(
 
 
 def published(document: Any, algorithm: str, revoked: Sequence[str]) -> list[VerifyKey]:
-    """The one or two keys of the algorithm in a JWKS that a caller publishes; keys of other kinds may be beside them.
+    """The one or two keys of the algorithm in a JWKS that a caller publishes; keys for other things may be beside them.
 
     Raises ValueError saying what is wrong, without the keys' values.
     """
@@ -53,7 +53,7 @@ def published(document: Any, algorithm: str, revoked: Sequence[str]) -> list[Ver
     found = [
         read_signing_jwk(jwk, algorithm)
         for jwk in keys
-        if jwk["kid"] not in revoked and jwk.get("use") in (None, "sig") and is_of(jwk, algorithm)
+        if jwk["kid"] not in revoked and mismatch(jwk, algorithm) is None
     ]
     if not 1 <= len(found) <= KEYS_MAX:
         raise ValueError(f"{len(found)} keys for {algorithm}: one or two are needed")
@@ -70,7 +70,7 @@ _KID = re.compile(r"[!-~]{1,100}")
 
 @lru_cache(maxsize=4096)
 def _stored(kid: str, jwk: str, algorithm: str) -> VerifyKey | None:
-    """None for a key that was taken when the caller was registered with another algorithm."""
+    """None for a key that would not be taken today: the caller has another algorithm now, or it is one of no owner."""
     try:
         return read_signing_jwk(json.loads(jwk) | {"kid": kid}, algorithm)
     except ValueError:

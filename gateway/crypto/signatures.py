@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from gateway.crypto import sm2
+from gateway.crypto import ed25519_points, sm2
 from gateway.crypto.sm2_forms import STANDARD, Forms, SignatureForm
 
 ED25519 = "ed25519"
@@ -25,6 +25,8 @@ JOSE_NAMES = {ED25519: "EdDSA", ES256: "ES256"}
 """Of the algorithms that sign JWTs."""
 
 _KINDS = {ED25519: ("OKP", "Ed25519"), ES256: ("EC", "P-256"), SM2_SM3: ("EC", "SM2")}
+_ALGS = {ED25519: (ED25519, "EdDSA", "Ed25519"), ES256: (ES256, "ES256"), SM2_SM3: (SM2_SM3,)}
+"""What a JWK may call its algorithm: as we do, or as JOSE does (RFC 8037, RFC 9864, RFC 7518)."""
 
 
 class VerifyKey(NamedTuple):
@@ -91,24 +93,40 @@ def sm2_public_jwk(kid: str, point: bytes) -> dict[str, str]:
 
 
 def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
-    """One public key of the algorithm. Raises ValueError saying what is wrong, without the key's values."""
+    """One public key of the algorithm. Raises ValueError saying what is wrong, without the key's values.
+
+    Refused are a private key, members that contradict the algorithm (mismatch()), and what is not the one form of a
+    point of the curve (RFC 7518 §6.2.1.2, SEC 1 §3.2.2.1; for Ed25519 see ed25519_points.py). The point at infinity
+    has no such form, and P-256 and SM2 have no points of small order.
+    """
     kid = _kid_of(jwk)
     if "d" in jwk:
         raise ValueError("this is a private key: give the public part only")
-    if not is_of(jwk, algorithm):
-        raise ValueError(f"not a key for {algorithm}")
+    if member := mismatch(jwk, algorithm):
+        raise ValueError(f"not a key for {algorithm}: see its {member}")
     names = ("crv", "kty", "x") if algorithm == ED25519 else ("crv", "kty", "x", "y")
     canonical = json.dumps({name: jwk.get(name) for name in names}, separators=(",", ":"))
     try:
         points = [_coordinate(jwk.get(name)) for name in names[2:]]
-        return VerifyKey(kid, algorithm, _parse(algorithm, points), canonical)
+        public = _parse(algorithm, points)
     except ValueError:
         raise ValueError("the key is malformed") from None
+    if algorithm == ED25519:
+        ed25519_points.refuse_unfit(points[0])
+    return VerifyKey(kid, algorithm, public, canonical)
 
 
-def is_of(jwk: dict[str, Any], algorithm: str) -> bool:
-    """Whether it says that it is a key for the algorithm."""
-    return (jwk.get("kty"), jwk.get("crv")) == _KINDS[algorithm]
+def mismatch(jwk: dict[str, Any], algorithm: str) -> str | None:
+    """The member that says that it is not a key to check signatures of the algorithm with (RFC 7517 §4.1 to §4.4)."""
+    operations = jwk.get("key_ops")
+    fits = {
+        "kty": jwk.get("kty") == _KINDS[algorithm][0],
+        "crv": jwk.get("crv") == _KINDS[algorithm][1],
+        "use": jwk.get("use") in (None, "sig"),
+        "key_ops": operations is None or (isinstance(operations, list) and "verify" in operations),
+        "alg": jwk.get("alg") in (None, *_ALGS[algorithm]),
+    }
+    return next((member for member, fit in fits.items() if not fit), None)
 
 
 def read_signing_jwks(document: Any, algorithm: str) -> list[VerifyKey]:
@@ -176,5 +194,9 @@ def _parse(algorithm: str, points: list[bytes]) -> Any:
         return Ed25519PublicKey.from_public_bytes(points[0])
     if algorithm == ES256:
         x, y = (int.from_bytes(point, "big") for point in points)
-        return ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
+        numbers = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1())
+        key = numbers.public_key()
+        if key.public_numbers() != numbers:  # x + p was taken for x
+            raise ValueError
+        return key
     return sm2.PublicKey(b"\x04" + points[0] + points[1])

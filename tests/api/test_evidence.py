@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from tests.conftest import add_card
+from tests.jwks import ANYBODYS, FORGED
 from tests.running import ROOT, Client, Running
 
 PATH = "/v1/cards/loss-reports"
@@ -47,12 +48,18 @@ async def test_the_check_of_an_operation_can_be_replayed(
     assert card.id_number in with_body
 
 
+def key_of(x: str) -> str:
+    """An Ed25519 key as it is recorded."""
+    return json.dumps({"crv": "Ed25519", "kty": "OKP", "x": x}, separators=(",", ":"))
+
+
 TAMPERINGS = {
     "another signature": ("signature = decode(repeat('00', 64), 'hex')", 1),
     "another time": ("signed_at = signed_at + interval '1 second'", 1),
     "another digest": ("base_digest = decode(repeat('00', 32), 'hex')", 1),
     "another operation's proof": ("proof_sealed = other.proof_sealed", None),
-    "another key": ("", 1),
+    "another key": (f"public_jwk = '{key_of('11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo')}'", 1),
+    "a key of no owner": (f"public_jwk = '{key_of(ANYBODYS)}', signature = decode('{FORGED.hex()}', 'hex')", 1),
     "another caller": ("caller = 'demo-bank'", 2),
     "another kind": ("kind = 'loss_release'", 1),
     "another card": ("card_id = 'aaaaaaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaa'", 1),
@@ -69,15 +76,11 @@ async def test_what_was_altered_since_is_found(gateway: Running, kiosk: Client, 
     other = (await kiosk.report_loss(await add_card(gateway)))["reference"]
     connection = await asyncpg.connect(gateway.environment["DATABASE_URL"])
     try:
-        if name == "another key":
-            jwk = json.dumps({"crv": "Ed25519", "kty": "OKP", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
-            await connection.execute("UPDATE operation SET public_jwk = $2 WHERE reference = $1", UUID(reference), jwk)
-        else:
-            await connection.execute(
-                f"UPDATE operation SET {change} FROM (SELECT proof_sealed FROM operation WHERE reference = $2) other"  # noqa: S608
-                " WHERE reference = $1 AND $2::uuid IS NOT NULL",
-                UUID(reference), UUID(other),
-            )  # fmt: skip
+        await connection.execute(
+            f"UPDATE operation SET {change} FROM (SELECT proof_sealed FROM operation WHERE reference = $2) other"  # noqa: S608
+            " WHERE reference = $1 AND $2::uuid IS NOT NULL",
+            UUID(reference), UUID(other),
+        )  # fmt: skip
     finally:
         await connection.close()
     code, said = await show(gateway, reference)

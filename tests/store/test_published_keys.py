@@ -11,7 +11,12 @@ import pytest
 from aiohttp import web
 from prometheus_client import REGISTRY
 
+from gateway.crypto import ed25519_points
+from gateway.crypto.caller_keys import in_force
+from gateway.crypto.signatures import verify
 from gateway.directory import Directory
+from gateway.domain.caller_keys import CallerKey
+from gateway.domain.callers import KeyPurpose
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
 from gateway.settings import Settings, SettingsError, load
@@ -20,7 +25,7 @@ from gateway.store.pool import Pool
 from gateway.worker import published_keys
 from gateway.worker.published_keys import PublishedKeys
 from tests.conftest import Database
-from tests.jwks import private, public
+from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT, private, public
 from tests.running import ROOT
 from tests.tls import make_certificates
 
@@ -86,9 +91,12 @@ class Bench:
         self.partner.keys, self.partner.answer = list(keys), None
         return await self.turn()
 
-    async def in_force(self) -> list[str]:
+    async def rows(self) -> list[CallerKey]:
         async with self.pool.acquire() as connection:
-            return [row.kid for row in await caller_keys.relevant(connection, [])]
+            return await caller_keys.relevant(connection, [])
+
+    async def in_force(self) -> list[str]:
+        return [row.kid for row in await self.rows()]
 
 
 def counted(result: str) -> float:
@@ -198,6 +206,33 @@ async def test_an_odd_answer_leaves_the_last_good_keys(bench: Bench, how: str) -
     assert await bench.turn() == result
     assert await bench.in_force() == ["k-1"] and bench.partner.elsewhere == 0
     assert await bench.publish(good, public("k-2")) == "changed", "a good one is taken afterwards"
+
+
+async def test_a_key_of_no_owner_leaves_the_last_good_keys(bench: Bench) -> None:
+    good = public("k-1")
+    await bench.publish(good)
+    for how, (change, _) in UNFIT.items():
+        assert await bench.publish(good, public("weak") | change) == "refused", how
+        assert await bench.in_force() == ["k-1"]
+    assert await bench.publish(good, public("k-2")) == "changed"
+
+
+async def test_a_key_for_something_else_does_not_hold_up_the_others(bench: Bench) -> None:
+    for number, change in enumerate(FOR_OTHERS.values()):
+        kid = f"k-{number}"
+        assert await bench.publish(public("other") | change) == "refused"
+        assert await bench.publish(public(kid), public("other") | change) == "changed"
+        assert await bench.in_force() == [kid]
+
+
+async def test_without_the_check_anybody_could_sign_for_a_published_key(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the keys of no owner."""
+    monkeypatch.setattr(ed25519_points, "refuse_unfit", lambda encoded: None)
+    assert await bench.publish(public("k-1") | {"x": ANYBODYS}) == "changed"
+    (key,) = in_force(bench.settings.callers["demo-merchant"], KeyPurpose.SIGNING, (), await bench.rows())
+    assert key.kid == "k-1" and verify(key, b"pay me", FORGED)
 
 
 async def test_a_server_that_is_gone_or_silent_leaves_the_last_good_keys(

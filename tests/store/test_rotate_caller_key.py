@@ -11,10 +11,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gateway.crypto import ed25519_points
 from gateway.crypto.blind_index import BlindIndex
 from gateway.crypto.caller_keys import in_force
 from gateway.crypto.key_store import KeyUse
-from gateway.crypto.signatures import ED25519, ES256, VerifyKey, read_signing_jwk
+from gateway.crypto.signatures import ED25519, ES256, VerifyKey, read_signing_jwk, verify
 from gateway.directory import KnownCaller
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import Caller, CallerKind, KeyPurpose
@@ -27,7 +28,7 @@ from gateway.settings import load
 from gateway.store import caller_keys
 from gateway.store.pool import connect
 from tests.conftest import Database
-from tests.jwks import private, public
+from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT, private, public
 from tests.keyed import keyed
 
 NOW = dt.datetime(2026, 11, 23, 8, tzinfo=dt.UTC)
@@ -121,6 +122,22 @@ async def test_what_is_refused(connection: Any) -> None:
     assert await caller.refused(public("s-2"), "s-1") == "key_exists", "a kid that is out"
     assert await caller.refused(other | {"kid": "s-4"}, "s-1") == "key_exists", "a key that is out"
     assert await caller.in_force() == ["s-1", "s-3"]
+
+
+async def test_a_key_of_no_owner_or_for_something_else_is_refused(connection: Any) -> None:
+    caller = Shop(connection, shop(public("s-1")))
+    for change in (*(change for change, _ in UNFIT.values()), *FOR_OTHERS.values()):
+        assert await caller.refused(public("s-2") | change, "s-1") == "validation_failed"
+
+
+async def test_without_the_check_anybody_could_sign_for_it(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the test above."""
+    monkeypatch.setattr(ed25519_points, "refuse_unfit", lambda encoded: None)
+    caller = Shop(connection, shop(public("s-1")))
+    await caller.rotate(public("s-2") | {"x": ANYBODYS}, "s-1")
+    rows = await caller_keys.of_caller(connection, "shop", SIGNING)
+    (key,) = in_force(caller.known.caller, SIGNING, caller.known.from_files[SIGNING], rows)
+    assert key.kid == "s-2" and verify(key, b"pay me", FORGED)
 
 
 async def test_who_publishes_keys_or_does_not_sign_cannot_add_any(connection: Any) -> None:

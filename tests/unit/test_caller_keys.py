@@ -23,7 +23,7 @@ from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey, Source
 from gateway.domain.callers import Caller, CallerKind, KeyPurpose
 from gateway.domain.errors import Problem, unavailable
-from tests.jwks import private, public
+from tests.jwks import ANYBODYS, FOR_OTHERS, UNFIT, private, public
 from tests.running import eventually
 from tests.unit.test_directory import House
 from tests.unit.test_own_keys import key as own_key
@@ -87,8 +87,29 @@ def test_a_published_document_may_hold_keys_for_other_things() -> None:
         published({"keys": [other, signing | {"use": "enc"}]}, ED25519, ())
 
 
+@pytest.mark.parametrize("member", FOR_OTHERS)
+def test_a_published_key_for_something_else_is_passed_over(member: str) -> None:
+    good, other = public("a"), public("b") | FOR_OTHERS[member]
+    assert [key.kid for key in published({"keys": [other, good]}, ED25519, ())] == ["a"]
+    with pytest.raises(ValueError, match="0 keys for ed25519"):
+        published({"keys": [other]}, ED25519, ())
+
+
+@pytest.mark.parametrize("how", UNFIT)
+def test_a_published_key_of_no_owner_is_refused_with_its_document(how: str) -> None:
+    change, said = UNFIT[how]
+    with pytest.raises(ValueError, match=said):
+        published({"keys": [public("a"), public("b") | change]}, ED25519, ())
+
+
+def test_a_key_of_no_owner_that_was_taken_before_is_out() -> None:
+    jwk = json.dumps({"crv": "Ed25519", "kty": "OKP", "x": ANYBODYS}, separators=(",", ":"))
+    taken = CallerKey(MERCHANT, SIGNING, "weak", jwk, "self", T0, False)
+    assert [key.kid for key in in_force(Caller(**FILE), SIGNING, [F1], [taken, row("s-1")])] == ["f-1", "s-1"]
+
+
 ODD_VALUES = st.none() | st.integers() | st.text(max_size=50) | st.lists(st.text(max_size=3), max_size=2)
-NAMES = st.sampled_from(["kty", "crv", "kid", "x", "y", "d", "k", "use", "alg"])
+NAMES = st.sampled_from(["kty", "crv", "kid", "x", "y", "d", "k", "use", "alg", "key_ops"])
 PUBLIC = [public("a"), public("b"), public("c", "ES256"), sm2_public_jwk("d", sm2.generate()[1])]
 
 

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from gateway.crypto import ed25519_points
+from gateway.crypto.signatures import verify
 from gateway.directory import QUOTA_SLOTS, Directory, quota_slot
 from gateway.domain.benefits import Entitled, Facts
 from gateway.sandbox.callers import write_callers
 from gateway.settings import Settings, SettingsError, load
+from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT
 from tests.running import ROOT
 
 MERCHANT = "sandbox/callers/public/demo-merchant.json"
@@ -168,6 +171,34 @@ def test_the_key_that_is_wrong_is_named(house: House) -> None:
     house.put_keys({"keys": [good, good | {"kid": "second", "x": "AAAA"}]})
     with pytest.raises(SettingsError, match=r"keys_file: .*: key 'second': the key is malformed"):
         Directory(house.settings())
+
+
+UNFIT_IN_FILES = UNFIT | {name: (change, f"see its {name}") for name, change in FOR_OTHERS.items()}
+
+
+@pytest.mark.parametrize("file", ["keys_file", "signing_keys_file"])
+@pytest.mark.parametrize("how", UNFIT_IN_FILES)
+def test_an_unfit_key_of_a_file_is_named_with_its_caller(house: House, file: str, how: str) -> None:
+    """By check-config, which does this, and at the start."""
+    name = "demo-merchant" if file == "keys_file" else "demo-merchant.signing"
+    change, said = UNFIT_IN_FILES[how]
+    house.put_keys({"keys": [house.keys(name)["keys"][0] | {"kid": "unfit"} | change]}, name)
+    with pytest.raises(SettingsError) as caught:
+        Directory(house.settings())
+    (mistake,) = caught.value.mistakes
+    assert (
+        mistake.startswith(f"callers.toml: callers.demo-merchant.{file}: ") and f"{name}.json: key 'unfit'" in mistake
+    )
+    assert said in mistake and str(change.get("x", "no x")) not in mistake
+
+
+def test_without_the_check_a_key_of_no_owner_would_be_in_force(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the test above: what anybody can write is taken for the caller's signature."""
+    monkeypatch.setattr(ed25519_points, "refuse_unfit", lambda encoded: None)
+    for name in ("demo-merchant", "demo-merchant.signing"):
+        house.put_keys({"keys": [house.keys(name)["keys"][0] | {"x": ANYBODYS}]}, name)
+    known = Directory(house.settings()).callers["demo-merchant"]
+    assert all(verify(key, b"pay me", FORGED) for key in (*known.keys, *known.signing_keys))
 
 
 def test_a_repaired_change_is_taken_up(house: House) -> None:

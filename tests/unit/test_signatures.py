@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.crypto import sm2
+from gateway.crypto import ed25519_points, sm2
 from gateway.crypto.signatures import (
     ED25519,
     ES256,
@@ -33,6 +33,7 @@ from gateway.crypto.sm2_forms import Forms, SignatureForm
 from gateway.directory import read
 from gateway.sandbox.callers import write_callers
 from gateway.settings import load
+from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT
 
 MESSAGE = b'"@method": POST'
 Jwk = dict[str, Any]
@@ -143,8 +144,62 @@ def test_a_point_off_the_curve_is_refused(algorithm: str, point: tuple[bytes, by
         read_signing_jwk(PAIRS[algorithm][1] | {"x": b64(point[0]), "y": b64(point[1])}, algorithm)
 
 
+P256_P = 2**256 - 2**224 + 2**192 + 2**96 - 1
+SM2_P = 2**256 - 2**224 - 2**96 + 2**64 - 1
+LOW_POINTS = {  # those of the lowest x: x + p has 32 bytes too
+    ES256: (P256_P, 5, 0x459243B9AA581806FE913BCE99817ADE11CA503C64D9A3C533415C083248FBCC),
+    SM2_SM3: (SM2_P, 1, 0x9F7A091433A81E3F218F405F792355BF2AA98B5FFA95982F03870800065279A3),
+}
+
+
+@pytest.mark.parametrize("algorithm", LOW_POINTS)
+def test_a_coordinate_that_is_not_below_p_is_refused(algorithm: str) -> None:
+    """One key would have two forms, and one that is out could come back."""
+    prime, x, y = LOW_POINTS[algorithm]
+    jwk = PAIRS[algorithm][1] | {"x": b64(x.to_bytes(32, "big")), "y": b64(y.to_bytes(32, "big"))}
+    assert read_signing_jwk(jwk, algorithm)
+    with pytest.raises(ValueError, match="malformed"):
+        read_signing_jwk(jwk | {"x": b64((x + prime).to_bytes(32, "big"))}, algorithm)
+
+
+@pytest.mark.parametrize("how", UNFIT)
+def test_an_ed25519_key_of_no_owner_is_refused(how: str) -> None:
+    change, said = UNFIT[how]
+    with pytest.raises(ValueError, match=said):
+        read_signing_jwk(PAIRS[ED25519][1] | change, ED25519)
+
+
+def test_without_the_check_a_constant_would_be_a_signature_of_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the test above."""
+    monkeypatch.setattr(ed25519_points, "refuse_unfit", lambda encoded: None)
+    assert verify(read_signing_jwk(PAIRS[ED25519][1] | {"x": ANYBODYS}, ED25519), MESSAGE, FORGED)
+
+
+OTHER_USES = [*FOR_OTHERS.items(), ("use", {"use": ["sig"]}), ("key_ops", {"key_ops": "verify"}), ("alg", {"alg": 7})]
+
+
+@each_algorithm
+@pytest.mark.parametrize(("member", "change"), [*OTHER_USES, ("crv", {"crv": "X25519"}), ("kty", {"kty": "oct"})])
+def test_a_jwk_that_says_it_is_for_something_else_is_refused(algorithm: str, member: str, change: Jwk) -> None:
+    if change == {"alg": "ES256"}:
+        change = {"alg": "EdDSA" if algorithm == ES256 else "ES256"}
+    with pytest.raises(ValueError, match=f"^not a key for {algorithm}: see its {member}$"):
+        read_signing_jwk(PAIRS[algorithm][1] | change, algorithm)
+
+
+ALGS = [(ED25519, "EdDSA"), (ED25519, "Ed25519"), (ES256, "ES256"), *((name, name) for name in PAIRS), (ES256, None)]
+
+
+@pytest.mark.parametrize(("algorithm", "alg"), ALGS)
+@pytest.mark.parametrize("key_ops", [None, ["verify"]])
+@pytest.mark.parametrize("use", [None, "sig"])
+def test_a_jwk_may_say_what_it_is_for(algorithm: str, alg: str | None, key_ops: list[str] | None, use: Any) -> None:
+    said = {"alg": alg, "key_ops": key_ops, "use": use}
+    assert read_signing_jwk(PAIRS[algorithm][1] | said, algorithm).jwk == key_of(algorithm).jwk
+
+
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=50) | st.lists(st.text(max_size=3), max_size=2)
-jwks = st.dictionaries(st.sampled_from(["kty", "crv", "kid", "x", "y", "d", "z"]), values)
+jwks = st.dictionaries(st.sampled_from(["kty", "crv", "kid", "x", "y", "d", "use", "alg", "key_ops", "z"]), values)
 
 
 @each_algorithm
