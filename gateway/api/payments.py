@@ -5,13 +5,13 @@ from uuid import UUID
 
 from aiohttp import web
 
+from gateway.api.ecards import ask_platform
 from gateway.api.effects import do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import PaymentRequest, RefundRequest, ReversalRequest, decoder
 from gateway.api.references import reference_of
 from gateway.directory import KnownScene
 from gateway.domain.errors import Problem, invalid
-from gateway.domain.presentations import EcardCode
 from gateway.flows.pay import Pay, PayOrder, RefundPayment, ReversePayment, Undo
 
 _decode_payment = decoder(PaymentRequest)
@@ -38,8 +38,7 @@ async def pay(call: Call) -> web.Response:
         call.caller_id, asked.presentation, asked.scene, scene.media[call.caller.caller.kind],
         asked.terminal_id, None,
     )  # fmt: skip
-    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
-        presented = await gateway.ask_ecard.complete(presented, asked.presentation)
+    presented = await ask_platform(call, asked.presentation, presented)
     rules = scene.benefits if asked.apply_benefits else None
     order = PayOrder(presented, asked.amount_fen, asked.merchant_order_id, asked.apply_benefits, rules)
     try:

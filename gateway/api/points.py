@@ -8,13 +8,13 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
+from gateway.api.ecards import ask_platform
 from gateway.api.effects import JSON_HEADERS, do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import RedemptionEnd, RedemptionRequest, effect_decoder
 from gateway.api.references import reference_of
 from gateway.crypto.pseudonym import CARD_REF_PATTERN
 from gateway.domain.errors import Problem, invalid
-from gateway.domain.presentations import EcardCode
 from gateway.domain.redemptions import Outlet
 from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, End, ReservePoints, Wish
 from gateway.store import points
@@ -60,13 +60,13 @@ async def redeem(call: Call) -> web.Response:
     presented = gateway.verify_card.present(
         call.caller_id, asked.presentation, settings.scene, scene.media[call.caller.caller.kind], asked.outlet_id, None
     )
-    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
-        presented = await gateway.ask_ecard.complete(presented, asked.presentation)
+    presented = await ask_platform(call, asked.presentation, presented)
     reserved_for = dt.timedelta(seconds=settings.reserved_for_s)
     wish = Wish(presented, asked.points, asked.item, asked.outlet_id, outlet.credit, reserved_for)
-    response = await do_once(call, gateway.redemptions.reserve, wish)
-    wish.count(scene.field, call.caller_id)
-    return response
+    try:
+        return await do_once(call, gateway.redemptions.reserve, wish)
+    finally:
+        wish.count(scene.field, call.caller_id)
 
 
 async def commit_redemption(call: Call) -> web.Response:

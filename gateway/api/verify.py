@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from gateway.api.ecards import ask_platform
 from gateway.api.effects import JSON_HEADERS, do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import VerifyRequest, decoder
@@ -12,7 +13,6 @@ from gateway.crypto.sealing import UnknownDataKey
 from gateway.directory import KnownScene
 from gateway.domain.callers import Caller
 from gateway.domain.errors import Problem, invalid, unavailable
-from gateway.domain.presentations import EcardCode
 from gateway.flows.verify_card import Once, count, encode, given
 from gateway.store.benefits import Refusals
 from gateway.store.verify import Presented
@@ -51,8 +51,7 @@ async def verify_card(call: Call) -> web.Response:
         if call.idempotency_key is None or problem.code != "validation_failed":
             raise
         return await refuse(call, problem)  # a scene that is gone, a time that has become too old
-    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
-        presented = await gateway.ask_ecard.complete(presented, asked.presentation)
+    presented = await ask_platform(call, asked.presentation, presented)
     if call.idempotency_key is not None:
         once = Once(presented, scene.benefits, asked.explain)
         response = await do_once(call, gateway.verify_once, once)

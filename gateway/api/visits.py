@@ -6,6 +6,7 @@ from uuid import UUID
 
 from aiohttp import web
 
+from gateway.api.ecards import ask_platform
 from gateway.api.effects import do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import VisitDetails, VisitOpening, VisitRequest, effect_decoder
@@ -13,7 +14,6 @@ from gateway.api.references import reference_of
 from gateway.directory import KnownScene
 from gateway.domain.errors import FieldError, Problem, invalid
 from gateway.domain.masking import Secret
-from gateway.domain.presentations import EcardCode
 from gateway.domain.scenes import VisitKind
 from gateway.domain.visits import DOES, NEEDS
 from gateway.flows.settle_visit import Details
@@ -37,8 +37,7 @@ async def visit(call: Call) -> web.Response:
         scene, kind, order = _order(call, asked)
     except Problem as problem:
         return await refuse(call, problem)
-    if type(asked.presentation) is EcardCode and gateway.ask_ecard is not None:
-        order.presented = await gateway.ask_ecard.complete(order.presented, asked.presentation)
+    order.presented = await ask_platform(call, asked.presentation, order.presented)
     try:
         # it names plate, ticket and booking
         return await do_once(call, gateway.visits.begin[kind], order, keep_body=False)

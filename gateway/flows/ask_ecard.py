@@ -1,16 +1,21 @@
 """Ask the national platform whose e-card a code is; the card's own state decides the verdict (domain.md §2.1).
 
 A code is asked before the statement that judges it, with no connection held. It is good once: what the platform has
-approved is claimed by that statement, under a keyed digest, so that one event alone can say `valid`, over all workers
-and after a crash. Where the platform did not decide (slow, down, unreadable), nothing is claimed and the verdict is
-`unknown/platform_unavailable`: the same code may be presented again, and the platform knows whether it was used.
+approved is claimed by that statement (of a loss report: by its transaction), under a keyed digest, so that one event
+alone can say `valid`, over all workers and after a crash. Where the platform did not decide (slow, down, unreadable),
+nothing is claimed and the verdict is `unknown/platform_unavailable`: the same code may be presented again, and the
+platform knows whether it was used.
+
+Nothing is asked for an Idempotency-Key that is known: it has its answer, and another body under it is not to use up a
+code. Two first uses at once, at two workers, may both ask: one of them is told `code_replayed`, and if it claims the
+key before the other does, that is the key's answer.
 """
 
 import asyncio
 import datetime as dt
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 import structlog
@@ -29,6 +34,7 @@ from gateway.flows.find_card import CardKey
 from gateway.metrics import ECARD_ANSWERS
 from gateway.store.batch import Batcher
 from gateway.store.ecards import Found, Wanted
+from gateway.store.idempotency import KeyOf
 from gateway.store.verify import Presented
 
 log = structlog.get_logger()
@@ -38,6 +44,9 @@ Ask = Callable[[VerifyEcardCode, float], Awaitable[Outcome]]
 
 Lookups = Batcher[Wanted, Found]
 """Together and on connections of their own: one by one they would wait for the pool while many codes are shown."""
+
+Shown = TypeVar("Shown", Presented, CardKey)
+"""What is presented, with how its card is found."""
 
 LOOKUP_S = 0.5
 
@@ -74,13 +83,15 @@ class AskEcard:
         """Codes that are being asked."""
         return len(self._questions)
 
-    async def complete(self, presented: Presented, presentation: EcardCode) -> Presented:
-        """The presentation with what the platform said, ready for the statement.
+    async def complete(self, shown: Shown, presentation: EcardCode, key: KeyOf | None = None) -> Shown:
+        """With what the platform said, ready for the statement; as it is if `key` was used before.
 
         Raises Problem 503: no place, or the database does not answer.
         """
+        if key is not None and (await self._lookups.ask(Wanted(caller=key[0], key=key[1]))).used:
+            return shown
         found = await self._find(presentation.code)
-        return presented._replace(**found._asdict())
+        return shown._replace(**found._asdict())
 
     async def _find(self, code: str) -> CardKey:
         digest = self._index.code(code)

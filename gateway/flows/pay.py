@@ -14,11 +14,11 @@ from gateway.crypto.sealing import UnknownDataKey
 from gateway.domain.benefits import SceneBenefits
 from gateway.domain.errors import Problem, overloaded, unavailable
 from gateway.domain.payments import OPEN, PaymentKind, PaymentState
-from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
+from gateway.domain.verdicts import VERDICT_OF, Reason
 from gateway.flows.effects import Answer, Asked, Begun, Done
 from gateway.flows.grant_benefits import Bill, Granted, grant
 from gateway.flows.settle_payment import SettlePayment
-from gateway.flows.verify_card import VerifyCard
+from gateway.flows.verify_card import VerifyCard, undecided
 from gateway.flows.write_outcomes import answer_of
 from gateway.metrics import BENEFITS, VERDICTS
 from gateway.store import benefits, payments
@@ -126,8 +126,8 @@ class Pay:
 
     def _not_now(self, judged: Judged, closed_bank: str | None) -> Problem | None:
         """Why this may be asked again as it is: key and order id stay free."""
-        if VERDICT_OF[judged[0]] is Verdict.UNKNOWN:
-            return unavailable("the state of the card is not known now")
+        if (problem := undecided(judged)) is not None:
+            return problem
         return None if closed_bank is None else self._refusal(closed_bank) or _no_place()
 
     def _refusal(self, bank: str) -> Problem | None:

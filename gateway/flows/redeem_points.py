@@ -2,7 +2,8 @@
 
 The citizen is there: the card is judged by the statement of a verify, so its usage event is there too. A card that is
 refused, and points that do not suffice, are answers (200 `refused` with the reason), as a declined payment is one: the
-request was right, and the till shows it to the person. They are kept with their key like any other.
+request was right, and the till shows it to the person. They are kept with their key like any other. A card of which
+nothing is known now is no answer: 503, and the key stays free.
 
 A reservation holds a part of the account's balance. Which lots it will be taken from is decided when it is committed.
 """
@@ -21,6 +22,7 @@ from gateway.domain.redemptions import INSUFFICIENT_POINTS, RedemptionState
 from gateway.domain.times import CHINA
 from gateway.domain.verdicts import VERDICT_OF, Reason
 from gateway.flows.effects import Answer, Asked, Done
+from gateway.flows.verify_card import undecided
 from gateway.metrics import POINTS, REDEMPTIONS, VERDICTS
 from gateway.store import points, redemptions
 from gateway.store.operations import Operation
@@ -46,7 +48,7 @@ class RedemptionAnswer(msgspec.Struct, frozen=True, gc=False):
     item: str
     outlet_id: str
     reason: str | msgspec.UnsetType = msgspec.UNSET
-    """Why it was refused: that of a verdict, or `insufficient_points`."""
+    """Why it was refused: that of a verdict `refused`, or `insufficient_points`."""
     expires_at: dt.datetime | msgspec.UnsetType = msgspec.UNSET
     balance: int | msgspec.UnsetType = msgspec.UNSET
     """Of the person, with what is reserved."""
@@ -72,9 +74,10 @@ class Wish:
 
     def count(self, field: str, caller_id: str) -> None:
         """For the metrics, once it is committed."""
-        if self.judged is not None and self.state is not None:
+        if self.judged is not None:
             reason, _, medium, *_ = self.judged
             VERDICTS.add((VERDICT_OF[reason], reason, medium or "none", field, caller_id))
+        if self.state is not None:
             REDEMPTIONS.labels(self.state, caller_id).inc()
 
 
@@ -112,6 +115,9 @@ class ReservePoints:
         for asked, row in zip(batch, judged, strict=True):
             wish: Wish = asked.what
             wish.judged = row
+            if (problem := undecided(row)) is not None:
+                done.append(problem)
+                continue
             holder = held.get(row[1]) if row[0] == Reason.OK else None
             account = accounts[holder.person_id] if holder else Account(0, 0)
             redemption = _redemption(asked, wish, row, holder and holder.person_id, account)
@@ -121,7 +127,8 @@ class ReservePoints:
             wish.state = redemption.state
             rows.append(redemption)
             done.append(_done(self.name, asked, redemption, account if row[0] == Reason.OK else None))
-        await redemptions.insert(connection, rows)
+        if rows:
+            await redemptions.insert(connection, rows)
         return done
 
 

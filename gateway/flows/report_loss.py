@@ -28,7 +28,7 @@ from gateway.flows.tell_bank import (
     TellBank,
     answer_of,
 )
-from gateway.store import loss_notices, losses
+from gateway.store import ecards, loss_notices, losses
 from gateway.store.loss_notices import Holder, Notice
 from gateway.store.losses import Card, Wanted
 from gateway.store.operations import Operation
@@ -39,14 +39,17 @@ if TYPE_CHECKING:
 
 _encode = msgspec.json.Encoder().encode
 _AT_ONCE = dt.timedelta(0)
+_OF_CODES = frozenset({Reason.CODE_EXPIRED, Reason.CODE_REPLAYED, Reason.CODE_INVALID})
+"""Reasons before any card: a code that is not good is nobody's."""
 
 
 class Report(NamedTuple):
-    """`preset` is a reason to refuse that was found before the card was read."""
+    """`preset` is a reason to refuse that was found before the card was read; `code_digest`, of an e-card's code."""
 
     wanted: Wanted
     kind: LossKind
     preset: str = ""
+    code_digest: bytes | None = None
 
 
 class Release(NamedTuple):
@@ -55,6 +58,7 @@ class Release(NamedTuple):
     reference: UUID
     card: Wanted | None = None
     preset: str = ""
+    code_digest: bytes | None = None
 
 
 class _Changed(NamedTuple):
@@ -79,17 +83,20 @@ class ReportLoss:
 
     async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Results:
         reports: list[Report] = [asked.what for asked in batch]
+        presets = await _presets(connection, batch)
         cards = await losses.lock_wanted(connection, [report.wanted for report in reports])
         changes = _Changes()
         done: list[_Changed | Done | Problem] = []
-        for item, (asked, report) in enumerate(zip(batch, reports, strict=True)):
+        for item, (asked, report, preset) in enumerate(zip(batch, reports, presets, strict=True)):
             card, now = cards.get(item, (None, None))
-            if report.preset == Reason.PLATFORM_UNAVAILABLE:
+            if preset == Reason.PLATFORM_UNAVAILABLE:
                 done.append(unavailable("what was presented cannot be read now"))
+            elif preset in _OF_CODES:
+                done.append(_refused(self.name, asked, preset))
             elif card is None:
                 done.append(_refused(self.name, asked, Reason.UNRECOGNISED.value))
-            elif report.preset:
-                done.append(_refused(self.name, asked, report.preset, card))
+            elif preset:
+                done.append(_refused(self.name, asked, preset, card))
             else:
                 before, after = changes.apply(card, REPORT[report.kind], now)
                 if after is None:
@@ -113,6 +120,7 @@ class ReleaseLoss:
     async def perform(self, connection: "AnyConnection", batch: Sequence[Asked]) -> Results:
         releases: list[Release] = [asked.what for asked in batch]
         callers = [asked.caller_id for asked in batch]
+        presets = await _presets(connection, batch)
         cards = await losses.lock_reported(
             connection, [release.reference for release in releases], callers, ReportLoss.name
         )
@@ -121,15 +129,15 @@ class ReleaseLoss:
             given = await losses.find_wanted(connection, [release.card or Wanted() for release in releases])
         changes = _Changes()
         done: list[_Changed | Done | Problem] = []
-        for item, (asked, release) in enumerate(zip(batch, releases, strict=True)):
+        for item, (asked, release, preset) in enumerate(zip(batch, releases, presets, strict=True)):
             if item not in cards:
                 done.append(Problem("not_found"))
                 continue
-            if release.preset == Reason.PLATFORM_UNAVAILABLE:
+            if preset == Reason.PLATFORM_UNAVAILABLE:
                 done.append(unavailable("what was presented cannot be read now"))
                 continue
-            if release.preset or (release.card is not None and given.get(item) != cards[item][0].card_id):
-                done.append(_refused(self.name, asked, release.preset or Reason.UNRECOGNISED.value, cards[item][0]))
+            if preset or (release.card is not None and given.get(item) != cards[item][0].card_id):
+                done.append(_refused(self.name, asked, preset or Reason.UNRECOGNISED.value, cards[item][0]))
                 continue
             card, lost_by_it = cards[item]
             now = changes.now(card)
@@ -149,6 +157,15 @@ class ReleaseLoss:
 
     async def finish(self, what: Notice) -> Answer:
         return await self._tell.first(what)
+
+
+async def _presets(connection: "AnyConnection", batch: Sequence[Asked]) -> list[str]:
+    """The reasons to refuse that are there before cards are read. Codes are claimed here: who comes second replays."""
+    codes = {asked.reference: asked.what.code_digest for asked in batch if asked.what.code_digest is not None}
+    if not codes:
+        return [asked.what.preset for asked in batch]
+    replayed = codes.keys() - await ecards.claim(connection, codes)
+    return [Reason.CODE_REPLAYED.value if asked.reference in replayed else asked.what.preset for asked in batch]
 
 
 class _Changes:

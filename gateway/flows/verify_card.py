@@ -14,7 +14,7 @@ from gateway.crypto.randomness import RandomBytes
 from gateway.crypto.sealing import Sealer, UnknownDataKey
 from gateway.domain.benefits import NOTHING, Facts, Refusal, SceneBenefits
 from gateway.domain.cards import Medium
-from gateway.domain.errors import FieldError, Problem
+from gateway.domain.errors import FieldError, Problem, unavailable
 from gateway.domain.ids import uuid7
 from gateway.domain.masking import age_band, age_on, mask_name
 from gateway.domain.presentations import Presentation
@@ -199,6 +199,13 @@ def count(answer: VerifyAnswer, field: str, caller_id: str) -> None:
     if answer.benefits is not msgspec.UNSET:
         for benefit in answer.benefits:
             BENEFITS.add((benefit, "granted"))
+
+
+def undecided(judged: Judged) -> Problem | None:
+    """Of an effect whose card is `unknown`: neither done nor refused. Its key stays free, and it may be asked again."""
+    if VERDICT_OF[judged[0]] is not Verdict.UNKNOWN:
+        return None
+    return unavailable("the state of the card is not known now")
 
 
 class Once:

@@ -18,12 +18,12 @@ from gateway.domain.errors import Problem, invalid, overloaded, unavailable
 from gateway.domain.payments import OPEN as OPEN_PAYMENT
 from gateway.domain.payments import PaymentState
 from gateway.domain.scenes import VisitKind
-from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
+from gateway.domain.verdicts import VERDICT_OF, Reason
 from gateway.domain.visits import VisitState
 from gateway.flows.effects import Answer, Asked, Begun, Done
 from gateway.flows.grant_benefits import Bill, Visitor, grant, grant_all
 from gateway.flows.settle_visit import Arrival, Details, SettleVisit
-from gateway.flows.verify_card import VerifyCard
+from gateway.flows.verify_card import VerifyCard, undecided
 from gateway.flows.visit_answers import answer_of
 from gateway.metrics import BENEFITS, VERDICTS, VISITS
 from gateway.store import payments, visits
@@ -105,8 +105,8 @@ class BeginVisit:
         for asked, row in zip(taken, judged, strict=True):
             order: VisitOrder = asked.what
             order.judged = row
-            if VERDICT_OF[row[0]] is Verdict.UNKNOWN:  # it may be asked again as it is
-                ended[asked.reference] = unavailable("the state of the card is not known now")
+            if (problem := undecided(row)) is not None:
+                ended[asked.reference] = problem
                 continue
             visit = order.visit = self._visit(asked, row, granted.get(asked.reference, _Granted()))
             rows.append(visit)

@@ -11,8 +11,8 @@ complete = ask_ecard.AskEcard.complete
 real_look = ecards.look
 
 
-async def remember(self: Any, presented: Any, presentation: Any) -> Any:
-    found = await complete(self, presented, presentation)
+async def remember(self: Any, presented: Any, presentation: Any, key: Any = None) -> Any:
+    found = await complete(self, presented, presentation, key)
     if found.code_digest and found.code_digest in seen:
         return found._replace(card_id="", preset="code_replayed", code_digest="")
     seen.add(found.code_digest)
