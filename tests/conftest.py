@@ -97,18 +97,18 @@ dialect = { party = "yikatong", done = "0", paths = { open_barrier = "/open", pa
 """A parking lot that is always away."""
 
 
-def _partners_of(data_dir: Path) -> str:
-    """A file with the lot."""
+def lot(data_dir: Path) -> str:
+    """Its block of partners.toml; its key is written."""
     data_dir.mkdir(parents=True, exist_ok=True)
     write_private(data_dir / "lot.key", "00112233445566778899aabbccddeeff\n")
-    (data_dir / "partners.toml").write_text(_LOT)
-    return str(data_dir / "partners.toml")
+    return _LOT
 
 
 async def start_gateway(data_dir: Path, database: Database, **environment: str) -> Running:
     """A gateway on a database that holds the test cards, with a parking lot that it does not reach."""
     if "CONFIG_DIR" not in environment:
-        environment["PARTNERS_FILE"] = _partners_of(data_dir)
+        (partners := data_dir / "partners.toml").write_text(lot(data_dir))
+        environment["PARTNERS_FILE"] = str(partners)
     running = Running(data_dir, "serve", DATABASE_URL=database.dsn, **environment)
     await add_cards(database.dsn, prepare_data_dir(data_dir, running.port), (*CARDS, LOSABLE))
     return await running.start()

@@ -270,7 +270,7 @@ async def test_the_scope_is_needed(merchant: Client) -> None:
     assert (status, json.loads(raw)["code"]) == (403, "insufficient_scope")
 
 
-async def test_an_ecard_code_cannot_be_read_yet_and_keeps_nothing(kiosk: Client) -> None:
+async def test_an_ecard_code_cannot_be_read_without_a_platform_and_keeps_nothing(kiosk: Client) -> None:
     body = {"kind": "temporary", "presentation": {"type": "ecard_code", "code": "12345678"}}
     status, raw, headers = await kiosk.effect(PATH, body)
     assert (status, json.loads(raw)["code"]) == (503, "unavailable") and headers["Retry-After"]

@@ -11,7 +11,7 @@ import pytest
 from gateway.domain.cards import CardStatus
 from gateway.domain.points import ISSUED, REDEEMED, merchant_account
 from tests.ledger import add_holder, rules_broken_at
-from tests.registry import TestCard, new_card
+from tests.registry import CARDS, TestCard, new_card
 from tests.running import Client, Running, labelled
 
 PATH = "/v1/points/redemptions"
@@ -131,6 +131,26 @@ async def test_a_card_that_is_not_good_reserves_nothing(
     assert (status_, problem["code"]) == (409, "redemption_state")
     shown = (await get(kiosk, f"/v1/operations/{answer['reference']}"))[1]
     assert (shown["status"], shown["reason"]) == ("refused", reason)
+
+
+STALE = next(card for card in CARDS if card.reason == "status_stale")
+UNKNOWN: dict[str, dict[str, Any]] = {
+    "status_stale": {},
+    "ecard_code": {"presentation": {"type": "ecard_code", "code": "12345678"}},
+    "transit_qr": {"presentation": {"type": "transit_qr", "qr": "gQEC"}},
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+async def test_a_card_of_which_nothing_is_known_now_leaves_its_key_free(
+    gateway: Running, kiosk: Client, name: str
+) -> None:
+    """As with a payment: it is no refusal (test_ecard_effects.py has the control)."""
+    card, key = await add_holder(gateway, 80), secrets.token_hex(8)
+    status, raw, headers = await kiosk.effect(PATH, wish(STALE, **UNKNOWN[name]), key=key)
+    assert (status, json.loads(raw)["code"]) == (503, "unavailable") and headers["Retry-After"]
+    status, answer = await redeem(kiosk, card, key)
+    assert (status, answer["status"]) == (200, "reserved")
 
 
 async def test_points_that_do_not_suffice_are_an_answer(gateway: Running, kiosk: Client) -> None:

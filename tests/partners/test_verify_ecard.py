@@ -21,7 +21,7 @@ from gateway.sandbox.county import COUNTY_REGION, Citizen
 from gateway.sandbox.load import load_county
 from gateway.sandbox.peers import ecard_platform_host as host
 from gateway.store.embedded import EmbeddedPostgres
-from tests.conftest import drop_database, make_database, prepare_data_dir
+from tests.conftest import drop_database, lot, make_database, prepare_data_dir
 from tests.faults.planted import plant
 from tests.partners.ecard_wire import COUNTY, Forgetful, Peer, first, platform
 from tests.running import ROOT, Client, Running
@@ -84,9 +84,9 @@ def body(code: str, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-def configure(config: Path, peer: Peer) -> None:
+def configure(config: Path, peer: Peer, deadline_ms: int = DEADLINE_MS) -> None:
     settings = (config / "gateway.toml").read_text().replace('ecard_partner = ""', 'ecard_partner = "ecard-platform"')
-    settings = settings.replace("ecard_deadline_ms = 1500", f"ecard_deadline_ms = {DEADLINE_MS}")
+    settings = settings.replace("ecard_deadline_ms = 1500", f"ecard_deadline_ms = {deadline_ms}")
     (config / "gateway.toml").write_text(settings)
     (config / "partners.toml").write_text(f"""
 [partners.ecard-platform]
@@ -110,16 +110,22 @@ system_name = "{host.SYSTEM_NAME}"
 
 @asynccontextmanager
 async def joined(
-    folder: Path, postgres: EmbeddedPostgres, bug: str = "", kind: type[host.Platform] = host.Platform
+    folder: Path,
+    postgres: EmbeddedPostgres,
+    bug: str = "",
+    kind: type[host.Platform] = host.Platform,
+    deadline_ms: int = DEADLINE_MS,
 ) -> AsyncIterator[Joined]:
-    """With a database of its own, which holds the county. The session's template is there."""
+    """With a database of its own, which holds the county, and a lot that is away. The session's template is there."""
     database = await make_database(postgres, "yikatong")
     config = folder / "config"
     shutil.copytree(ROOT / "config", config, dirs_exist_ok=True)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(drop_database, postgres, database)
         peer = await stack.enter_async_context(platform(folder / "data/keys-of-platform", kind=kind))
-        configure(config, peer)
+        configure(config, peer, deadline_ms)
+        with (config / "partners.toml").open("a") as stream:
+            stream.write(lot(folder / "data"))
         running = Running(
             folder / "data", "serve", DATABASE_URL=database.dsn, CONFIG_DIR=str(config), WORKERS="2", LOG_LEVEL="debug",
             **(plant(bug) if bug else {}),
