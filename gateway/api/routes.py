@@ -130,7 +130,7 @@ ROUTES = (
           problems=(*_SIGNED_IN, *_JSON_BODY, "idempotency_key_refused", "invalid_signature", "overloaded")),
     Route("GET", "/v1/usage-events", usage_events.feed, "The feed of usage events, in commit order, without gaps",
           scope=Scope.USAGE_READ, answer=UsagePage,
-          problems=(*_SIGNED_IN, "malformed_query", "malformed_cursor", "validation_failed")),
+          problems=(*_SIGNED_IN, "malformed_query", "malformed_cursor", "cursor_ahead", "validation_failed")),
     Route("GET", "/openapi.json", docs.openapi, "This contract", answer=dict[str, Any]),
     Route("GET", "/docs", docs.docs, "This contract, for people", answers_as="text/html"),
 )  # fmt: skip

@@ -27,8 +27,8 @@ async def feed(call: Call) -> web.Response:
     after, limit = _query(call.request)
     async with call.gateway.pool.acquire() as connection:
         rows = await usage_events.page(connection, after, limit)
-        if not rows and await usage_events.is_ahead(connection, after):  # damaged, or kept from before a restore
-            raise _no_cursor()
+        if not rows and await usage_events.is_ahead(connection, after):  # its reader would wait in silence
+            raise Problem("cursor_ahead")
     items = [shown(row, call.gateway.pseudonyms, call.caller_id) for row in rows]
     last = Cursor(rows[-1].position, rows[-1].event_id) if rows else after
     return web.Response(
@@ -49,9 +49,5 @@ def _query(request: web.Request) -> tuple[Cursor, int]:
     if cursor is None:
         return _FIRST, int(text)
     if not _CURSOR.match(cursor):
-        raise _no_cursor()
+        raise Problem("malformed_cursor", errors=[FieldError("after", "is not a cursor of this feed")])
     return Cursor(int(cursor[:16], 16), UUID(cursor[16:])), int(text)
-
-
-def _no_cursor() -> Problem:
-    return Problem("malformed_cursor", errors=[FieldError("after", "is not a cursor of this feed")])

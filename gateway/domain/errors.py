@@ -34,6 +34,10 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "idempotency_key_in_use": (409, "A request with this Idempotency-Key is still running"),
     "too_many_keys": (409, "No further key can be added"),
     "key_exists": (409, "This key or its kid is, or was, already there"),
+    "cursor_ahead": (
+        409,
+        "The cursor is ahead of this database: it was damaged, or the database restored",
+    ),
     "order_id_used": (409, "This merchant_order_id was used before: an order is paid once"),
     "payment_pending": (409, "What became of the payment, or of its reversal, is not known yet; try again"),
     "payment_state": (409, "The payment is in a state that does not allow this"),
