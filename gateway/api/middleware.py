@@ -161,7 +161,8 @@ def _admit(
         _take_quota(gateway, known, access.caller_id)
     if scope != ANY_SCOPE and (scope not in access.scopes or scope not in known.scopes):
         REFUSED_ENTRY.labels("scope").inc()
-        raise Problem("insufficient_scope")
+        challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}  # RFC 6750 §3.1
+        raise Problem("insufficient_scope", f"it takes {scope}", headers=challenge)
     return access.caller_id, known, known.scopes & access.scopes
 
 

@@ -98,6 +98,7 @@ async def test_a_token_with_fewer_scopes_opens_less(merchant: Client) -> None:
     headers = {"Authorization": f"Bearer {answer['access_token']}"}
     async with merchant.session.post("/v1/cards/verify", json={}, headers=headers) as refused:
         assert refused.status == 403 and (await refused.json())["code"] == "insufficient_scope"
+        assert refused.headers["WWW-Authenticate"] == 'Bearer error="insufficient_scope", scope="cards:verify"'
 
 
 GRANT, KIND = "grant_type=client_credentials", f"client_assertion_type={ASSERTION_TYPE}"
