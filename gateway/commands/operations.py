@@ -70,15 +70,15 @@ def decide(
         wanted, after = UUID(reference), PaymentState(state)
     except ValueError:
         give_up("not decided: a reference is a UUID, and it came to approved, declined or reversed")
-    if not 1 <= len(note) <= 200:
-        give_up("not decided: it needs a note of 1 to 200 characters")
+    if not 1 <= len(note) <= 200 or not note.isprintable():  # what is not text is said so before anything is written
+        give_up("not decided: it needs a note of 1 to 200 characters, in UTF-8")
     with refusals("not decided"):
         try:
             line = asyncio.run(decide_payment(settings, wanted, after, note))
         except NotDecided as error:
             give_up(f"not decided: {error}")
         except Problem as problem:
-            give_up(f"not decided: {problem.detail}")
+            give_up(f"it is not known whether it was decided, ask again: {problem.detail}")
     typer.echo(line)
 
 

@@ -132,7 +132,9 @@ def _after_decline(question: Question, outcome: Declined, parent: PaymentState |
     if parent is _S.REVERSED:
         return _S.REVERSED
     if parent is _S.APPROVED:
-        return _S.DECLINED if question is Question.FIRST else None
+        # a duplicate: the bank has seen this reference, and does not say what it did
+        first = question is Question.FIRST and outcome.code is not DeclineCode.DUPLICATE
+        return _S.DECLINED if first else None
     return _S.REVERSED if outcome.code is DeclineCode.NOT_FOUND else None
 
 

@@ -138,7 +138,7 @@ class SettlePayment:
             state = await self._learned(payment, Question.FIRST, outcome)
             assert state is not None
             # what the bank has said is taken from a request that was overtaken too
-            before = (_S.INTENT,) if state in (_S.UNKNOWN, _S.NOT_SENT) else _ASKED
+            before = _ASKED if _is_final_word(payment.kind, state) else (_S.INTENT,)
             write = partial(self._write, payment, before, state, outcome)
             now = await (in_two_tries(write) if state is _S.NOT_SENT else write())
         except NOT_NOW as error:
@@ -217,7 +217,7 @@ class SettlePayment:
             return  # REVERSING: its reversal is under way
         async with self._database() as connection, connection.transaction():
             await payments.note(connection, payment, _S.REVERSED, "approved late: reversed again")
-            await payments.try_again(connection, payment, dt.timedelta(0))
+            await payments.try_now(connection, payment)
         log.warning("an approval came after the reversal: it is reversed again", reference=str(payment.reference))
 
     async def _looked_again(self, payment: Payment, outcome: Outcome) -> None:
@@ -243,7 +243,7 @@ class SettlePayment:
         written = await self._outcomes.write(step)
         if written.moved:
             PAYMENTS.labels(payment.kind, payment.bank or "none", state).inc()
-        elif isinstance(outcome, Approved):
+        elif isinstance(outcome, Approved) and state is not _S.REVERSED:
             await self._too_late(written.payment)
         return written.payment
 
@@ -354,6 +354,16 @@ class SettlePayment:
             order_id=payment.merchant_order_id,
             trace=payment.trace,
         )
+
+
+def _is_final_word(kind: PaymentKind, state: PaymentState) -> bool:
+    """Whether a bank's first answer decides an operation that the resolver has taken up meanwhile.
+
+    A no to a reversal does not: the resolver's message may have been done, and this have been the repetition.
+    """
+    if state in (_S.UNKNOWN, _S.NOT_SENT):
+        return False
+    return kind is not PaymentKind.REVERSAL or state is not _S.DECLINED
 
 
 def _not_taken(outcome: Outcome) -> Problem:

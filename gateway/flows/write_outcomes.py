@@ -77,6 +77,8 @@ class Step(NamedTuple):
     answers: bool
     look_again_in: dt.timedelta | None = None
     """Of a reversal that found nothing: when its payment is to be looked for once more."""
+    note: str = ""
+    """Why, for its history, where it was not the bank's own word."""
 
 
 class Written(NamedTuple):
@@ -167,6 +169,8 @@ class WriteOutcomes:
             key = (payment.caller, payment.idempotency_key)
             if payment.benefit is not None and payment.state in (_S.NOT_SENT, _S.DECLINED, _S.REVERSED):
                 cheaper.append(payment.reference)
+            if step.note:
+                await payments.note(connection, payment, payment.state, step.note)
             if payment.state is _S.NOT_SENT:
                 unused.append(key)
                 if payment.kind is PaymentKind.PAYMENT:

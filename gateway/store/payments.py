@@ -252,11 +252,19 @@ async def move_all(connection: "AnyConnection", moves: Sequence[Move]) -> set[UU
 
 
 async def try_again(connection: "AnyConnection", payment: Payment, after: dt.timedelta | None) -> None:
-    """Due after a while, None: never; unless it has been moved on since."""
+    """Due after a while, None: never; unless it has been moved on since, or is due again for another reason."""
     await connection.execute(
         "UPDATE payment SET next_try_at = now() + $4::interval"
-        " WHERE reference = $1 AND created_at = $2 AND state = $3",
+        " WHERE reference = $1 AND created_at = $2 AND state = $3 AND next_try_at > now()",
         payment.reference, payment.created_at, payment.state, after,
+    )  # fmt: skip
+
+
+async def try_now(connection: "AnyConnection", payment: Payment) -> None:
+    """Due at once, though nothing was left to do; unless it has been moved on since."""
+    await connection.execute(
+        "UPDATE payment SET next_try_at = now() WHERE reference = $1 AND created_at = $2 AND state = $3",
+        payment.reference, payment.created_at, payment.state,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -82,6 +83,7 @@ async def test_what_nobody_can_find_out_is_decided_by_people(till: Till, monkeyp
         ((reference, "reversed", "--note", "x"), "refund is unknown: it may become approved or declined"),
         ((reference, "unknown", "--note", "x"), "it may become approved or declined"),
         ((reference, "approved", "--note", ""), "a note of 1 to 200 characters"),
+        ((reference, "approved", "--note", "\udcd5\udcfd"), "in UTF-8"),
         ((payment, "declined", "--note", "x"), "this payment is approved: it may become nothing by hand"),
         (("01890000-0000-7000-8000-000000000000", "approved", "--note", "x"), "there is no such"),
         (("refund", "approved", "--note", "x"), "a reference is a UUID"),
@@ -105,6 +107,17 @@ async def test_a_reversal_that_is_decided_ends_its_payment(till: Till) -> None:
     await till.resolver.make_due()
     await till.resolver.resolve.turn()
     assert await till.status(answer["reference"]) == "pending"
+    connection = await asyncpg.connect(till.dsn)
+    try:  # as if its payment had been unknown
+        await connection.execute("ALTER TABLE payment DISABLE TRIGGER payment_moves")
+        set_parent = "UPDATE payment SET state = $2, next_try_at = now() + interval '1 h' WHERE reference = $1"
+        await connection.execute(set_parent, UUID(payment), "reversing")
+        code, said = await command(till.gateway, "decide", answer["reference"], "declined", "--note", "x")
+        assert code == 1 and "it may become reversed" in said, "it is being reversed by us"
+        await connection.execute(set_parent, UUID(payment), "approved")
+        await connection.execute("ALTER TABLE payment ENABLE TRIGGER payment_moves")
+    finally:
+        await connection.close()
     code, said = await command(till.gateway, "decide", answer["reference"], "reversed", "--note", "its statement")
     assert (code, said) == (0, f"reversal {answer['reference']}: reversed, 1250 fen\n")
     assert await till.status(payment) == "reversed"

@@ -14,6 +14,7 @@ from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome
 from gateway.domain.payments import PaymentKind, PaymentState, Question, learned
 from gateway.flows import settle_payment
 from gateway.flows.settle_payment import Banks
+from gateway.store import payments
 from tests.bank import Hold, banks
 from tests.tills import Till
 from tests.tills import till as till
@@ -161,3 +162,48 @@ async def test_a_payment_is_looked_for_where_it_was_made_though_its_bank_is_rout
     await till.resolver.until_nothing_is_left()
     assert till.bank.lines()[answer["reference"]].state == "approved", "the customer is charged"
     assert await till.status(answer["reference"]) == ("reversed" if forgets else "approved")
+
+
+@pytest.mark.parametrize("final", [None, lambda kind, state: True], ids=["as it is", "control"])
+async def test_a_request_that_was_overtaken_does_not_believe_a_no_to_its_reversal(
+    till: Till, monkeypatch: pytest.MonkeyPatch, final: Callable[[PaymentKind, PaymentState], bool] | None
+) -> None:
+    """The resolver has sent its message meanwhile, which may have been done: this one was the repetition."""
+    if final is not None:
+        monkeypatch.setattr(settle_payment, "_is_final_word", final)
+    settle = till.resolver.settle
+    reached = settle._banks
+
+    async def no(name: str, operation: Operation, deadline_s: float) -> Outcome:
+        return Declined(DeclineCode.NOT_ALLOWED)
+
+    payment = await till.paid()
+    till.bank.faults["reverse"].append("drop_before")
+    _, answer = await till.undo(payment, "reversals")
+    async with till.resolver.pool.acquire() as connection:
+        begun = await payments.find(connection, UUID(answer["reference"]))
+    assert begun is not None and begun.state is PaymentState.UNKNOWN
+    monkeypatch.setattr(settle, "_banks", Banks(no, reached.can))
+    await settle.first(begun._replace(state=PaymentState.INTENT))
+    assert (await till.status(answer["reference"]) == "pending") == (final is None)
+    monkeypatch.setattr(settle, "_banks", reached)
+    await till.resolver.until_nothing_is_left()
+
+
+async def test_a_look_that_finds_nothing_does_not_forget_an_approval_that_came_meanwhile(till: Till) -> None:
+    till.bank.faults["purchase"].append("drop_before")
+    _, answer = await till.pay(await till.card())
+    await till.resolver.make_due()
+    await till.resolver.resolve.turn()
+    await till.resolver.make_due()
+    await till.resolver.resolve.turn()
+    reference = UUID(answer["reference"])
+    assert await till.status(answer["reference"]) == "reversed"
+    async with till.resolver.pool.acquire() as connection:
+        payment = await payments.find(connection, reference)
+        assert payment is not None
+        await payments.try_now(connection, payment)
+        await payments.try_again(connection, payment, None)
+        left = await connection.fetchval("SELECT next_try_at <= now() FROM payment WHERE reference = $1", reference)
+    assert left is True
+    await till.resolver.until_nothing_is_left()

@@ -1,6 +1,3 @@
 -- A payment is asked about, reversed and given back at the partner that it was made through, wherever the bank's new ones
 -- go today. NULL: of before, by today's route.
 ALTER TABLE payment ADD COLUMN partner text;
-
--- what undid an operation is found by it (GET /v1/operations of a loss report)
-CREATE INDEX operation_parent ON operation (parent) WHERE parent IS NOT NULL;
