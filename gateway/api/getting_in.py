@@ -45,7 +45,7 @@ def _form(body: bytes) -> dict[str, str]:
     form = dict(pairs)
     if len(form) != len(pairs):
         raise TokenRefused("invalid_request", "a parameter is given twice")
-    return {name: value for name, value in form.items() if name in _PARAMETERS}
+    return {name: value for name, value in form.items() if value and name in _PARAMETERS}  # empty: omitted (§3.2)
 
 
 async def jwks(call: Call) -> web.Response:

@@ -64,9 +64,11 @@ async def redeem(call: Call) -> web.Response:
     reserved_for = dt.timedelta(seconds=settings.reserved_for_s)
     wish = Wish(presented, asked.points, asked.item, asked.outlet_id, outlet.credit, reserved_for)
     try:
-        return await do_once(call, gateway.redemptions.reserve, wish)
+        response = await do_once(call, gateway.redemptions.reserve, wish)
     finally:
         wish.count(scene.field, call.caller_id)
+    wish.count_state(call.caller_id)
+    return response
 
 
 async def commit_redemption(call: Call) -> web.Response:

@@ -27,6 +27,8 @@ JOSE_NAMES = {ED25519: "EdDSA", ES256: "ES256"}
 _KINDS = {ED25519: ("OKP", "Ed25519"), ES256: ("EC", "P-256"), SM2_SM3: ("EC", "SM2")}
 _ALGS = {ED25519: (ED25519, "EdDSA", "Ed25519"), ES256: (ES256, "ES256"), SM2_SM3: (SM2_SM3,)}
 """What a JWK may call its algorithm: as we do, or as JOSE does (RFC 8037, RFC 9864, RFC 7518)."""
+_SM2_NAMES = ("SM2", "SM3withSM2", "SM3WithSM2", "SM2-SM3", "SM2withSM3", "SM2WithSM3", "SGD_SM3_SM2")
+"""No registry has a name for it; these are in use (GM/T 0006 has the last)."""
 
 
 class VerifyKey(NamedTuple):
@@ -124,7 +126,7 @@ def mismatch(jwk: dict[str, Any], algorithm: str) -> str | None:
         "crv": jwk.get("crv") == _KINDS[algorithm][1],
         "use": jwk.get("use") in (None, "sig"),
         "key_ops": operations is None or (isinstance(operations, list) and "verify" in operations),
-        "alg": jwk.get("alg") in (None, *_ALGS[algorithm]),
+        "alg": jwk.get("alg") in (None, *_ALGS[algorithm]) or (algorithm == SM2_SM3 and jwk.get("alg") in _SM2_NAMES),
     }
     return next((member for member, fit in fits.items() if not fit), None)
 

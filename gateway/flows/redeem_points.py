@@ -73,10 +73,13 @@ class Wish:
         self.state: RedemptionState | None = None
 
     def count(self, field: str, caller_id: str) -> None:
-        """For the metrics, once it is committed."""
+        """For the metrics: the verdict, also where it ended as a problem."""
         if self.judged is not None:
             reason, _, medium, *_ = self.judged
             VERDICTS.add((VERDICT_OF[reason], reason, medium or "none", field, caller_id))
+
+    def count_state(self, caller_id: str) -> None:
+        """For the metrics, once it is committed."""
         if self.state is not None:
             REDEMPTIONS.labels(self.state, caller_id).inc()
 

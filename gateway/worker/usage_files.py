@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import asyncpg
 import structlog
 
 from gateway.configuration import UsageReturn
@@ -28,6 +29,8 @@ FILES_MAX = 100
 """Of one folder in one turn."""
 _LATER = (Problem, *GONE, *COLLIDED)
 """Not of what is in the file: the file system's word (OSError), the database's, or that of others at the same ids."""
+_BY_CONTENTS = ("22", "23")
+"""Classes of SQLSTATE that what is in a file can bring about: a value, a constraint. All others are the database's."""
 _PASSED_OVER = (".part", ".tmp", REPORT, REJECTS)
 
 
@@ -69,13 +72,14 @@ class WatchUsageFiles:
             await asyncio.to_thread(_move, path, identity, into)
         except (AnotherIsAtIt, FileNotFoundError):  # a worker on another machine
             log.info("usage file left to another worker", sender=sender, file=name)
-        except _LATER as error:  # of the database? then connecting for the next file says so
+        except (*_LATER, asyncpg.PostgresError) as error:  # of the database? then connecting for the next file says so
             log.error("usage file not taken up", sender=sender, file=name, error=type(error).__name__)
         finally:
             connection.terminate()
 
     async def _taken_or_held(self, connection: "Connection", sender: str, path: Path) -> str:
-        """Where the file goes; its report is written. Raises AnotherIsAtIt, or one of _LATER."""
+        """Where the file goes; its report is written. Raises AnotherIsAtIt, one of _LATER,
+        asyncpg.PostgresError."""
         name = shown_name(path)
         try:
             found = await self._ingest.run(connection, path, sender)
@@ -84,7 +88,10 @@ class WatchUsageFiles:
             raise
         except Held as why:
             held = why
-        except Exception as error:  # noqa: BLE001 - ours, by what is in the file: it would come again each turn
+        except Exception as error:
+            if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] not in _BY_CONTENTS:
+                raise
+            # ours, by what is in the file: it would come again each turn
             log.error("the gateway failed at a usage file", sender=sender, file=name,
                       exception=describe(type(error), error.__traceback__))  # fmt: skip
             held = Held([HoldReason.FAULT], type(error).__name__)
