@@ -65,7 +65,8 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class _Counted(msgspec.Struct, frozen=True):
-    counts: dict[Finding, int]
+    counts: dict[str, int]
+    """Also of findings that this version does not know."""
 
 
 def paths(data_dir: Path, bank: str, day: dt.date) -> tuple[Path, Path]:
@@ -84,12 +85,15 @@ class ReconcileBank:
         self._random = RandomBytes()
         self._asked: Counter[tuple[str, dt.date]] = Counter()
         """How often for each day: a few a day and bank are added, and all forgotten with the process."""
+        self._unread: set[str] = set()
+        """What kept this turn from reading reports, by type."""
 
     async def turn(self, now: dt.datetime) -> None:
         """The days without a report, the oldest first, of every bank; the first hour of a day is left to the bank.
 
         Each day and bank by itself: one without its file is asked for again next time, after those that were asked for
-        less often, and keeps no other from its report. Raises Problem 503, OSError.
+        less often, and keeps no other from its report. Nor does what is in the folder besides whole reports: it is
+        logged by type, once a turn. Raises Problem 503, OSError.
         """
         local = now.astimezone(CHINA)
         if local.hour < 1:
@@ -106,7 +110,12 @@ class ReconcileBank:
                     await self.run(bank, day, await self.fetch(bank, day))
                 except NotReconciled as error:
                     log.warning("not reconciled", why=str(error))
+                except OSError as error:
+                    log.warning("not reconciled", bank=bank, day=str(day), error=type(error).__name__)
             self._measure(bank, self._missing(bank, begin, local.date()), local.date())
+        if self._unread:
+            log.warning("reports not read", errors=sorted(self._unread))
+            self._unread.clear()
 
     async def _begin(self, bank: str, today: dt.date) -> dt.date:
         """The first day that has to have a report: before its first payment a bank has no gap."""
@@ -118,15 +127,35 @@ class ReconcileBank:
 
     def _missing(self, bank: str, begin: dt.date, today: dt.date) -> list[dt.date]:
         """The days before today without a report, the oldest first."""
-        there = _reported(self._data_dir, bank)
+        there = self._reports(bank)
         days = (begin + number * _DAY for number in range((today - begin).days))
         return [day for day in days if day not in there]
 
     def _measure(self, bank: str, missing: Collection[dt.date], today: dt.date) -> None:
         whole = min(missing, default=today) - _DAY
         RECONCILED_DAY.labels(bank).set(dt.datetime.combine(whole, dt.time(), CHINA).timestamp())
-        for finding, number in _counts(self._data_dir, bank, time.time() - _SHOWN_S).items():
-            RECONCILIATION.labels(bank, finding).set(number)
+        counts = self._counts(bank, time.time() - _SHOWN_S)
+        for finding in Finding:
+            RECONCILIATION.labels(bank, finding).set(counts[finding])
+
+    def _reports(self, bank: str) -> dict[dt.date, Path]:
+        """Of a bank, by day; none if the folder cannot be read, so that it is told of like days without."""
+        try:
+            return _reports(self._data_dir / _FOLDER, bank)
+        except OSError as error:
+            self._unread.add(type(error).__name__)
+            return {}
+
+    def _counts(self, bank: str, since: float) -> Counter[str]:
+        """Of the reports that were made since a time (seconds since 1970); what is no whole one counts as nothing."""
+        counts: Counter[str] = Counter()
+        for file in self._reports(bank).values():
+            try:
+                if file.stat().st_mtime >= since:
+                    counts.update(msgspec.json.decode(file.read_bytes(), type=_Counted).counts)
+            except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+                self._unread.add(type(error).__name__)
+        return counts
 
     async def fetch(self, bank: str, day: dt.date) -> list[Line]:
         """The bank's lines. Raises NotReconciled."""
@@ -172,23 +201,21 @@ class ReconcileBank:
         return self._settings.routes[bank]
 
 
-def _reported(data_dir: Path, bank: str) -> set[dt.date]:
-    """The days of a bank's reports."""
-    names = (file.stem.removeprefix(f"{bank}-") for file in _reports(data_dir, bank))
-    return {dt.date.fromisoformat(name) for name in names}
+def _reports(folder: Path, bank: str) -> dict[dt.date, Path]:
+    """By day; other names are passed over. Raises OSError."""
+    found = {}
+    for file in folder.iterdir() if folder.exists() else ():
+        day = _day(file.stem.removeprefix(f"{bank}-"))
+        if day is not None and file.name == f"{bank}-{day}.json":
+            found[day] = file
+    return found
 
 
-def _counts(data_dir: Path, bank: str, since: float) -> Counter[Finding]:
-    """Of the reports that were made since a time (seconds since 1970)."""
-    counts: Counter[Finding] = Counter(dict.fromkeys(Finding, 0))
-    for file in _reports(data_dir, bank):
-        if file.stat().st_mtime >= since:
-            counts.update(msgspec.json.decode(file.read_bytes(), type=_Counted).counts)
-    return counts
-
-
-def _reports(data_dir: Path, bank: str) -> list[Path]:
-    return list((data_dir / _FOLDER).glob(f"{bank}-[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9].json"))
+def _day(text: str) -> dt.date | None:
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def read_file(file: Path) -> list[Line]:

@@ -6,6 +6,8 @@ The days are not today's: the bank goes by the time in a reference, which it is 
 import asyncio
 import csv
 import datetime as dt
+import json
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +16,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.domain.ids import uuid7
 from gateway.domain.masking import Secret
@@ -73,6 +76,20 @@ class Forgetful(ReconcileBank):
 
     def _missing(self, bank: str, begin: dt.date, today: dt.date) -> list[dt.date]:
         return super()._missing(bank, today - dt.timedelta(days=1), today)
+
+
+class Trusting(ReconcileBank):
+    """The planted bug, as it was: whatever is called like a report is a whole one of this version."""
+
+    def _reports(self, bank: str) -> dict[dt.date, Path]:
+        files = (self._data_dir / "reconciliation").glob(f"{bank}-[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9].json")
+        return {dt.date.fromisoformat(file.stem.removeprefix(f"{bank}-")): file for file in files}
+
+    def _counts(self, bank: str, since: float) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for file in self._reports(bank).values():
+            counts.update({Finding(name): number for name, number in json.loads(file.read_bytes())["counts"].items()})
+        return counts
 
 
 class Desk:
@@ -308,6 +325,59 @@ async def test_a_turn_asks_for_a_few_days_the_oldest_of_those_that_were_asked_fo
     assert desk.asked == [*asked[:10], day(10), day(11), *asked[12:]]
     await flow.turn(at(13, 3))
     assert day(12) in desk.asked[15:], "the newest waits for no older one"
+
+
+ODD = {
+    f"{JIAXING}-2026-02-30.json": b"{}",
+    f"{JIAXING}-{day(-2)}.json": b'{"counts": {"matched": 1, "missing_there',
+    f"{JIAXING}-{day(-3)}.json": b'{"counts": {"missing_there": 2, "of_another_version": 1}}',
+    f"{JIAXING}-{day(-4)}.json": b'{"counts": {"\xff": 1}}',
+    f"{JIAXING}-{day(-5)}.json": None,
+    f"{JIAXING}-old.json": b"", f"{JIAXING}-{day(-6)}.json.new": b"",
+}  # fmt: skip
+"""Names and contents in the folder of the reports; None: a folder."""
+
+
+def lay(folder: Path, names: Collection[str]) -> None:
+    (folder / "reconciliation").mkdir(parents=True)
+    for name in names:
+        content, file = ODD[name], folder / "reconciliation" / name
+        file.mkdir() if content is None else file.write_bytes(content)
+
+
+async def test_what_is_no_whole_report_is_passed_over_and_told_of_once(desk: Desk) -> None:
+    lay(desk.folder, ODD)
+    with capture_logs() as lines:
+        await desk.flow().turn(at(1, 3))
+    assert desk.asked == [day(0)] and (desk.folder / "reconciliation" / f"{JIAXING}-{day(0)}.json").is_file()
+    assert RECONCILIATION.labels(JIAXING, Finding.MISSING_THERE)._value.get() == 2, "of the one that can be read"
+    told = [line for line in lines if line["event"] == "reports not read"]
+    assert [line["errors"] for line in told] == [["DecodeError", "IsADirectoryError", "UnicodeDecodeError"]]
+
+
+@pytest.mark.parametrize("name", list(ODD)[:4])
+async def test_one_odd_report_ended_the_worker(desk: Desk, name: str) -> None:
+    """The control."""
+    lay(desk.folder, [name])
+    with pytest.raises(ValueError):  # which housekeeping's every() lets through
+        await desk.flow(Trusting).turn(at(1, 3))
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["the folder", "one day"])
+async def test_what_cannot_be_written_leaves_a_gap_and_the_other_days(desk: Desk, is_whole: bool) -> None:
+    await desk.settled(at(0))
+    taken = desk.folder / "reconciliation"
+    if is_whole:
+        desk.folder.mkdir()
+        taken.write_bytes(b"no folder")
+    else:
+        (taken / f"{JIAXING}-{day(0)}.csv").mkdir(parents=True)
+    with capture_logs() as lines:
+        await desk.flow().turn(at(2, 3))
+    assert desk.asked == [day(0), day(1)] and whole() == day(-1)
+    assert [path.name for path in taken.glob("*.json")] == ([] if is_whole else [f"{JIAXING}-{day(1)}.json"])
+    assert {"not reconciled"} <= {line["event"] for line in lines}
+    assert ("reports not read" in {line["event"] for line in lines}) == is_whole
 
 
 def whole() -> dt.date:
