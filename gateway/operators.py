@@ -115,8 +115,7 @@ async def reconcile(settings: Settings, bank: str, day: dt.date, file: Path | No
     await partners.open()
     try:
         flow = ReconcileBank(pool, banks_of(partners), settings.gateway.payments, settings.data_dir)
-        theirs = await flow.fetch(bank, day) if file is None else read_file(file)
-        report = await flow.run(bank, day, theirs)
+        report = await flow.ask(bank, day) if file is None else await flow.run(bank, day, read_file(file))
     finally:
         await partners.close()
         await pool.close()

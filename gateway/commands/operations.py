@@ -84,7 +84,7 @@ def decide(
 
 @cli.command()
 def reconcile(
-    bank: Annotated[str, typer.Argument(help="Of payments.routes in gateway.toml.")],
+    bank: Annotated[str, typer.Argument(help="Of payments.routes in gateway.toml, today or then.")],
     day: Annotated[dt.datetime, typer.Argument(formats=["%Y-%m-%d"], help="The settlement day, in China.")],
     file: Annotated[Path | None, typer.Option(help="The bank's check file, if it came another way.")] = None,
 ) -> None:

@@ -20,6 +20,8 @@ class Finding(StrEnum):
     DIFFERENT_STATE = "different_state"
     TWICE_THERE = "twice_there"
     """The bank has more than one line of a reference."""
+    NOT_COMPARED = "not_compared"
+    """We have it, made through a partner that has no check file."""
 
 
 class Line(NamedTuple):
@@ -83,6 +85,11 @@ def compare(ours: Iterable[Line], theirs: Iterable[Line]) -> list[Compared]:
         our, their = here.get(reference), there.get(reference)
         found.append(_compared(_finding(our, their), our, their))
     return sorted(found, key=lambda each: (each.reference, each.finding))
+
+
+def not_compared(ours: Iterable[Line]) -> list[Compared]:
+    """Lines that nobody has a file for: not matched, since nobody knows."""
+    return [_compared(Finding.NOT_COMPARED, line, None) for line in ours]
 
 
 def _finding(our: Line | None, their: Line | None) -> Finding:

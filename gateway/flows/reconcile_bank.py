@@ -25,7 +25,7 @@ from gateway.domain.ids import uuid7
 from gateway.domain.operations import CheckFile
 from gateway.domain.outcome import Approved
 from gateway.domain.payments import PaymentState, public
-from gateway.domain.reconciliation import Compared, Finding, Line, compare, count, state_on
+from gateway.domain.reconciliation import Compared, Finding, Line, compare, count, not_compared, state_on
 from gateway.domain.times import CHINA
 from gateway.flows.settle_payment import Banks
 from gateway.metrics import RECONCILED_DAY, RECONCILIATION
@@ -43,13 +43,17 @@ _ASK_DAYS = 14
 _GAP_DAYS = 92
 """So long a day without a report is told of: until people have closed it with a file that came another way."""
 _ASKED_MAX = 5
-"""Days of one bank in a turn: one that does not answer takes 5 of the 10 minutes until the next."""
+"""Days of one bank in a turn: a partner that does not answer takes 5 of the 10 minutes until the next."""
 _SHOWN_S = 86_400
 """The figures are those of the reports made within this: a day's own turn, and what was made up for in it."""
 
 
 class NotReconciled(CannotStart):
     """Why there is no report, in words for an operator."""
+
+
+class NobodyToAsk(NotReconciled):
+    """No partner of the day has a check file: it has to come another way."""
 
 
 class Report(NamedTuple):
@@ -75,7 +79,7 @@ def paths(data_dir: Path, bank: str, day: dt.date) -> tuple[Path, Path]:
 
 
 class ReconcileBank:
-    """run() for one bank and day."""
+    """ask() for one bank and day, run() with a file of other origin; turn() for all that have no report."""
 
     def __init__(self, pool: Pool, banks: Banks, settings: Payments, data_dir: Path) -> None:
         self._pool = pool
@@ -85,6 +89,8 @@ class ReconcileBank:
         self._random = RandomBytes()
         self._asked: Counter[tuple[str, dt.date]] = Counter()
         """How often for each day: a few a day and bank are added, and all forgotten with the process."""
+        self._seen = set(settings.routes)
+        """Banks that have a gauge: it is kept up until the process ends, or it would stand still, and be an alert."""
         self._unread: set[str] = set()
         """What kept this turn from reading reports, by type."""
 
@@ -98,42 +104,53 @@ class ReconcileBank:
         local = now.astimezone(CHINA)
         if local.hour < 1:
             return
-        for bank in self._settings.routes:
-            if not self._banks.can(self._partner(bank), CheckFile):
-                continue
-            begin = await self._begin(bank, local.date())
-            missing = self._missing(bank, begin, local.date())
-            wanted = [day for day in missing if day >= local.date() - _ASK_DAYS * _DAY]
+        today = local.date()
+        for bank in await self._all_banks(today):
+            missing = await self._missing(bank, today)
+            wanted = [day for day in missing if day >= today - _ASK_DAYS * _DAY]
             for day in sorted(wanted, key=lambda day: (self._asked[bank, day], day))[:_ASKED_MAX]:
                 self._asked[bank, day] += 1
                 try:
-                    await self.run(bank, day, await self.fetch(bank, day))
+                    await self.ask(bank, day)
+                except NobodyToAsk as error:
+                    if self._asked[bank, day] == 1:  # it stays so
+                        log.warning("not reconciled", why=str(error))
                 except NotReconciled as error:
                     log.warning("not reconciled", why=str(error))
                 except OSError as error:
                     log.warning("not reconciled", bank=bank, day=str(day), error=type(error).__name__)
-            self._measure(bank, self._missing(bank, begin, local.date()), local.date())
+            there = self._reports(bank)
+            self._measure(bank, [day for day in missing if day not in there], today)
         if self._unread:
             log.warning("reports not read", errors=sorted(self._unread))
             self._unread.clear()
 
-    async def _begin(self, bank: str, today: dt.date) -> dt.date:
-        """The first day that has to have a report: before its first payment a bank has no gap."""
-        since = today - _GAP_DAYS * _DAY
+    async def _all_banks(self, today: dt.date) -> list[str]:
+        """Those with a gauge: routed, or with operations of the time in which a gap is told of."""
         async with self._pool.acquire() as connection:
-            first = await payments.first_at(connection, bank, dt.datetime.combine(since, dt.time(), CHINA))
-        yesterday = today - _DAY
-        return min(first.astimezone(CHINA).date(), yesterday) if first else yesterday
+            self._seen |= await payments.banks_since(connection, _midnight(today - _GAP_DAYS * _DAY))
+        return sorted(self._seen)
 
-    def _missing(self, bank: str, begin: dt.date, today: dt.date) -> list[dt.date]:
-        """The days before today without a report, the oldest first."""
+    async def _missing(self, bank: str, today: dt.date) -> list[dt.date]:
+        """The days before today without a report, the oldest first.
+
+        Before its first operation a bank has none; and one that is not routed none without operations, as nobody could
+        be asked for it.
+        """
+        since, yesterday = today - _GAP_DAYS * _DAY, today - _DAY
         there = self._reports(bank)
-        days = (begin + number * _DAY for number in range((today - begin).days))
-        return [day for day in days if day not in there]
+        async with self._pool.acquire() as connection:
+            first = await payments.first_at(connection, bank, _midnight(since))
+            begin = min(first.astimezone(CHINA).date(), yesterday) if first else yesterday
+            days = [day for number in range((today - begin).days) if (day := begin + number * _DAY) not in there]
+            if bank in self._settings.routes:
+                return days
+            firsts = [(day, await payments.first_at(connection, bank, _midnight(day))) for day in days]
+        return [day for day, first in firsts if first is not None and first < _midnight(day + _DAY)]
 
     def _measure(self, bank: str, missing: Collection[dt.date], today: dt.date) -> None:
         whole = min(missing, default=today) - _DAY
-        RECONCILED_DAY.labels(bank).set(dt.datetime.combine(whole, dt.time(), CHINA).timestamp())
+        RECONCILED_DAY.labels(bank).set(_midnight(whole).timestamp())
         counts = self._counts(bank, time.time() - _SHOWN_S)
         for finding in Finding:
             RECONCILIATION.labels(bank, finding).set(counts[finding])
@@ -157,29 +174,64 @@ class ReconcileBank:
                 self._unread.add(type(error).__name__)
         return counts
 
-    async def fetch(self, bank: str, day: dt.date) -> list[Line]:
-        """The bank's lines. Raises NotReconciled."""
-        reference = UUID(bytes=uuid7(time.time_ns() // 1_000_000, self._random.take(10)))
-        operation = CheckFile(reference=reference, at=dt.datetime.now(dt.UTC), day=day)
-        outcome = await self._banks.ask(self._partner(bank), operation, _CALL_S)
-        if not isinstance(outcome, Approved):
-            raise NotReconciled(f"{bank} gave no check file of {day}: {type(outcome).__name__}")
-        return _lines(outcome.facts.get("lines"))
+    async def ask(self, bank: str, day: dt.date) -> Report:
+        """Compare with the files of the partners that the day's operations were made through, each with its own.
+
+        What was made through a partner that has no check file, or is no longer configured, is `not_compared`: a late
+        reversal there keeps no other partner's lines from the report. It is a difference, so that it is seen. Raises
+        NotReconciled when one of them does not give its file, or none has one; Problem 503, OSError.
+        """
+        through = await self._through(bank, day)
+        asked = sorted(name for name in through if name is not None and self._banks.can(name, CheckFile))
+        if not asked:
+            names = ", ".join(sorted(name or "no partner" for name in through))
+            raise NobodyToAsk(f"{bank} has no check file of {day} that can be asked for: {names}")
+        files = [(name, await self.fetch(name, day)) for name in asked]
+        compared = []
+        for name, theirs in files:
+            compared += compare(await self._ours(bank, day, theirs, {name}), theirs)
+        if others := through - set(asked):
+            compared += not_compared(await self._ours(bank, day, [], others))
+        return self._leave(bank, day, sorted(compared, key=lambda each: (each.reference, each.finding)))
 
     async def run(self, bank: str, day: dt.date, theirs: Sequence[Line]) -> Report:
-        """Compare and leave the report in DATA_DIR/reconciliation. Raises Problem 503, OSError."""
-        ours = await self._ours(bank, day, theirs)
-        compared = compare(ours, theirs)
+        """Compare all of the day with a file that came another way. Raises Problem 503, OSError."""
+        return self._leave(bank, day, compare(await self._ours(bank, day, theirs), theirs))
+
+    async def fetch(self, partner: str, day: dt.date) -> list[Line]:
+        """The partner's lines. Raises NotReconciled."""
+        reference = UUID(bytes=uuid7(time.time_ns() // 1_000_000, self._random.take(10)))
+        operation = CheckFile(reference=reference, at=dt.datetime.now(dt.UTC), day=day)
+        outcome = await self._banks.ask(partner, operation, _CALL_S)
+        if not isinstance(outcome, Approved):
+            raise NotReconciled(f"{partner} gave no check file of {day}: {type(outcome).__name__}")
+        return _lines(outcome.facts.get("lines"))
+
+    def _leave(self, bank: str, day: dt.date, compared: list[Compared]) -> Report:
+        """The report in DATA_DIR/reconciliation. Raises OSError."""
         counts = count(compared)
         files = paths(self._data_dir, bank, day)
         _write(files[0], _csv(compared))
         _write(files[1], _json(bank, day, compared, counts))  # last: it says that the report is whole
         return Report(compared, counts, files)
 
-    async def _ours(self, bank: str, day: dt.date, theirs: Sequence[Line]) -> list[Line]:
-        """Of this day, with those of other days that were reversed in it, or that the bank has in it (midnight)."""
-        since = dt.datetime.combine(day, dt.time(), CHINA)
-        until = since + _DAY
+    async def _through(self, bank: str, day: dt.date) -> set[str | None]:
+        """The partners of a day; without operations today's. None: of operations that nobody reaches."""
+        route = self._settings.routes.get(bank)
+        async with self._pool.acquire(30) as connection:
+            partners = await payments.partners_of(connection, bank, *_span(day))
+        if not partners and route is None:
+            raise NobodyToAsk(f"{bank} is not in gateway.toml: payments.routes")
+        return {partner or route for partner in partners} or {route}
+
+    async def _ours(
+        self, bank: str, day: dt.date, theirs: Sequence[Line], through: Collection[str | None] | None = None
+    ) -> list[Line]:
+        """Of this day, with those of other days that were reversed in it, or that the bank has in it (midnight).
+
+        `through`: those made through one of these partners; None: all.
+        """
+        since, until = _span(day)
         async with (
             self._pool.acquire(30) as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),  # payments and reversals of one moment
@@ -188,17 +240,23 @@ class ReconcileBank:
             reversals = await payments.reversals_of_day(connection, bank, since, until)
             named = {UUID(line.reference) for line in theirs if _may_be_ours(line.reference)} | reversals.keys()
             rows += await payments.of_bank(connection, bank, list(named - {row.reference for row in rows}))
+        route = self._settings.routes.get(bank)
         lines = []
         for row in rows:
+            if through is not None and (row.partner or route) not in through:
+                continue
             state = PaymentState.UNKNOWN if reversals.get(row.reference) else row.state
             state_then = state_on((since, until), public(state), row.created_at, row.reversed_at)
             lines.append(Line(str(row.reference), row.amount_fen, state_then))
         return lines
 
-    def _partner(self, bank: str) -> str:
-        if bank not in self._settings.routes:
-            raise NotReconciled(f"{bank} is not in gateway.toml: payments.routes")
-        return self._settings.routes[bank]
+
+def _midnight(day: dt.date) -> dt.datetime:
+    return dt.datetime.combine(day, dt.time(), CHINA)
+
+
+def _span(day: dt.date) -> tuple[dt.datetime, dt.datetime]:
+    return _midnight(day), _midnight(day) + _DAY
 
 
 def _reports(folder: Path, bank: str) -> dict[dt.date, Path]:

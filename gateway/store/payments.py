@@ -80,6 +80,8 @@ class Booked(NamedTuple):
     state: PaymentState
     reversed_at: dt.datetime | None
     """When the reversal was asked for that undid it; None also of one that was never approved."""
+    partner: str | None
+    """As in Payment."""
 
 
 class Stuck(NamedTuple):
@@ -105,7 +107,7 @@ SELECT p.reference, p.created_at, p.amount_fen, p.state, CASE WHEN p.state = 're
     SELECT min(r.created_at) FROM payment_history h, payment r
     WHERE h.reference = p.reference AND h.created_at = p.created_at AND h.state = 'approved'
       AND r.parent = p.reference AND r.created_at >= p.created_at AND r.kind = 'reversal' AND r.state = 'reversed'
-) END AS reversed_at
+) END AS reversed_at, p.partner
 FROM payment p
 """
 """The first reversal that is done undid it: those after it found it so. One query, as EXISTS would be answered from all
@@ -345,6 +347,28 @@ async def reversals_of_day(
         bank, since, until,
     )  # fmt: skip
     return {row[0]: row[1] for row in rows}
+
+
+async def partners_of(
+    connection: "AnyConnection", bank: str, since: dt.datetime, until: dt.datetime
+) -> set[str | None]:
+    """Through which a bank's operations of a time were made; a reversal or refund has its payment's."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT partner FROM payment WHERE bank = $1 AND created_at >= $2 AND created_at < $3",
+        bank, since, until,
+    )  # fmt: skip
+    return {row[0] for row in rows}
+
+
+async def banks_since(connection: "AnyConnection", since: dt.datetime) -> set[str]:
+    """With operations after a time: from one to the next in the index, not over all that were made."""
+    rows = await connection.fetch(
+        "WITH RECURSIVE seen AS (SELECT min(bank) AS bank FROM payment WHERE created_at >= $1 UNION ALL"
+        " SELECT (SELECT min(p.bank) FROM payment p WHERE p.bank > seen.bank AND p.created_at >= $1)"
+        " FROM seen WHERE seen.bank IS NOT NULL) SELECT bank FROM seen WHERE bank IS NOT NULL",
+        since,
+    )  # fmt: skip
+    return {row[0] for row in rows}
 
 
 async def first_at(connection: "AnyConnection", bank: str, since: dt.datetime) -> dt.datetime | None:
