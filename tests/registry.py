@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+import secrets
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -62,8 +63,16 @@ LOSABLE = TestCard("EF0000001", identifier(0xC1), id_number="330499196001010014"
 """Reported and released by whoever likes: nobody relies on its state."""
 
 
+_given: set[str] = set()
+
+
 def new_id_number(birth_date: dt.date) -> str:
-    first17 = f"330499{birth_date:%Y%m%d}{int.from_bytes(os.urandom(2), 'big') % 1000:03}"
+    """None twice in one process: among tens of thousands two would be alike, and a person's number is its own."""
+    for _ in range(1000):
+        first17 = f"330499{birth_date:%Y%m%d}{secrets.randbelow(1000):03}"
+        if first17 not in _given:
+            break
+    _given.add(first17)
     return first17 + id_number_check(first17)
 
 

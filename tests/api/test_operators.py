@@ -16,6 +16,7 @@ from gateway.domain.cards import Medium
 from gateway.domain.errors import PROBLEMS
 from gateway.domain.payments import PaymentKind, PaymentState
 from gateway.domain.points import TransferKind
+from gateway.domain.reconciliation import Finding
 from gateway.domain.redemptions import RedemptionState
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
 from gateway.flows.redeem_points import CancelRedemption, CommitRedemption, ReservePoints
@@ -195,7 +196,8 @@ ALLOWED: dict[str, set[str]] = {
     "status": {str(status) for status, _ in PROBLEMS.values()} | {"200"},
     "code": set(PROBLEMS),
     "result": {*Refusal, "granted", "taken", "refused", "read", "failed", "done", "replayed", *PROBLEMS},
-    "rule": set(RuleName), "kind": KINDS, "state": {*PaymentState, *RedemptionState}, "version": {__version__},
+    "rule": set(RuleName), "finding": set(Finding),
+    "kind": KINDS, "state": {*PaymentState, *RedemptionState}, "version": {__version__},
     "why": {"no_token", "bad_token", "expired_token", "unknown_caller", "scope", "unknown_client", "bad_assertion",
             "replayed_assertion", "bad_signature", "retired_key"},
 }  # fmt: skip
@@ -224,6 +226,7 @@ async def test_nothing_that_is_sent_becomes_a_label(operated: Running) -> None:
         "caller": set(settings.callers),
         "field": {scene.field for scene in settings.scenes.values()},
         "benefit": set(settings.benefits),
+        "bank": set(settings.gateway.payments.routes),
     }
     samples = await operated.metrics()
     found = {(name, value) for _, labels in samples for name, value in labels if name != "le"}
