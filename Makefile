@@ -16,7 +16,7 @@ test faults: export PYTHONDONTWRITEBYTECODE :=
 
 # files in their order, not those of many tests first: the slowest have few, and would run alone in the end
 test: $(VENV)/.dev $(NODE_MODULES)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
