@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import msgspec
+import pytest
 
 from gateway.domain.ids import uuid7
 from gateway.domain.masking import Secret
@@ -179,3 +180,15 @@ async def desk_of(database: Database, folder: Path, reached: Banks) -> AsyncIter
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+async def at_bank(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Banks]:
+    async with banks_reached(tmp_path_factory.mktemp("banks")) as reached:
+        yield reached
+
+
+@pytest.fixture
+async def desk(database: Database, tmp_path: Path, at_bank: Banks) -> AsyncIterator[Desk]:
+    async with desk_of(database, tmp_path, at_bank) as made:
+        yield made

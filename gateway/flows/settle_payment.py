@@ -58,6 +58,7 @@ ACCOUNT_COLUMN = b"card.account_sealed"
 _S = PaymentState
 _ASKED = (_S.INTENT, _S.UNKNOWN)
 """Its first message is out, or may be, and the bank's word decides it."""
+_APPROVED_LATE = "approved late: people have to look"
 _AT_ONCE = 2
 """Connections of the pool for all that is not an outcome: many at once must not take it from everybody, and each waits
 its turn: it is not given up after the pool's 250 ms."""
@@ -210,7 +211,10 @@ class SettlePayment:
         """
         if payment.state in (_S.DECLINED, _S.NOT_SENT):
             async with self._database() as connection:
-                await payments.note(connection, payment, payment.state, "approved late: people have to look")
+                steps = await payments.history(connection, payment.reference)
+                if any(step.note == _APPROVED_LATE for step in steps):  # once: a bank may say it ten thousand times
+                    return
+                await payments.note(connection, payment, payment.state, _APPROVED_LATE)
             log.error("the bank approved late what is ended", reference=str(payment.reference), kind=payment.kind)
             return
         if payment.kind is not PaymentKind.PAYMENT or payment.state is not _S.REVERSED:

@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,10 @@ from gateway.domain.outcome import Approved, Unknown
 from gateway.domain.payments import PaymentKind, PaymentState
 from gateway.domain.reconciliation import Finding, Line
 from gateway.flows.reconcile_bank import ReconcileBank
-from gateway.flows.settle_payment import Banks
 from gateway.metrics import RECONCILIATION
-from tests.conftest import Database
-from tests.reconciliation_desk import Desk, Through, at, banks_reached, day, desk_of, whole
+from tests.reconciliation_desk import Desk, Through, at, day, whole
+from tests.reconciliation_desk import at_bank as at_bank
+from tests.reconciliation_desk import desk as desk
 from tests.simulated_banks import JIAXING
 
 _K, _S = PaymentKind, PaymentState
@@ -59,18 +59,6 @@ class Trusting(ReconcileBank):
         for file in self._reports(bank).values():
             counts.update({Finding(name): number for name, number in json.loads(file.read_bytes())["counts"].items()})
         return counts
-
-
-@pytest.fixture(scope="module")
-async def at_bank(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Banks]:
-    async with banks_reached(tmp_path_factory.mktemp("banks")) as reached:
-        yield reached
-
-
-@pytest.fixture
-async def desk(database: Database, tmp_path: Path, at_bank: Banks) -> AsyncIterator[Desk]:
-    async with desk_of(database, tmp_path, at_bank) as made:
-        yield made
 
 
 @pytest.mark.parametrize("kind", [ReconcileBank, Deaf], ids=["as it is", "control"])

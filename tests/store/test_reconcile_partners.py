@@ -2,19 +2,17 @@
 
 import csv
 import datetime as dt
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from gateway.domain.operations import CheckFile
 from gateway.domain.reconciliation import Finding, Line
 from gateway.flows.reconcile_bank import ReconcileBank, Report
-from gateway.flows.settle_payment import Banks
 from gateway.metrics import RECONCILED_DAY, RECONCILIATION
 from gateway.store.payments import Payment
-from tests.conftest import Database
-from tests.reconciliation_desk import NEW, Desk, at, banks_reached, day, desk_of, whole
+from tests.reconciliation_desk import NEW, Desk, at, day, whole
+from tests.reconciliation_desk import at_bank as at_bank
+from tests.reconciliation_desk import desk as desk
 from tests.simulated_banks import JIAXING
 
 
@@ -30,18 +28,6 @@ class Unseen(ReconcileBank):
 
     async def _all_banks(self, today: dt.date) -> list[str]:
         return [bank for bank, name in self._settings.routes.items() if self._banks.can(name, CheckFile)]
-
-
-@pytest.fixture(scope="module")
-async def at_bank(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Banks]:
-    async with banks_reached(tmp_path_factory.mktemp("banks")) as reached:
-        yield reached
-
-
-@pytest.fixture
-async def desk(database: Database, tmp_path: Path, at_bank: Banks) -> AsyncIterator[Desk]:
-    async with desk_of(database, tmp_path, at_bank) as made:
-        yield made
 
 
 async def routed_anew(desk: Desk) -> tuple[Payment, Payment]:
