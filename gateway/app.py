@@ -33,7 +33,7 @@ from gateway.crypto.sealing import SealError
 from gateway.crypto.tokens import AccessTokens
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
-from gateway.domain.errors import LoopFailed, Problem
+from gateway.domain.errors import LoopFailed, PortRefused, Problem
 from gateway.domain.masking import Secret
 from gateway.domain.scenes import VisitKind
 from gateway.flows.ask_ecard import LOOKUP_S, AskEcard, Lookups
@@ -330,6 +330,10 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, port))
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PortRefused("PORT", host, port, error) from None
     listener.setblocking(False)
     return listener

@@ -26,7 +26,7 @@ from gateway.crypto.key_files import open_folder
 from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.sealing import Sealer
 from gateway.directory import Directory
-from gateway.domain.errors import CannotStart
+from gateway.domain.errors import CannotStart, PortRefused
 from gateway.domain.masking import Secret
 from gateway.settings import Settings
 from gateway.store import data_keys, discretion
@@ -86,12 +86,12 @@ class Supervisor:
             return
         await self._refuse_foreign_keys()
         Directory(self._settings)
+        ops = await self._open_ops()
         tasks = [asyncio.create_task(self._watch_postgres())] if self._postgres else []
         ready = [asyncio.Event() for _ in range(self._settings.gateway.http.workers + 1)]
         for number, event in enumerate(ready):
             name, command = (f"serve-{number}", "serve-worker") if number else ("worker", "worker")
             tasks.append(asyncio.create_task(self._keep(name, command, event)))
-        ops = await self._open_ops()
         try:
             all_ready = asyncio.create_task(_all_set(ready))
             stopping = asyncio.create_task(self._stopping.wait())
@@ -153,7 +153,7 @@ class Supervisor:
                 try:
                     probe.bind((host, port))
                 except OSError as error:
-                    raise CannotStart(f"{host}:{port}: {error.strerror}; set {name} to another port") from None
+                    raise PortRefused(name, host, port, error) from None
 
     async def _open_database(self) -> None:
         if not self._dsn:
@@ -250,7 +250,10 @@ class Supervisor:
         )
         await runner.setup()
         ops = self._settings.gateway.ops
-        await web.TCPSite(runner, ops.host, ops.port).start()
+        try:
+            await web.TCPSite(runner, ops.host, ops.port).start()
+        except OSError as error:  # taken since we asked
+            raise PortRefused("OPS_PORT", ops.host, ops.port, error) from None
         return runner
 
     async def _check_serving(self) -> str:

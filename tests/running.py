@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 MANY = int(os.environ.get("FAULT_CYCLES", "0")) >= 50
 """Whether this is `make faults`, which takes its time."""
 BUSY = 1.0 if MANY else 3.0
-"""On promised seconds. make faults asks for them as they are; make test is three processes on perhaps two cores."""
+"""On promised seconds. make faults asks for them as they are; make test is four processes on perhaps two cores."""
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 """What /metrics shows: (name, labels) -> value."""
@@ -39,7 +39,8 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 T = TypeVar("T")
 
 
-_PORTS_OF_A_PROCESS = 7_000
+_PORTS_OF_A_PROCESS = (32_768 - 10_000) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+"""From 32 768 on the kernel gives ports to connections (Linux)."""
 _first_port = 10_000 + _PORTS_OF_A_PROCESS * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 _ports = itertools.cycle(range(_first_port, _first_port + _PORTS_OF_A_PROCESS))
 for _ in range(secrets.randbelow(_PORTS_OF_A_PROCESS)):

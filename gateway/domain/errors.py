@@ -8,6 +8,13 @@ class CannotStart(Exception):
     """Why a process does not start, in words for its operator."""
 
 
+class PortRefused(CannotStart):
+    """The system does not give us a port that we were told to listen on; `variable` is what sets another one."""
+
+    def __init__(self, variable: str, host: str, port: int, error: OSError) -> None:
+        super().__init__(f"{host}:{port}: {error.strerror}; set {variable} to another port")
+
+
 class LoopFailed(Exception):
     """One of the loops that a process lives by has ended; the log has said which, and why."""
 
