@@ -132,7 +132,7 @@ class HotLane:
 
             request_id = head.request_id or new_request_id()
 
-            def sink(judged: Judged | None, problem: Problem | None) -> None:
+            def sink(judged: "Judged | None", problem: "Problem | None") -> None:
                 try:
                     if judged is None:
                         raise problem or Problem("internal")
@@ -156,7 +156,7 @@ class HotLane:
     def _claim(self, begun: "_Begun", verdict: VerifyAnswer, want: Want) -> None:
         """The answer leaves when its capped benefits are claimed, with those of others. Raises Problem 503."""
 
-        def sink(refused: Refusals | None, problem: Problem | None) -> None:
+        def sink(refused: "Refusals | None", problem: "Problem | None") -> None:
             try:
                 if refused is None or begun.scene.benefits is None:
                     raise problem or unavailable("another use of the benefit is being written")

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 from gateway.crypto.ciphers import NONCE_BYTES, TAG_BYTES, Aead, Aes256Gcm, DoesNotOpen, Sm4Gcm
 from gateway.crypto.key_store import KeyStore
+from gateway.crypto.randomness import RandomBytes
 from gateway.domain.errors import CannotStart
 
 SealingAlgorithm = Literal["SM4-GCM", "AES-256-GCM"]
@@ -76,6 +77,7 @@ class Sealer:
     """Seals and opens values with the data keys it has been given."""
 
     def __init__(self) -> None:
+        self._nonces = RandomBytes(NONCE_BYTES)
         self._heads: dict[int, bytes] = {}
         self._ciphers: dict[bytes, Aead] = {}
         """By the first five bytes of what they seal: opening is on the path of every verify."""
@@ -97,7 +99,7 @@ class Sealer:
     def seal(self, data_key_id: int, column: bytes, row_id: bytes, plaintext: bytes) -> bytes:
         """`column` is `table.column`, `row_id` the 16 bytes of the row's primary key."""
         head = self._heads[data_key_id]
-        nonce = os.urandom(NONCE_BYTES)
+        nonce = self._nonces.take()
         return head + nonce + self._ciphers[head].encrypt(nonce, plaintext, head + column + row_id)
 
     def knows(self, sealed: bytes) -> bool:

@@ -76,7 +76,7 @@ class AskEcard:
         self._index = index
         self._ask = ask
         self._deadline_s = deadline_s
-        self._random = RandomBytes()
+        self._random = RandomBytes(10)
         self._questions: dict[bytes, asyncio.Task[CardKey | Problem]] = {}
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class AskEcard:
 
     async def _outcome(self, code: str, deadline: float) -> Outcome:
         now_ms = time.time_ns() // 1_000_000
-        reference = UUID(bytes=uuid7(now_ms, self._random.take(10)))
+        reference = UUID(bytes=uuid7(now_ms, self._random.take()))
         asked_at = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
         operation = VerifyEcardCode(reference=reference, at=asked_at, code=Secret(code))
         try:

@@ -130,13 +130,9 @@ class Effect(NamedTuple):
 
     kind: Kind
     asked: Asked
-    key: str
+    claim: idempotency.KeyOf
     fingerprint: bytes
     evidence: Evidence | None
-
-    @property
-    def claim(self) -> idempotency.KeyOf:
-        return self.asked.caller_id, self.key
 
 
 class Ended(NamedTuple):
@@ -165,7 +161,7 @@ class Effects:
         self._data_keys = data_keys
         self._kept = KeptAnswers(data_keys)
         self._index = index
-        self._random = RandomBytes()
+        self._random = RandomBytes(10)
         self._running: set[idempotency.KeyOf] = set()
         self._finishing: set[asyncio.Task[Answer]] = set()
         self._batcher: Batcher[Effect, Ended | Begun | Problem] = Batcher(
@@ -194,8 +190,8 @@ class Effects:
         claim = (caller_id, key)
         if claim in self._running:
             raise Problem("idempotency_key_in_use", headers={"Retry-After": "1"})
-        reference = pgproto.UUID(uuid7(time.time_ns() // 1_000_000, self._random.take(10)))
-        effect = Effect(kind, Asked(caller_id, reference, what, key), key, self._index.request(request), evidence)
+        reference = pgproto.UUID(uuid7(time.time_ns() // 1_000_000, self._random.take()))
+        effect = Effect(kind, Asked(caller_id, reference, what, key), claim, self._index.request(request), evidence)
         self._running.add(claim)
         try:
             # a caller that hangs up does not take its effect back: it is in the queue

@@ -49,7 +49,7 @@ class ExpirePoints:
     def __init__(self, pool: Pool, clock: Callable[[], dt.datetime] = _now) -> None:
         self._pool = pool
         self._clock = clock
-        self._random = RandomBytes()
+        self._random = RandomBytes(10)
 
     async def reservations(self) -> None:
         """Those whose time is over. Raises Problem 503, asyncpg.PostgresError."""
@@ -116,7 +116,7 @@ class ExpirePoints:
         return transfers
 
     def _new_id(self) -> UUID:
-        return UUID(bytes=uuid7(time.time_ns() // 1_000_000, self._random.take(10)))
+        return UUID(bytes=uuid7(time.time_ns() // 1_000_000, self._random.take()))
 
 
 async def end_reservations(connection: "AnyConnection") -> list[Redemption]:

@@ -86,7 +86,7 @@ class ReconcileBank:
         self._banks = banks
         self._settings = settings
         self._data_dir = data_dir
-        self._random = RandomBytes()
+        self._random = RandomBytes(10)
         self._asked: Counter[tuple[str, dt.date]] = Counter()
         """How often for each day: a few a day and bank are added, and all forgotten with the process."""
         self._seen = set(settings.routes)
@@ -200,7 +200,7 @@ class ReconcileBank:
 
     async def fetch(self, partner: str, day: dt.date) -> list[Line]:
         """The partner's lines. Raises NotReconciled."""
-        reference = UUID(bytes=uuid7(time.time_ns() // 1_000_000, self._random.take(10)))
+        reference = UUID(bytes=uuid7(time.time_ns() // 1_000_000, self._random.take()))
         operation = CheckFile(reference=reference, at=dt.datetime.now(dt.UTC), day=day)
         outcome = await self._banks.ask(partner, operation, _CALL_S)
         if not isinstance(outcome, Approved):

@@ -88,7 +88,7 @@ class ReportLoss:
         changes = _Changes()
         done: list[_Changed | Done | Problem] = []
         for item, (asked, report, preset) in enumerate(zip(batch, reports, presets, strict=True)):
-            card, now = cards.get(item, (None, None))
+            card = cards.get(item)
             if preset == Reason.PLATFORM_UNAVAILABLE:
                 done.append(unavailable("what was presented cannot be read now"))
             elif preset in _OF_CODES:
@@ -98,7 +98,7 @@ class ReportLoss:
             elif preset:
                 done.append(_refused(self.name, asked, preset, card))
             else:
-                before, after = changes.apply(card, REPORT[report.kind], now)
+                before, after = changes.apply(card, REPORT[report.kind])
                 if after is None:
                     done.append(_refused(self.name, asked, STATUS_REASON[before].value, card))
                 else:
@@ -140,12 +140,12 @@ class ReleaseLoss:
                 done.append(_refused(self.name, asked, preset or Reason.UNRECOGNISED.value, cards[item][0]))
                 continue
             card, lost_by_it = cards[item]
-            now = changes.now(card)
+            status = changes.status(card)
             # who made a card lost releases it, not who found it lost already: that may have been the registry, or a
             # formal report of another caller
-            if CardStatus(now.status) in LOST and (lost_by_it is None or lost_by_it != now.lost_at):
+            if status in LOST and not lost_by_it:
                 done.append(_refused(self.name, asked, "other_report", card))
-            elif now.status == CardStatus.LOST_FORMAL and now.replacement_started:
+            elif status is CardStatus.LOST_FORMAL and card.replacement_started:
                 done.append(_refused(self.name, asked, "replacement_started", card))
             else:
                 before, after = changes.apply(card, CardAction.RELEASE)
@@ -172,26 +172,19 @@ class _Changes:
     """What a batch makes of its cards: several effects of one card follow one another, and it is written once."""
 
     def __init__(self) -> None:
-        self._cards: dict[UUID, Card] = {}
+        self.statuses: dict[UUID, CardStatus] = {}
+        """Of the cards that have another one now."""
 
-    def now(self, card: Card) -> Card:
-        return self._cards.get(card.card_id, card)
+    def status(self, card: Card) -> CardStatus:
+        return self.statuses.get(card.card_id, card.status)
 
-    def apply(
-        self, card: Card, action: CardAction, lost_at: dt.datetime | None = None
-    ) -> tuple[CardStatus, CardStatus | None]:
-        """(status before, status after or None if the table refuses). `lost_at`: if it is lost from now on."""
-        card = self.now(card)
-        before = CardStatus(card.status)
+    def apply(self, card: Card, action: CardAction) -> tuple[CardStatus, CardStatus | None]:
+        """(status before, status after or None if the table refuses)."""
+        before = self.status(card)
         after = TRANSITIONS.get((before, action))
         if after is not None and after is not before:
-            since = lost_at if after in LOST else None
-            self._cards[card.card_id] = card._replace(status=int(after), lost_at=since)
+            self.statuses[card.card_id] = after
         return before, after
-
-    @property
-    def cards(self) -> list[Card]:
-        return list(self._cards.values())
 
 
 async def _end(
@@ -210,7 +203,7 @@ async def _end(
     busy: set[UUID] = set()
     changed = {each.card_id for each in done if isinstance(each, _Changed)}
     if changed:
-        busy = await losses.change(connection, changes.cards, changed)
+        busy = await losses.change(connection, changes.statuses, changed)
         if busy or tell.has_routes:
             holders = await loss_notices.holders(connection, changed)
     ended: Results = []

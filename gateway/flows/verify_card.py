@@ -93,7 +93,7 @@ class VerifyCard:
         self._find_card = find_card
         self._pseudonyms = pseudonyms
         self._sealer = sealer
-        self._random = RandomBytes()
+        self._random = RandomBytes(10)
 
     def present(
         self,
@@ -116,7 +116,7 @@ class VerifyCard:
                 errors=[FieldError("$.occurred_at", "must be at most 24 hours ago and 5 minutes ahead")],
             )
         key = self._find_card.of(presentation, caller_id)
-        event_id = str(UUID(uuid7(now_us // 1000, self._random.take(10))))
+        event_id = str(UUID(uuid7(now_us // 1000, self._random.take())))
         return Presented(
             event_id, key.chip_index, key.card_id, caller_id, scene_id, terminal_id, str(occurred_us),
             media, key.preset, key.medium,

@@ -93,6 +93,7 @@ class Batcher(Generic[Item, Answer]):
         self._free: list[Connection] = []
         self._connected_once = True
         self._ended = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -108,9 +109,9 @@ class Batcher(Generic[Item, Answer]):
 
     def ask(self, item: Item) -> "asyncio.Future[Answer]":
         """submit() for a coroutine: the future gives the answer, or raises the Problem."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = self._own_loop().create_future()
 
-        def sink(answer: Answer | None, problem: Problem | None) -> None:
+        def sink(answer: "Answer | None", problem: "Problem | None") -> None:  # a type that is built takes longer
             if future.done():
                 return
             if problem is not None:
@@ -120,6 +121,12 @@ class Batcher(Generic[Item, Answer]):
 
         self.submit(item, sink)
         return future
+
+    def _own_loop(self) -> asyncio.AbstractEventLoop:
+        """asyncio asks the system for its process each time, which costs as much as the rest of ask()."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     async def run(self) -> None:
         """Serve batches until cancelled; then finish what is queued, and take nothing more."""
@@ -149,7 +156,7 @@ class Batcher(Generic[Item, Answer]):
     async def _lane(self) -> None:
         """One statement at a time."""
         while True:
-            turn = asyncio.get_running_loop().create_future()
+            turn = self._own_loop().create_future()
             self._resting.append(turn)
             self._start_if_due()
             await turn
@@ -205,7 +212,7 @@ class Batcher(Generic[Item, Answer]):
         self._statement_s = time.monotonic() - began
         self._on_batch(BatchFigures(len(taken), began - deadline + self._deadline_s, self._statement_s))
         # soon, not now: the next batch is sent first, so that the database works while the answers are written
-        asyncio.get_running_loop().call_soon(self._deliver, taken, answers)
+        self._own_loop().call_soon(self._deliver, taken, answers)
 
     def _take(self, now: float) -> "list[tuple[Item, Sink[Answer], float]]":
         """The next batch: items with enough time left for a statement. Those without are failed, not sent."""

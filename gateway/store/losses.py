@@ -1,13 +1,15 @@
 """Cards that are reported lost or released: found, locked in the order of their ids, changed."""
 
-import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+from gateway.domain.cards import LOST, CardStatus
 from gateway.store.operations import recorded_between
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from gateway.store.pool import AnyConnection
 
 
@@ -24,10 +26,11 @@ class Card(NamedTuple):
     """A card, locked until the end of the transaction."""
 
     card_id: UUID
-    status: int
-    lost_at: dt.datetime | None
+    status: CardStatus
     replacement_started: bool
 
+
+_STATUS = {int(status): status for status in CardStatus}
 
 # a replaced card keeps its number: the one that is not cancelled, else the newest
 _FOUND = """
@@ -50,10 +53,15 @@ _FIND_WANTED = _FOUND + "SELECT item, card_id FROM found"  # noqa: S608 - two co
 _LOCK_WANTED = (
     _FOUND
     + """
-SELECT item, card_id, status, lost_at, replacement_started, now()
+SELECT item, card_id, status, replacement_started
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
 )
+_LOCK_CHIPS = """
+SELECT item, card_id, status, replacement_started
+FROM unnest($1::bytea[]) WITH ORDINALITY AS asked(chip_index, item) JOIN card USING (chip_index)
+ORDER BY card_id FOR UPDATE OF card
+"""
 
 _LOCK_REPORTED = """
 WITH found AS (
@@ -64,14 +72,14 @@ WITH found AS (
     JOIN operation o ON o.reference = asked.reference AND o.caller = asked.caller AND o.kind = $5
         AND o.recorded_at BETWEEN asked.since AND asked.until AND o.result = 'accepted'
 )
-SELECT item, card_id, status, lost_at, replacement_started, lost_by_it
+SELECT item, card_id, status, replacement_started, coalesce(lost_at = lost_by_it, false)
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
 
 _CHANGE = """
 WITH changed AS (
-    UPDATE card SET status = new.status, lost_at = new.lost_at
-    FROM unnest($1::uuid[], $2::smallint[], $3::timestamptz[]) AS new(card_id, status, lost_at)
+    UPDATE card SET status = new.status, lost_at = CASE WHEN new.status = ANY($3::smallint[]) THEN now() END
+    FROM unnest($1::uuid[], $2::smallint[]) AS new(card_id, status)
     WHERE card.card_id = new.card_id
 )
 SELECT DISTINCT card_id FROM loss_notice WHERE card_id = ANY($4) AND next_try_at IS NOT NULL
@@ -84,30 +92,38 @@ async def find_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> 
     return {row[0] - 1: row[1] for row in rows}
 
 
-async def lock_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, tuple[Card, dt.datetime]]:
-    """The cards, each with the transaction's time, by their place in `wanted`; what was not found is absent."""
-    rows = await connection.fetch(_LOCK_WANTED, *(list(column) for column in zip(*wanted, strict=True)))
-    return {row[0] - 1: (Card(*tuple(row)[1:5]), row[5]) for row in rows}
+async def lock_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, Card]:
+    """The cards by their place in `wanted`; what was not found is absent."""
+    chips, *others = (list(column) for column in zip(*wanted, strict=True))
+    if None in chips:
+        rows = await connection.fetch(_LOCK_WANTED, chips, *others)
+    else:  # mostly: found in less time
+        rows = await connection.fetch(_LOCK_CHIPS, chips)
+    return {row[0] - 1: _card(row) for row in rows}
 
 
 async def lock_reported(
     connection: "AnyConnection", references: Sequence[UUID], callers: Sequence[str], kind: str
-) -> dict[int, tuple[Card, dt.datetime | None]]:
-    """The cards of accepted reports of these callers by their place in `references`, each with the time at which the
-    report changed its card (its lost_at then), None if it changed nothing."""
+) -> dict[int, tuple[Card, bool]]:
+    """The cards of accepted reports of these callers by their place in `references`, each with whether it is this
+    report that has made the card lost."""
     since, until = zip(*map(recorded_between, references), strict=True)
     rows = await connection.fetch(_LOCK_REPORTED, references, callers, list(since), list(until), kind)
-    return {row[0] - 1: (Card(*tuple(row)[1:5]), row[5]) for row in rows}
+    return {row[0] - 1: (_card(row), row[4]) for row in rows}
 
 
-async def change(connection: "AnyConnection", cards: Sequence[Card], of_interest: Collection[UUID]) -> set[UUID]:
-    """Write the status and lost_at of locked cards, none twice. How fresh the registry's word is stays as it was.
+def _card(row: "asyncpg.Record") -> Card:
+    return Card(row[1], _STATUS[row[2]], row[3])
+
+
+async def change(
+    connection: "AnyConnection", cards: Mapping[UUID, CardStatus], of_interest: Collection[UUID]
+) -> set[UUID]:
+    """Write the status of locked cards that have another one now; lost they are since this transaction. How fresh the
+    registry's word is stays as it was.
 
     Returns which of the locked cards `of_interest` have a loss notice that is not decided: read after the locks, and
     on the same way to the database.
     """
-    rows = await connection.fetch(
-        _CHANGE, [card.card_id for card in cards], [card.status for card in cards], [card.lost_at for card in cards],
-        list(of_interest),
-    )  # fmt: skip
+    rows = await connection.fetch(_CHANGE, list(cards), list(cards.values()), list(LOST), list(of_interest))
     return {row[0] for row in rows}

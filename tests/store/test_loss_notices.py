@@ -98,7 +98,7 @@ async def test_those_of_a_card_are_given_out_one_by_one_in_their_order(app: Conn
     cards = [uuid4() for _ in range(5)]
     turns = [[notice(card, behind_s=place) for place in range(3)] for card in cards]
     await loss_notices.insert(app, [one for place in range(3) for one in (turn[place] for turn in turns)], [NOW] * 15)
-    assert await losses.change(app, [], [*cards, uuid4()]) == set(cards)
+    assert await losses.change(app, {}, [*cards, uuid4()]) == set(cards)
     for place in range(3):
         due = await loss_notices.due(app, 100, LEASE)
         assert {one.reference for one in due} == {turn[place].reference for turn in turns}
@@ -109,7 +109,7 @@ async def test_those_of_a_card_are_given_out_one_by_one_in_their_order(app: Conn
         assert await loss_notices.due(app, 100, LEASE) == [], "which is not decided yet"
         for one in due:
             assert await loss_notices.move(app, one, OPEN, _S.ACCEPTED)
-    assert await losses.change(app, [], cards) == set()
+    assert await losses.change(app, {}, cards) == set()
 
 
 async def test_due_is_taken_by_one(app: Connection, database: Database) -> None:

@@ -11,8 +11,8 @@ _claimed: dict[int, set[idempotency.KeyOf]] = {}
 
 
 async def transact(self: Effects, connection: Any, batch: Sequence[Effect], *rest: Any) -> Any:
-    keys = [(effect.asked.caller_id, effect.key) for effect in batch]
-    _claimed[id(connection)] = await _claim(connection, keys, [effect.fingerprint for effect in batch])
+    keys, fingerprints = [effect.claim for effect in batch], [effect.fingerprint for effect in batch]
+    _claimed[id(connection)] = await _claim(connection, keys, fingerprints)
     return await _real(self, connection, batch, *rest)
 
 
