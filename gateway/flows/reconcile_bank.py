@@ -29,7 +29,7 @@ from gateway.domain.reconciliation import Compared, Finding, Line, compare, coun
 from gateway.domain.times import CHINA
 from gateway.flows.settle_payment import Banks
 from gateway.metrics import RECONCILED_DAY, RECONCILIATION
-from gateway.store import payments
+from gateway.store import payment_days
 from gateway.store.pool import Pool
 
 log = structlog.get_logger()
@@ -128,7 +128,7 @@ class ReconcileBank:
     async def _all_banks(self, today: dt.date) -> list[str]:
         """Those with a gauge: routed, or with operations of the time in which a gap is told of."""
         async with self._pool.acquire() as connection:
-            self._seen |= await payments.banks_since(connection, _midnight(today - _GAP_DAYS * _DAY))
+            self._seen |= await payment_days.banks_since(connection, _midnight(today - _GAP_DAYS * _DAY))
         return sorted(self._seen)
 
     async def _missing(self, bank: str, today: dt.date) -> list[dt.date]:
@@ -140,12 +140,12 @@ class ReconcileBank:
         since, yesterday = today - _GAP_DAYS * _DAY, today - _DAY
         there = self._reports(bank)
         async with self._pool.acquire() as connection:
-            first = await payments.first_at(connection, bank, _midnight(since))
+            first = await payment_days.first_at(connection, bank, _midnight(since))
             begin = min(first.astimezone(CHINA).date(), yesterday) if first else yesterday
             days = [day for number in range((today - begin).days) if (day := begin + number * _DAY) not in there]
             if bank in self._settings.routes:
                 return days
-            firsts = [(day, await payments.first_at(connection, bank, _midnight(day))) for day in days]
+            firsts = [(day, await payment_days.first_at(connection, bank, _midnight(day))) for day in days]
         return [day for day, first in firsts if first is not None and first < _midnight(day + _DAY)]
 
     def _measure(self, bank: str, missing: Collection[dt.date], today: dt.date) -> None:
@@ -219,7 +219,7 @@ class ReconcileBank:
         """The partners of a day; without operations today's. None: of operations that nobody reaches."""
         route = self._settings.routes.get(bank)
         async with self._pool.acquire(30) as connection:
-            partners = await payments.partners_of(connection, bank, *_span(day))
+            partners = await payment_days.partners_of(connection, bank, *_span(day))
         if not partners and route is None:
             raise NobodyToAsk(f"{bank} is not in gateway.toml: payments.routes")
         return {partner or route for partner in partners} or {route}
@@ -236,10 +236,10 @@ class ReconcileBank:
             self._pool.acquire(30) as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),  # payments and reversals of one moment
         ):
-            rows = await payments.of_day(connection, bank, since, until)
-            reversals = await payments.reversals_of_day(connection, bank, since, until)
+            rows = await payment_days.of_day(connection, bank, since, until)
+            reversals = await payment_days.reversals_of_day(connection, bank, since, until)
             named = {UUID(line.reference) for line in theirs if _may_be_ours(line.reference)} | reversals.keys()
-            rows += await payments.of_bank(connection, bank, list(named - {row.reference for row in rows}))
+            rows += await payment_days.of_bank(connection, bank, list(named - {row.reference for row in rows}))
         route = self._settings.routes.get(bank)
         lines = []
         for row in rows:
