@@ -247,7 +247,7 @@ class SettlePayment:
         written = await self._outcomes.write(step)
         if written.moved:
             PAYMENTS.labels(payment.kind, payment.bank or "none", state).inc()
-        elif isinstance(outcome, Approved) and state is not _S.REVERSED:
+        elif isinstance(outcome, Approved) and written.payment.state is not state:
             await self._too_late(written.payment)
         return written.payment
 

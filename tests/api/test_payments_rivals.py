@@ -1,0 +1,112 @@
+"""Two at one operation: two resolvers, an operator, a late answer. What one has learned is not lost on the other."""
+
+import asyncio
+from typing import NamedTuple
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.domain.operations import Operation, Reverse
+from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome
+from gateway.domain.payments import PaymentKind, PaymentState
+from gateway.flows.decide_payment import decide
+from gateway.flows.settle_payment import Banks
+from tests.tills import Till
+from tests.tills import till as till
+
+_S = PaymentState
+NOTHING = Declined(DeclineCode.NOT_FOUND)
+CONTRADICTED = "the bank approved late what is ended"
+
+
+class Asked(NamedTuple):
+    """A question at the bank, whose answer the test gives."""
+
+    operation: Operation
+    answer: asyncio.Future[Outcome]
+
+
+class Desk:
+    """The bank's: questions come to it one by one."""
+
+    def __init__(self) -> None:
+        self._asked: asyncio.Queue[Asked] = asyncio.Queue()
+
+    async def ask(self, name: str, operation: Operation, deadline_s: float) -> Outcome:
+        asked = Asked(operation, asyncio.get_running_loop().create_future())
+        self._asked.put_nowait(asked)
+        return await asked.answer
+
+    async def question(self) -> Asked:
+        return await asyncio.wait_for(self._asked.get(), 10)
+
+
+@pytest.fixture
+def at_desk(till: Till, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """The resolver's questions come here, not to the bank."""
+    desk, settle = Desk(), till.resolver.settle
+    monkeypatch.setattr(settle, "_banks", Banks(desk.ask, settle._banks.can))
+    return desk
+
+
+async def notes(till: Till, reference: str) -> list[str]:
+    history = (await till.operation(reference))[1]["history"]
+    return [step["note"] for step in history if step.get("note")]
+
+
+async def open_reversal(till: Till) -> str:
+    """Of an approved payment: it has not come to the bank, which is not known here."""
+    payment = await till.paid()
+    till.bank.faults["reverse"].append("drop_before")
+    status, answer = await till.undo(payment, "reversals")
+    assert (status, answer["status"]) == (202, "pending")
+    return str(answer["reference"])
+
+
+async def open_payment(till: Till) -> str:
+    """It has not come to the bank, which is not known here."""
+    till.bank.faults["purchase"].append("drop_before")
+    status, answer = await till.pay(await till.card())
+    assert (status, answer["status"]) == (202, "pending")
+    return str(answer["reference"])
+
+
+async def look(till: Till) -> asyncio.Task[None]:
+    """A resolver takes up what is left to do."""
+    await till.resolver.make_due()
+    return asyncio.create_task(till.resolver.resolve.turn())
+
+
+async def test_a_reversal_that_the_bank_does_after_people_have_declined_it_is_told(till: Till, at_desk: Desk) -> None:
+    reference = await open_reversal(till)
+    turn = await look(till)
+    asked = await at_desk.question()
+    await decide(till.resolver.pool, till.resolver.settle._outcomes, UUID(reference), _S.DECLINED, "the bank's desk")
+    with capture_logs() as lines:
+        asked.answer.set_result(Approved())
+        await turn
+    assert [(line["log_level"], line["event"]) for line in lines] == [("error", CONTRADICTED)]
+    assert await till.status(reference) == "declined"
+    assert await notes(till, reference) == ["decided by hand: the bank's desk", "approved late: people have to look"]
+
+
+@pytest.mark.parametrize("kind", [PaymentKind.REVERSAL, PaymentKind.PAYMENT])
+async def test_two_resolvers_that_both_reverse_are_of_one_mind(till: Till, at_desk: Desk, kind: PaymentKind) -> None:
+    reference = await (open_reversal if kind is PaymentKind.REVERSAL else open_payment)(till)
+    if kind is PaymentKind.PAYMENT:
+        turn = await look(till)
+        (await at_desk.question()).answer.set_result(NOTHING)  # it is to be reversed
+        await turn
+    turns = [await look(till)]
+    asked = [await at_desk.question()]
+    turns.append(await look(till))
+    asked.append(await at_desk.question())
+    with capture_logs() as lines:
+        for one in asked:
+            assert isinstance(one.operation, Reverse)
+            one.answer.set_result(Approved())
+        await asyncio.gather(*turns)
+    assert await till.status(reference) == "reversed"
+    assert lines == [] and await notes(till, reference) == []
+    assert await till.resolver.make_due() == 0, "nobody looks for it again"
