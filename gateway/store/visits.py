@@ -82,12 +82,14 @@ FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $
      AS asked({_COLUMNS})
 """  # noqa: S608 - the names of our own fields
 
-# who moves it says everything that may change; of two who try, the second finds it elsewhere. By what the lot knows the
-# car is erased by the database, with the step that ends the visit
+# who moves it says everything that may change; of two who try, the second finds it elsewhere. What was due, was opened
+# and is due anew has another time: whoever read it before does not end it. By what the lot knows the car is erased by
+# the database, with the step that ends the visit
 _MOVE = """
 UPDATE visit SET state = $4, idempotency_key = $5, reason = $6, benefits = $7, fee_fen = $8, discount_fen = $9,
        payment = $10, opening = $11, details_sealed = $12, expires_at = $13, next_try_at = now() + $14::interval
-WHERE reference = $1 AND created_at = $2 AND state = ANY($3) AND ($15::uuid IS NULL OR opening = $15) RETURNING true
+WHERE reference = $1 AND created_at = $2 AND state = ANY($3) AND ($15::uuid IS NULL OR opening = $15)
+  AND ($4 <> 'expired' OR expires_at = $13) RETURNING true
 """
 
 _DUE = f"""

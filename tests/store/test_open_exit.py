@@ -1,6 +1,7 @@
 """Exits that are opened in one batch: of the payments no more is taken than opens. And who writes takes turns."""
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -215,3 +216,29 @@ async def test_a_paid_exit_without_its_data_key_is_due_again(
         assert one.asked == 0
         mended = (status, stands.state, stands.payment, is_free) == (0, VisitState.DUE, None, True)
         assert mended == (kind is Mute), (status, stands, is_free)
+
+
+async def test_who_read_that_it_is_over_does_not_end_an_exit_that_is_due_anew(
+    database: Database, tmp_path: Path
+) -> None:
+    async with keyed(database.dsn, tmp_path / "keys") as (pool, data_keys, _):
+        one = Mute(pool, data_keys, NotSent(Why.NO_CONNECTION), writes=True)
+        begun, at_once = visit(), dt.timedelta(0)
+        async with pool.acquire() as connection:
+            await visits.insert(connection, [begun], LEASE)
+            keys = await data_keys.current(connection, ("answers", "operations"))
+            car = data_keys.sealer.seal(
+                keys["operations"], b"visit.details_sealed", begun.reference.bytes, b'["\xe6\xb5\x99",""]'
+            )
+            over = begun._replace(state=VisitState.DUE, details_sealed=car)
+            assert await visits.move(connection, over, {VisitState.ASKING}, at_once)
+            (read,) = await visits.due(connection, 1, LEASE)
+            opened = read._replace(state=VisitState.INTENT, payment=new_reference(), opening=new_reference())
+            assert await visits.move(connection, opened, {VisitState.DUE}, LEASE)
+        with pytest.raises(Problem, match="unavailable"):  # the lot cannot be told: it is due for as long again
+            await one.open_paid(opened)
+        anew = await one._look(begun)
+        await one.again(read)
+        assert await one._look(begun) == anew and anew.state is VisitState.DUE
+        await one.again(anew)
+        assert (await one._look(begun)).state is VisitState.EXPIRED

@@ -66,7 +66,9 @@ async def test_every_other_step_is_refused(app: Connection, database: Database) 
                 dt.datetime.now(dt.UTC) if goes_on else None, b"sealed" if before in (_S.DUE, _S.INTENT) else None,
             )  # fmt: skip
             await owner.execute("SET session_replication_role = origin")
-            moved = visit(after)._replace(reference=made.reference, created_at=made.created_at)
+            moved = visit(after)._replace(
+                reference=made.reference, created_at=made.created_at, expires_at=made.expires_at
+            )
             again_in = LEASE if after in OPEN or after is _S.DUE else None
             allowed = after in TRANSITIONS.get(before, ())
             try:
