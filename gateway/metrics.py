@@ -141,6 +141,11 @@ LOSS_NOTICES_STUCK = Gauge(
 VISITS = Counter(
     "yikatong_visits_total", "Moves of visits at merchants' own systems to a state", ("kind", "partner", "state")
 )
+VISITS_UNKNOWN = Gauge(
+    "yikatong_visits_unknown",
+    "Visits of the last day of which nobody could find out what the merchant did",
+    multiprocess_mode="mostrecent",
+)
 RECONCILIATION = Gauge(
     "yikatong_reconciliation", "Lines of the reports of the last 24 hours", ("bank", "finding"),
     multiprocess_mode="mostrecent",

@@ -35,7 +35,6 @@ from gateway.store.pool import FOR_EFFECTS, Pool, connect
 STUCK_SHOWN_MAX = 1000
 ANOMALIES_SHOWN_MAX = 500
 EVENTS_SHOWN = 3
-_VISITS_SINCE = dt.timedelta(hours=24)
 _CHECK_TIMEOUT_MS = 600_000
 
 
@@ -95,7 +94,7 @@ async def stuck_operations(settings: Settings) -> list[str]:
         paid = await payments.stuck(connection, older_than, STUCK_SHOWN_MAX)
         older_than = dt.timedelta(seconds=config.losses.stuck_after_s)
         told = await loss_notices.stuck(connection, older_than, STUCK_SHOWN_MAX)
-        visited = await visits.unknown(connection, _VISITS_SINCE, STUCK_SHOWN_MAX)
+        visited = await visits.unknown(connection, STUCK_SHOWN_MAX)
     finally:
         await connection.close()
     if not paid and not told and not visited:

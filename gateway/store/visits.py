@@ -108,6 +108,12 @@ JOIN (SELECT DISTINCT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[])) 
 ORDER BY v.reference FOR UPDATE OF v
 """  # noqa: S608 - the names of our own fields
 
+_UNKNOWN = """
+FROM visit WHERE state = 'unknown' AND created_at > now() - interval '1 day' AND reference >= (
+    lpad(to_hex((extract(epoch FROM now() - interval '1 day') * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
+"""
+"""Of the last day; by the key, too, which begins with the time: there is no index of times alone."""
+
 
 async def insert(connection: "AnyConnection", visits: Sequence[Visit], lease: dt.timedelta) -> None:
     """Inside the transaction that claims their keys. What is not refused is the resolver's when the lease is over."""
@@ -181,14 +187,20 @@ async def history(connection: "AnyConnection", reference: UUID) -> list[Step]:
     return [Step(*row) for row in rows]
 
 
-async def unknown(connection: "AnyConnection", since: dt.timedelta, limit: int) -> list[Unknown]:
-    """Those that people have to look at, the latest first."""
+async def unknown(connection: "AnyConnection", limit: int) -> list[Unknown]:
+    """Those of the last day that people have to look at, the latest first."""
     rows = await connection.fetch(
-        "SELECT reference, 'visit_' || kind, caller, partner, state, tries, created_at FROM visit"
-        " WHERE state = 'unknown' AND created_at > now() - $1::interval ORDER BY created_at DESC LIMIT $2",
-        since, limit,
-    )  # fmt: skip
+        f"SELECT reference, 'visit_' || kind, caller, partner, state, tries, created_at {_UNKNOWN}"
+        " ORDER BY created_at DESC LIMIT $1",
+        limit,
+    )
     return [Unknown(*row) for row in rows]
+
+
+async def count_unknown(connection: "AnyConnection") -> int:
+    """How many those are."""
+    count: int = await connection.fetchval(f"SELECT count(*) {_UNKNOWN}")
+    return count
 
 
 def _visit(row: "asyncpg.Record") -> Visit:

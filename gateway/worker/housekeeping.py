@@ -109,6 +109,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
         (5, "open loss notices", notices.measure),
         (5, "outbox figures", relays.measure),
         (_RESOLVE_S, "visits", visits.turn),
+        (30, "unknown visits", visits.measure),
         (_MEASURE_S, "partners' metrics", lambda: _measure(partners)),
         (_RECONCILE_S, "reconciliation", lambda: reconcile.turn(dt.datetime.now(dt.UTC))),
         (_RESERVATIONS_S, "reservations", expire.reservations),

@@ -35,9 +35,8 @@ from gateway.store.visits import Visit
 from tests.conftest import Database
 from tests.keyed import add_data_key, keyed
 from tests.store.test_payments import intent
-from tests.store.test_visits import LEASE, new_reference, visit
+from tests.store.test_visits import LEASE, NOBODY, new_reference, visit
 
-NOBODY: Any = None
 SETTINGS = Visits(deadline_ms=1000, lifetime_s=3, pay_within_s=60, retry_ms=100, resolve_max=10)
 
 

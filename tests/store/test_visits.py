@@ -3,32 +3,38 @@
 import datetime as dt
 import itertools
 from collections.abc import AsyncIterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
 from gateway.domain.ids import uuid7
+from gateway.domain.masking import Secret
 from gateway.domain.scenes import VisitKind
 from gateway.domain.visits import BEGINNINGS, OPEN, TRANSITIONS, VisitState
+from gateway.flows.resolve_visits import ResolveVisits
+from gateway.metrics import VISITS_UNKNOWN
+from gateway.settings import load
 from gateway.store import visits
 from gateway.store.payments import created_at
+from gateway.store.pool import Pool
 from gateway.store.visits import Visit
 from tests.conftest import Database
 
 _S = VisitState
+NOBODY: Any = None
 LEASE = dt.timedelta(seconds=60)
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
-def new_reference() -> UUID:
-    now = int(dt.datetime.now(dt.UTC).timestamp() * 1000)
+def new_reference(age: dt.timedelta = dt.timedelta(0)) -> UUID:
+    now = int((dt.datetime.now(dt.UTC) - age).timestamp() * 1000)
     return UUID(bytes=uuid7(now, uuid4().bytes[:10]))
 
 
-def visit(state: VisitState = _S.ASKING) -> Visit:
-    reference = new_reference()
+def visit(state: VisitState = _S.ASKING, age: dt.timedelta = dt.timedelta(0)) -> Visit:
+    reference = new_reference(age)
     made = Visit(
         reference, created_at(reference), VisitKind.EXIT, "demo-merchant", "key", "L-1", "lot", uuid4(), _S.ASKING,
         fee_fen=1500, discount_fen=500, expires_at=created_at(reference) + LEASE,
@@ -131,3 +137,27 @@ async def test_a_payment_belongs_to_one_visit_for_ever(app: Connection) -> None:
     for what in ("UPDATE visit_payment SET visit = $1", "DELETE FROM visit_payment WHERE visit = $1"):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await app.execute(what, one)
+
+
+async def test_of_whom_nobody_knows_the_gauge_shows_the_first_for_a_day(app: Connection, database: Database) -> None:
+    pool = Pool(Secret(database.dsn), load({}).gateway.database, "test")
+    await pool.open()
+    resolve = ResolveVisits(pool, NOBODY, NOBODY)
+
+    async def is_unknown(age: dt.timedelta) -> UUID:
+        made = visit(_S.INTENT, age)
+        await visits.insert(app, [made], LEASE)
+        for before, after in ((_S.INTENT, _S.UNSURE), (_S.UNSURE, _S.UNKNOWN)):
+            moved = made._replace(state=after, details_sealed=None)
+            assert await visits.move(app, moved, {before}, LEASE if after in OPEN else None)
+        return made.reference
+
+    try:
+        for age, shown in ((25, 0), (0, 1), (23, 2)):
+            reference = await is_unknown(dt.timedelta(hours=age))
+            await resolve.measure()
+            assert VISITS_UNKNOWN._value.get() == shown
+            listed = [row.reference for row in await visits.unknown(app, 10)]
+            assert len(listed) == shown and (reference in listed) == (age < 24)
+    finally:
+        await pool.close()

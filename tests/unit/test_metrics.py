@@ -125,3 +125,14 @@ def test_every_metric_is_used_and_named_after_us() -> None:
     assert [name for name in unused if f"{name}.labels" not in own] == []
     declared = re.findall(r'(?:Counter|Gauge|Histogram)\(\s*"([^"]+)"', own)
     assert len(declared) >= 12 and all(name.startswith("yikatong_") for name in declared)
+
+
+def test_an_alert_asks_for_what_is_there_before_its_first_event() -> None:
+    """increase() of a series that begins with its first event is 0 for that one, and what is rare has no second."""
+    own = (ROOT / "gateway" / "metrics.py").read_text()
+    declared = set(re.findall(r'(?:Counter|Gauge|Histogram)\(\s*"([^"]+)"', own))
+    alerts = (ROOT / "config" / "prometheus" / "alerts.yml").read_text()
+    asked = set(re.findall(r"\byikatong_\w+", alerts))
+    assert len(asked) >= 10 and asked <= declared
+    begun = {"yikatong_anomalies_total"}  # by WatchUsage, with all of its labels
+    assert set(re.findall(r"(?:increase|rate|delta)\((\w+)", alerts)) == begun
