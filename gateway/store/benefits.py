@@ -5,6 +5,7 @@ writes later. What comes to a full count waits for nothing but the lock, and wri
 """
 
 import datetime as dt
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HELD = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 _AGAIN_MS = 10
 """How long one may wait for a lock when its batch has waited already: all of them within the deadline."""
+_FULL = sys.maxsize
 KEPT_DAYS = 62
 """Counts stay for so long after the beginning of what they count: a month, and a month for what is reversed late."""
 
@@ -52,7 +54,9 @@ WITH asked AS (
 ), locked AS (
     INSERT INTO benefit_use AS kept (since, span, benefit, holder, used, cap)
     SELECT DISTINCT ON (since, span, benefit, holder) since, span, benefit, holder, 0, cap
-    FROM asked ORDER BY since, span, benefit, holder  -- all in one order, so none waits in a circle
+    -- all in one order, so none waits in a circle. Where a cap has just been changed, the greater one bounds the count;
+    -- each is given what its own leaves
+    FROM asked ORDER BY since, span, benefit, holder, cap DESC
     ON CONFLICT (since, span, benefit, holder) DO UPDATE SET cap = EXCLUDED.cap WHERE kept.used < EXCLUDED.cap
     RETURNING since, span, benefit, holder, used
 )
@@ -113,7 +117,7 @@ async def claim(connection: "AnyConnection", wants: Sequence[Want]) -> list[Refu
 
 def _allot(wants: Sequence[Want], counts: Iterator[tuple[UUID, int | None]]) -> tuple[list[Refusals], list[_Taken]]:
     """One after the other: all counts of a benefit are raised, or none. `counts` are (holder, used) of the wants'
-    counters as they stand, None for a full one."""
+    counters as they stand, None for one that is full by the greatest of their caps."""
     used: dict[tuple[str, Span, dt.date, UUID], int] = {}
     refused: list[Refusals] = []
     taken: list[_Taken] = []
@@ -125,7 +129,7 @@ def _allot(wants: Sequence[Want], counts: Iterator[tuple[UUID, int | None]]) -> 
             for counter in counters:
                 holder, so_far = next(counts)
                 key = (counter.benefit, counter.span, counter.since, holder)
-                used.setdefault(key, counter.most if so_far is None else so_far)
+                used.setdefault(key, _FULL if so_far is None else so_far)
                 keys.append(key)
             if want.only_one and claimed:
                 continue

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import itertools
 import random
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
@@ -109,6 +110,21 @@ async def test_a_cap_that_was_lowered_or_raised_counts_at_once(shop: Shop) -> No
     assert await shop.claim(*(want(card, counter(most=3)) for _ in range(2))) == [{}, {}]
     assert await shop.claim(want(card, counter(most=1))) == [{"a.b": Refusal.CAP_DAY}]
     assert await shop.claim(*(want(card, counter(most=4)) for _ in range(3))) == [{}, {}, {"a.b": Refusal.CAP_DAY}]
+
+
+@pytest.mark.parametrize("mosts", sorted(set(itertools.permutations((1, 3, 3, 3)))))
+async def test_a_batch_with_a_caps_old_and_new_value_gives_each_what_its_own_leaves(
+    shop: Shop, mosts: tuple[int, ...]
+) -> None:
+    """Workers take up a change within seconds of each other, and what waits may have been asked before it."""
+    given = 0
+    for _ in range(3):
+        refused = []
+        for most in mosts:
+            refused.append({} if given < most else {"a.b": Refusal.CAP_DAY})
+            given += given < most
+        assert await shop.claim(*(want(shop.cards[0], counter(most=most)) for most in mosts)) == refused
+        assert await shop.sums() == {("a.b", "day"): (given, given)}
 
 
 async def test_exactly_the_caps_are_given_to_all_who_ask_at_once(shop: Shop) -> None:
