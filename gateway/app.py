@@ -16,7 +16,7 @@ from gateway import metrics
 from gateway.api.auth import Authenticator
 from gateway.api.hot_lane import HotLane
 from gateway.api.loss_reports import losses_told_by
-from gateway.api.middleware import endpoint
+from gateway.api.middleware import JSON, Answering, endpoint
 from gateway.api.payments import Payments
 from gateway.api.points import Redemptions
 from gateway.api.quota import Quota
@@ -279,10 +279,16 @@ def web_application(gateway: Gateway) -> web.Application:
     """The public listener's routes, each wrapped by the pipe of middleware.py."""
     app = web.Application()
     for route in ROUTES:
-        handler = endpoint(gateway, route.path, route.handler, route.scope, route.takes, route.effect, route.bulk)
+        answering = endpoint(gateway, route.path, route.handler, route.scope, route.takes, route.effect, route.bulk)
         path = route.path.replace("{card_ref}", _A_CARD_REF)
-        app.router.add_route(route.method, path, handler)
+        app.router.add_route(route.method, path, partial(_ordinary, answering))
+        if route.takes == JSON and "{" not in path:
+            gateway.hot_lane.add(path, answering)
     return app
+
+
+async def _ordinary(answering: Answering, request: web.Request) -> web.StreamResponse:
+    return await answering(request, None)
 
 
 async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:

@@ -1,25 +1,28 @@
 """The hot lane: a verify that is whole and ordinary, answered without aiohttp's request cycle.
 
-That cycle (a task, a request, a stream and a response object for each request) costs more than the verdict
+That cycle (two tasks, a request, a stream and a response object for each request) costs more than the verdict
 (loadtests/README.md). The lane takes only what it can decide at once; everything else, and every refusal before the
-statement, goes the ordinary way through middleware.py, so that there is one place where problems are made. All answers
-of a batch are made first and then written back to back: a client's process that is awake is cheaper to write to.
+statement, goes through middleware.py, so that there is one place where problems are made. All answers of a batch are
+made first and then written back to back: a client's process that is awake is cheaper to write to.
+
+Other operations with a body that is here already go through middleware.py in a task of their own, past that cycle too.
 """
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
-from aiohttp import hdrs
-from aiohttp.helpers import rfc822_formatted_time
+from aiohttp import hdrs, web
+from aiohttp.helpers import parse_content_type, rfc822_formatted_time
 from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.typedefs import RawHeaders
-from multidict import istr
+from multidict import CIMultiDictProxy, MultiDict, MultiMapping, istr
 
 from gateway.api import signatures, verify
-from gateway.api.middleware import JSON, given_request_id, new_request_id
+from gateway.api.middleware import JSON, Answering, given_request_id, new_request_id
 from gateway.api.payloads import VerifyRequest
 from gateway.api.problems import SERVER, problem_response
 from gateway.crypto.sealing import UnknownDataKey
@@ -58,11 +61,35 @@ class Head(NamedTuple):
     """As the caller gave it."""
 
 
+class Whole(NamedTuple):
+    """A request of a path without parts that vary, all of which has arrived (middleware.Requested)."""
+
+    method: str
+    raw_path: str
+    headers: CIMultiDictProxy[str]
+
+    @property
+    def match_info(self) -> Mapping[str, str]:
+        return {}
+
+    @property
+    def query(self) -> MultiMapping[str]:
+        return MultiDict()
+
+    @property
+    def content_type(self) -> str:
+        given = self.headers.get(hdrs.CONTENT_TYPE, "")
+        return JSON if given == JSON else parse_content_type(given)[0]
+
+
 class Writable(Protocol):
     """A connection that waits for an answer."""
 
     head: Head | None
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    def force_close(self) -> None: ...
     def finish_hot(self, answer: bytes) -> None: ...
 
 
@@ -86,28 +113,56 @@ class HotLane:
         self._seconds = request_seconds(verify.PATH)
         self._answers: list[tuple[Writable, bytes]] = []
         self._waiting: list[_Begun] = []
+        self._operations: dict[str, Answering] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, path: str, answering: Answering) -> None:
+        """Take a POST to this path, in which nothing varies, past aiohttp's request cycle."""
+        self._operations[path] = answering
 
     def take(self, connection: Writable, message: RawRequestMessage, payload: StreamReader) -> bool:
-        """Whether the request is on its way; if not, nothing was done."""
+        """Whether the request is on its way; if not, nothing was done. `connection.head` is what it says if another
+        one with the same header block may be taken by its bytes, else None."""
+        answering = self._operations.get(message.path)
         if (
-            message.path != verify.PATH
+            answering is None
             or message.method != "POST"
             or message.version != HttpVersion11
             or message.should_close
             or message.upgrade
             or message.chunked
             or not payload.is_eof()
-            or not payload.total_bytes  # aiohttp's reader of nothing has no buffer either
+            or not 0 < payload.total_bytes <= self._body_max  # aiohttp's reader of nothing has no buffer either
+            or hdrs.EXPECT in message.headers
         ):
             return False
+        body = b"".join(payload._buffer)  # not read: the ordinary way may have to
+        if message.path == verify.PATH and self._take_verify(connection, message, body):
+            return True
+        connection.head = None
+        request = Whole(message.method, message.path, message.headers)
+        task = connection.loop.create_task(self._answer_whole(connection, answering, request, body))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _answer_whole(self, connection: Writable, answering: Answering, request: Whole, body: bytes) -> None:
+        try:
+            answer = _as_bytes(await answering(request, body))
+        except BaseException:  # there is nothing to answer with
+            connection.force_close()
+            connection.finish_hot(b"")
+            raise
+        connection.finish_hot(answer)
+
+    def _take_verify(self, connection: Writable, message: RawRequestMessage, body: bytes) -> bool:
         head = connection.head
         if head is None or head.raw != message.raw_headers:
             try:
                 head = connection.head = self._read_head(message)
-            except Problem:  # the ordinary way meets it again
+            except Problem:  # middleware.py meets it again
                 return False
-        # not read: the ordinary way may have to
-        return head is not None and self.take_body(connection, head, b"".join(payload._buffer))
+        return head is not None and self.take_body(connection, head, body)
 
     def take_body(self, connection: Writable, head: Head, body: bytes) -> bool:
         """Whether a request of this head and body is on its way; if not, nothing was done."""
@@ -121,8 +176,6 @@ class HotLane:
                 or Scope.CARDS_VERIFY not in access.scopes
                 or Scope.CARDS_VERIFY not in known.scopes
             ):
-                return False
-            if len(body) > self._body_max:
                 return False
             asked: VerifyRequest = verify.decode(body)
             scene = verify.scene_of(asked, gateway.directory.scenes)
@@ -215,7 +268,6 @@ class HotLane:
             headers.get(hdrs.CONTENT_TYPE) != JSON
             or _IDEMPOTENCY_KEY in headers
             or signatures.is_there(headers)
-            or hdrs.EXPECT in headers
             or hdrs.CONTENT_ENCODING in headers
         ):
             return None
@@ -239,7 +291,10 @@ def _ok(body: bytes, request_id: str) -> bytes:
 def _not_ok(problem: Problem, request_id: str) -> bytes:
     if problem.status == 503:
         SHED.labels(problem.code).inc()
-    response = problem_response(problem.code, problem.detail, problem.errors, request_id, problem.headers)
+    return _as_bytes(problem_response(problem.code, problem.detail, problem.errors, request_id, problem.headers))
+
+
+def _as_bytes(response: web.Response) -> bytes:
     body = response.body
     assert isinstance(body, bytes)
     head = [f"HTTP/1.1 {response.status} {response.reason}"]

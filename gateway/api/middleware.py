@@ -13,10 +13,10 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from multidict import istr
 
 from gateway.api import signatures
@@ -31,6 +31,8 @@ from gateway.log import describe
 from gateway.metrics import RATE_LIMITED, REFUSED_ENTRY, REQUESTS, SHED, request_seconds
 
 if TYPE_CHECKING:
+    from multidict import CIMultiDictProxy, MultiMapping
+
     from gateway.app import Gateway
 
 log = structlog.get_logger()
@@ -59,11 +61,28 @@ def new_request_id() -> str:
     return f"{_process}-{next(_numbers)}"
 
 
+class Requested(Protocol):
+    """What is asked of a request beside its body; aiohttp's has it."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def raw_path(self) -> str: ...
+    @property
+    def headers(self) -> "CIMultiDictProxy[str]": ...
+    @property
+    def match_info(self) -> Mapping[str, str]: ...
+    @property
+    def query(self) -> "MultiMapping[str]": ...
+    @property
+    def content_type(self) -> str: ...
+
+
 class Call(NamedTuple):
     """A request that has passed everything before its handler."""
 
     gateway: "Gateway"
-    request: web.Request
+    request: Requested
     request_id: str
     caller_id: str
     caller: KnownCaller
@@ -76,7 +95,8 @@ class Call(NamedTuple):
 
 
 Handler = Callable[[Call], Awaitable[web.Response]]
-AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Answering = Callable[[Requested, bytes | None], Awaitable[web.Response]]
+"""A handler with all that is around it. The body if it has arrived; None: it is read from aiohttp's request."""
 
 _NOBODY: KnownCaller = None  # type: ignore[assignment]  # a handler without a scope does not look
 _STRANGER: tuple[str, KnownCaller, frozenset[str]] = ("", _NOBODY, frozenset())
@@ -98,8 +118,8 @@ def endpoint(
     content_type: str | None,
     effect: bool = False,
     bulk: bool = False,
-) -> AiohttpHandler:
-    """The aiohttp handler of one route.
+) -> Answering:
+    """What answers one route.
 
     `scope` None is open to everyone, ANY_SCOPE to every caller; `content_type` None takes no body; an `effect` needs an
     Idempotency-Key and the caller's signature; a `bulk` has neither, a larger body, and one of few places.
@@ -111,7 +131,7 @@ def endpoint(
     else:
         takes = _Takes((content_type or "",), settings.http.body_max_bytes, settings.http.body_timeout_s)
 
-    async def handle(request: web.Request) -> web.StreamResponse:
+    async def answer(request: Requested, whole: bytes | None) -> web.Response:
         began = time.perf_counter()
         headers = request.headers
         request_id = request_id_of(headers)
@@ -120,10 +140,10 @@ def endpoint(
             if bulk:
                 _refuse_key_and_signature(headers)
                 with gateway.bulk_usage.place(caller_id):
-                    body = await _body(request, takes)
+                    body = await _body(request, whole, takes)
                     response = await handler(Call(gateway, request, request_id, caller_id, caller, body, scopes=scopes))
             else:
-                body = await _body(request, takes) if content_type is not None else b""
+                body = await _body(request, whole, takes) if content_type is not None else b""
                 key, evidence = None, None
                 if caller_id and content_type is not None:
                     key = _idempotency_key(headers, needed=effect)
@@ -149,7 +169,7 @@ def endpoint(
         seconds.observe(time.perf_counter() - began)
         return response
 
-    return handle
+    return answer
 
 
 def _admit(
@@ -176,7 +196,7 @@ def _idempotency_key(headers: Mapping[str, str], needed: bool) -> str | None:
 
 
 async def _evidence(
-    gateway: "Gateway", request: web.Request, caller_id: str, known: KnownCaller, body: bytes, effect: bool
+    gateway: "Gateway", request: Requested, caller_id: str, known: KnownCaller, body: bytes, effect: bool
 ) -> Evidence | None:
     """The caller's signature under the request, checked; None if there is none and none is needed."""
     if not signatures.is_there(request.headers):
@@ -219,19 +239,25 @@ def _refuse_key_and_signature(headers: Mapping[str, str]) -> None:
         raise signatures.refused()
 
 
-async def _body(request: web.Request, takes: _Takes) -> bytes:
-    if request.headers.get("Content-Encoding") is not None:
+async def _body(request: Requested, whole: bytes | None, takes: _Takes) -> bytes:
+    if hdrs.CONTENT_ENCODING in request.headers:
         raise Problem("unsupported_media_type", "Content-Encoding is not accepted")
     if request.content_type not in takes.content_types:
         raise Problem("unsupported_media_type", f"the body must be {' or '.join(takes.content_types)}")
+    if whole is None:
+        assert isinstance(request, web.Request), "only aiohttp's has a body that may be on its way"
+        whole = await _arriving(request, takes)
+    if len(whole) > takes.max_bytes:  # a chunked one does not say its length
+        raise Problem("body_too_large")
+    return whole
+
+
+async def _arriving(request: web.Request, takes: _Takes) -> bytes:
     length = request.content_length
     if length is not None and length > takes.max_bytes:
         raise Problem("body_too_large")
     if request.content.is_eof():  # all of it has arrived: no timer, and nothing to wait for
-        body = request.content.read_nowait()
-        if len(body) > takes.max_bytes:  # a chunked one does not say its length
-            raise Problem("body_too_large")
-        return body
+        return request.content.read_nowait()
     try:
         async with asyncio.timeout(takes.within_s):
             return await _read(request, takes.max_bytes)

@@ -63,6 +63,10 @@ class Connection(RequestHandler):
         """The next answer with nothing behind it says `Connection: close`."""
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    @property
     def closes_now(self) -> bool:
         return self.ending and not self._messages
 
@@ -145,19 +149,23 @@ class Connection(RequestHandler):
         self._messages.popleft()
         assert self._parser is not None
         self._parser.message_consumed()
-        if self._between:
+        if self._between and self.head is not None:
             self._block, self._whole_bytes = data[: len(data) - payload.total_bytes], len(data)
         self._go_on_hot_lane()
         return True
 
     def _go_on_hot_lane(self) -> None:
         self._on_hot_lane = self._request_in_progress = True
-        # an answer always comes before the keep-alive time is over
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+
+    def _process_keepalive(self) -> None:
+        if self._on_hot_lane:  # not idle, though aiohttp's request cycle is
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
 
     def finish_hot(self, answer: bytes) -> None:
         """Write the answer of the request on the hot lane; what was pipelined behind it goes the ordinary way."""
         self._on_hot_lane = self._request_in_progress = False
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self.transport is not None:
             if self.closes_now:
                 self.transport.write(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))

@@ -6,7 +6,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from gateway.api.middleware import JSON, Call
+from gateway.api.middleware import JSON, Call, Requested
 from gateway.api.payloads import UsagePage
 from gateway.domain.cards import END
 from gateway.domain.errors import FieldError, Problem, invalid
@@ -37,7 +37,7 @@ async def feed(call: Call) -> web.Response:
     )
 
 
-def _query(request: web.Request) -> tuple[Cursor, int]:
+def _query(request: Requested) -> tuple[Cursor, int]:
     query = request.query
     if set(query) - {"after", "limit"} or len(query) != len(set(query)):
         # a name may be a value in the wrong place: it is not repeated
