@@ -210,12 +210,10 @@ class SettlePayment:
         What we have told to be declined is not made undone: people have to, with the bank's check file.
         """
         if payment.state in (_S.DECLINED, _S.NOT_SENT):
-            async with self._database() as connection:
-                steps = await payments.history(connection, payment.reference)
-                if any(step.note == _APPROVED_LATE for step in steps):  # once: a bank may say it ten thousand times
-                    return
-                await payments.note(connection, payment, payment.state, _APPROVED_LATE)
-            log.error("the bank approved late what is ended", reference=str(payment.reference), kind=payment.kind)
+            async with self._database() as connection, connection.transaction():
+                is_new = await payments.note_once(connection, payment, payment.state, _APPROVED_LATE)
+            if is_new:  # a bank may say it ten thousand times
+                log.error("the bank approved late what is ended", reference=str(payment.reference), kind=payment.kind)
             return
         if payment.kind is not PaymentKind.PAYMENT or payment.state is not _S.REVERSED:
             return  # REVERSING: its reversal is under way
@@ -249,7 +247,7 @@ class SettlePayment:
             PAYMENTS.labels(payment.kind, payment.bank or "none", state).inc()
         elif isinstance(outcome, Approved) and written.payment.state is not state:
             await self._too_late(written.payment)
-        return written.payment
+        return written.payment._replace(tries=payment.tries)  # the lease may be another's meanwhile
 
     def _stays_unknown(self, payment: Payment, outcome: Outcome | None) -> bool:
         """Whether a 202 is all that there is to answer: its request has asked in vain, or the dialect cannot ask.

@@ -33,6 +33,7 @@ class Payment(NamedTuple):
     state: PaymentState
     decline_code: str | None = None
     tries: int = 0
+    """By it a lease is known: it is raised with every one that is given, and when one is taken away."""
     discount_fen: int | None = None
     """What `benefit` took off what the caller asked for; None if it did not ask for a benefit."""
     benefit: str | None = None
@@ -230,18 +231,19 @@ async def move_all(connection: "AnyConnection", moves: Sequence[Move]) -> set[UU
 
 
 async def try_again(connection: "AnyConnection", payment: Payment, after: dt.timedelta | None) -> None:
-    """Due after a while, None: never; unless it has been moved on since, or is due again for another reason."""
+    """Due after a while, None: never; unless it has been moved on since, or the lease is no longer this one."""
     await connection.execute(
-        "UPDATE payment SET next_try_at = now() + $4::interval"
-        " WHERE reference = $1 AND created_at = $2 AND state = $3 AND next_try_at > now()",
-        payment.reference, payment.created_at, payment.state, after,
+        "UPDATE payment SET next_try_at = now() + $5::interval"
+        " WHERE reference = $1 AND created_at = $2 AND state = $3 AND tries = $4",
+        payment.reference, payment.created_at, payment.state, payment.tries, after,
     )  # fmt: skip
 
 
 async def try_now(connection: "AnyConnection", payment: Payment) -> None:
-    """Due at once, though nothing was left to do; unless it has been moved on since."""
+    """Due at once, though nothing was left to do, or somebody is at it; unless it has been moved on since."""
     await connection.execute(
-        "UPDATE payment SET next_try_at = now() WHERE reference = $1 AND created_at = $2 AND state = $3",
+        "UPDATE payment SET next_try_at = now(), tries = tries + 1"
+        " WHERE reference = $1 AND created_at = $2 AND state = $3",
         payment.reference, payment.created_at, payment.state,
     )  # fmt: skip
 
@@ -258,6 +260,21 @@ async def note(connection: "AnyConnection", payment: Payment, state: PaymentStat
         "INSERT INTO payment_history (reference, created_at, state, note) VALUES ($1, $2, $3, $4)",
         payment.reference, payment.created_at, state, text,
     )  # fmt: skip
+
+
+async def note_once(connection: "AnyConnection", payment: Payment, state: PaymentState, text: str) -> bool:
+    """Inside a transaction, which locks the operation: whether it is the first line of its history with this text."""
+    await connection.execute(
+        "SELECT FROM payment WHERE reference = $1 AND created_at = $2 FOR UPDATE",
+        payment.reference, payment.created_at,
+    )  # fmt: skip
+    there = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM payment_history WHERE reference = $1 AND created_at = $2 AND note = $3)",
+        payment.reference, payment.created_at, text,
+    )  # fmt: skip
+    if not there:
+        await note(connection, payment, state, text)
+    return not there
 
 
 async def history(connection: "AnyConnection", reference: UUID) -> list[Step]:

@@ -4,11 +4,12 @@ import asyncio
 from typing import NamedTuple
 from uuid import UUID
 
+import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
 from gateway.domain.operations import Operation, Reverse
-from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome
+from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome, Unknown
 from gateway.domain.payments import PaymentKind, PaymentState
 from gateway.flows.decide_payment import decide
 from gateway.flows.settle_payment import Banks
@@ -110,3 +111,52 @@ async def test_two_resolvers_that_both_reverse_are_of_one_mind(till: Till, at_de
     assert await till.status(reference) == "reversed"
     assert lines == [] and await notes(till, reference) == []
     assert await till.resolver.make_due() == 0, "nobody looks for it again"
+
+
+async def reversed_unseen(till: Till, at_desk: Desk) -> str:
+    """A payment of which the bank has found nothing: it is to be looked for once more."""
+    reference = await open_payment(till)
+    for _ in range(2):  # asked about, then reversed
+        turn = await look(till)
+        (await at_desk.question()).answer.set_result(NOTHING)
+        await turn
+    assert await till.status(reference) == "reversed"
+    return reference
+
+
+async def test_a_look_that_found_nothing_does_not_end_that_of_another(till: Till, at_desk: Desk) -> None:
+    """The first is overtaken by a late approval, and by who looks for it: the bank has not done that reversal yet."""
+    reference = await reversed_unseen(till, at_desk)
+    first = await look(till)
+    found_nothing = await at_desk.question()
+    await till.resolver.settle.take_late(UUID(reference), Approved())
+    second = asyncio.create_task(till.resolver.resolve.turn())
+    without_answer = await at_desk.question()
+    for asked, turn, outcome in ((found_nothing, first, NOTHING), (without_answer, second, Unknown("link down"))):
+        asked.answer.set_result(outcome)
+        await turn
+    third = await look(till)
+    (await at_desk.question()).answer.set_result(Approved())
+    await third
+    assert await notes(till, reference) == ["approved late: reversed again", "a late approval was reversed"]
+    assert await till.resolver.make_due() == 0
+
+
+async def test_an_approval_of_what_was_declined_is_told_once_by_two_who_hear_it_at_once(till: Till) -> None:
+    payment = await till.paid()
+    till.bank.faults["refund"].append("decline:not_allowed")
+    _, answer = await till.undo(payment, "refunds", amount_fen=250)
+    reference = UUID(answer["reference"])
+    connection = await asyncpg.connect(till.dsn)
+    try:
+        with capture_logs() as lines:
+            async with connection.transaction():
+                await connection.execute("SELECT FROM payment WHERE reference = $1 FOR UPDATE", reference)
+                told = [asyncio.create_task(till.resolver.settle.take_late(reference, Approved())) for _ in range(2)]
+                while await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 2:
+                    assert not any(task.done() for task in told), "each waits for its turn"
+            await asyncio.gather(*told)
+    finally:
+        await connection.close()
+    assert await notes(till, answer["reference"]) == ["approved late: people have to look"]
+    assert [line["event"] for line in lines] == [CONTRADICTED]

@@ -131,6 +131,33 @@ async def test_due_is_taken_by_one_and_left_until_its_lease_is_over(
     assert await payments.count_open(app, dt.timedelta(hours=1)) == (20, 0)
 
 
+async def test_a_lease_is_ended_by_its_holder_alone(app: "asyncpg.Connection[asyncpg.Record]") -> None:
+    payment = intent()
+    await payments.insert(app, [payment], LEASE)
+    await payments.move(app, Move(payment, (_S.INTENT,), _S.UNKNOWN, None, -LEASE))
+    await payments.move(app, Move(payment, (_S.UNKNOWN,), _S.REVERSING, None, -LEASE))
+    await payments.move(app, Move(payment, (_S.REVERSING,), _S.REVERSED, None, -LEASE))
+    (first,) = await payments.due(app, 1, -LEASE)
+    (second,) = await payments.due(app, 1, LEASE)  # the first one's is over
+
+    async def left() -> dt.timedelta | None:
+        found: dt.timedelta | None = await app.fetchval(
+            "SELECT next_try_at - now() FROM payment WHERE reference = $1", payment.reference
+        )
+        return found
+
+    for after in (None, 2 * LEASE):
+        await payments.try_again(app, first, after)
+        ends_in = await left()
+        assert ends_in is not None and ends_in < LEASE
+    await payments.try_now(app, second)
+    await payments.try_again(app, second, None)
+    assert await left() is not None, "it was made due for another reason"
+    (third,) = await payments.due(app, 1, LEASE)
+    await payments.try_again(app, third, None)
+    assert await left() is None
+
+
 async def test_an_old_payment_that_has_just_been_reversed_is_not_stuck(
     app: "asyncpg.Connection[asyncpg.Record]", database: Database
 ) -> None:
