@@ -103,6 +103,13 @@ class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     exit: Word = "exit"
 
 
+_NEEDED: Final = {
+    "open_barrier": ("open_before",), "hotel_check_in": ("booking", "rate_percent", "act_before"),
+    "till_discount": ("ticket", "discount_fen", "act_before"),
+}  # fmt: skip
+"""What a merchant cannot act without; who is told no time may act when a car, a guest or a bill has gone."""
+
+
 class MerchantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     party: Word
     """Our name at the merchant."""
@@ -123,11 +130,15 @@ class MerchantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def __post_init__(self) -> None:
         if not (self.fields.reference and self.answers.reference and self.answers.status):
             raise ValueError("fields.reference, answers.reference and answers.status are needed")
-        # who is told no time may act when a car, a guest or a bill has gone
-        if self.paths.open_barrier and not self.fields.open_before:
-            raise ValueError("fields.open_before is needed with paths.open_barrier")
-        if (self.paths.hotel_check_in or self.paths.till_discount) and not self.fields.act_before:
-            raise ValueError("fields.act_before is needed with paths.hotel_check_in and paths.till_discount")
+        for path, names in _NEEDED.items():
+            for name in names:
+                if getattr(self.paths, path) and not getattr(self.fields, name):
+                    raise ValueError(f"fields.{name} is needed with paths.{path}")
+        if self.paths.parking_fee and not (self.answers.fee_fen and (self.fields.plate or self.fields.ticket)):
+            raise ValueError("answers.fee_fen and fields.plate or fields.ticket are needed with paths.parking_fee")
+        # else what never came there would be unknown, as what was done and not answered is
+        if self.paths.query_status and DeclineCode.NOT_FOUND not in self.declines.values():
+            raise ValueError("declines: one status that says not_found is needed with paths.query_status")
         places = [place.split(".") for place in msgspec.structs.astuple(self.fields) if place]
         if any(one == other[: len(one)] for one in places for other in places if one is not other):
             raise ValueError("fields: one is in the place of another")

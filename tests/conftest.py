@@ -88,11 +88,15 @@ _LOT = """
 [partners.lot]
 name = "停车场(合成)"
 adapter = "merchant_signed_http"
-operations = ["open_barrier", "parking_fee"]
+operations = ["open_barrier", "parking_fee", "query_status"]
 http = { base_url = "http://127.0.0.1:1" }
 merchant = { caller = "demo-merchant", terminals = ["P-*"] }
 keys = { sign = { kind = "hmac-sm3", file = "lot.key" }, partner = { kind = "hmac-sm3", file = "lot.key" } }
-dialect = { party = "yikatong", done = "0", paths = { open_barrier = "/open", parking_fee = "/fee" } }
+[partners.lot.dialect]
+party = "yikatong"
+done = "0"
+declines = { "4" = "not_found" }
+paths = { open_barrier = "/open", parking_fee = "/fee", query_status = "/state" }
 """
 """A parking lot that is always away."""
 

@@ -7,13 +7,22 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gateway.domain.callers import CALLER_ID_PATTERN, Caller, Scope
-from gateway.domain.operations import OPERATIONS
+from gateway.domain.operations import (
+    OPERATIONS,
+    HotelCheckIn,
+    OpenBarrier,
+    QueryStatus,
+    TillDiscount,
+    name_of,
+)
 
 PARTNER_PATTERN = r"^[a-z][a-z0-9-]{1,39}$"
 
 _File = Annotated[str, msgspec.Meta(min_length=1, max_length=400)]
 _Host = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:-]{1,255}$")]
 _Seconds = Annotated[int, msgspec.Meta(ge=1, le=3600)]
+_ACTS = frozenset(map(name_of, (OpenBarrier, HotelCheckIn, TillDiscount)))
+"""What is asked after when its answer is lost."""
 
 
 class PartnerHttp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +92,8 @@ class PartnerMerchant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[Annotated[str, msgspec.Meta(pattern=r"^[!-)+-~]{1,31}\*?$")], ...], msgspec.Meta(min_length=1)
     ]
     """As the caller names them; `P-*` is each that begins so."""
+    cannot_be_asked: bool = False
+    """It has nothing by which it says what it did: each lost answer is `unknown`, and for people."""
 
     def has(self, terminal_id: str) -> bool:
         return any(_is_of(terminal_id, pattern) for pattern in self.terminals)
@@ -138,7 +149,8 @@ def mistakes_of(partner: Partner | None) -> list[str]:
 
 
 def mistakes_of_merchants(partners: Mapping[str, Partner | None], callers: Mapping[str, Caller | None]) -> list[str]:
-    """What is wrong between the merchants' blocks and the callers; a terminal has one system behind it."""
+    """What is wrong between the merchants' blocks and the callers, and with what is asked after; a terminal has one
+    system behind it."""
     mistakes = []
     taken: list[tuple[str, str]] = []
     for name, partner in partners.items():
@@ -150,6 +162,14 @@ def mistakes_of_merchants(partners: Mapping[str, Partner | None], callers: Mappi
             mistakes.append(f"{path}.caller: {merchant.caller} is not in callers.toml")
         elif caller is not None and Scope.PAYMENTS_WRITE not in caller.scopes:
             mistakes.append(f"{path}.caller: {merchant.caller} lacks the scope payments:write")
+        can_ask = name_of(QueryStatus) in partner.operations
+        if merchant.cannot_be_asked and can_ask:
+            mistakes.append(f"{path}.cannot_be_asked: query_status is among the operations")
+        elif not merchant.cannot_be_asked and not can_ask and _ACTS.intersection(partner.operations):
+            mistakes.append(
+                f"{path}: query_status is not among the operations, so what a lost answer said cannot be found out; of"
+                " one that has nothing to be asked by: cannot_be_asked = true"
+            )
         for pattern in merchant.terminals:
             if any(merchant.caller == owner and _overlap(pattern, other) for owner, other in taken):
                 mistakes.append(f"{path}.terminals: {pattern} is, or may be, there twice")

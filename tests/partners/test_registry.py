@@ -148,6 +148,7 @@ partner = { kind = "hmac-sm3", file = "mac.key" }
 [partners.lot.dialect]
 party = "p"
 done = "0"
+declines = { "4" = "not_found" }
 paths = { open_barrier = "/open", parking_fee = "/fee", query_status = "/state" }
 """
 

@@ -1,5 +1,7 @@
 """The rules of a visit's states, whatever a merchant says, and of the merchants' blocks."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -73,16 +75,63 @@ def test_mistakes_between_blocks_are_named(blocks: list[Partner], mistakes: list
     assert all(text.endswith(end) for text, end in zip(found, mistakes, strict=True))
 
 
+ASKED_NOT = "0.merchant: query_status is not among the operations"
+
+
 @pytest.mark.parametrize(
-    ("path", "field", "other"),
+    ("operations", "cannot_be_asked", "mistake"),
     [
-        ("open_barrier", "open_before", "act_before"),
-        ("hotel_check_in", "act_before", "open_before"),
-        ("till_discount", "act_before", "open_before"),
+        (["open_barrier", "query_status"], False, ""),
+        (["parking_fee"], False, ""),
+        (["open_barrier"], True, ""),
+        (["open_barrier"], False, ASKED_NOT),
+        (["hotel_check_in"], False, ASKED_NOT),
+        (["till_discount"], False, ASKED_NOT),
+        (["open_barrier", "query_status"], True, "0.merchant.cannot_be_asked: query_status is among the operations"),
     ],
 )
-def test_what_acts_is_told_its_time_however_it_is_called(path: str, field: str, other: str) -> None:
-    block = {"party": "x", "done": "0", "paths": {path: "/act"}}
-    msgspec.convert(block | {"fields": {other: ""}}, MerchantSettings)
-    with pytest.raises(msgspec.ValidationError, match=f"{field} is needed"):
-        msgspec.convert(block | {"fields": {field: ""}}, MerchantSettings)
+def test_who_acts_can_be_asked_what_it_did_or_says_that_it_cannot(
+    operations: list[str], cannot_be_asked: bool, mistake: str
+) -> None:
+    block = merchant("till", "P-1")
+    assert block.merchant is not None
+    whose = msgspec.structs.replace(block.merchant, cannot_be_asked=cannot_be_asked)
+    block = msgspec.structs.replace(block, operations=tuple(operations), merchant=whose)
+    found = mistakes_of_merchants({"0": block}, CALLERS)
+    assert len(found) == bool(mistake) and all(text.startswith(f"partners.{mistake}") for text in found)
+
+
+def settings(*paths: str, **changes: Any) -> MerchantSettings:
+    block = {"party": "x", "done": "0", "paths": dict.fromkeys(paths, "/do")}
+    return msgspec.convert(block | changes, MerchantSettings)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("open_barrier", ["open_before"]),
+        ("hotel_check_in", ["act_before", "booking", "rate_percent"]),
+        ("till_discount", ["act_before", "ticket", "discount_fen"]),
+    ],
+)
+def test_a_merchant_is_told_all_that_it_cannot_act_without(path: str, fields: list[str]) -> None:
+    others = {"open_before", "act_before", "booking", "rate_percent", "discount_fen", "holder", "way"} - {*fields}
+    settings(path, fields=dict.fromkeys(others, ""))
+    for field in fields:
+        with pytest.raises(msgspec.ValidationError, match=rf"fields\.{field} is needed with paths\.{path}"):
+            settings(path, fields={field: ""})
+
+
+def test_a_lot_knows_the_car_and_says_its_fee() -> None:
+    settings("parking_fee", fields={"plate": ""})
+    settings("parking_fee", fields={"ticket": ""})
+    for wrong in ({"fields": {"plate": "", "ticket": ""}}, {"answers": {"fee_fen": ""}}):
+        with pytest.raises(msgspec.ValidationError, match=r"needed with paths\.parking_fee"):
+            settings("parking_fee", **wrong)
+    settings("open_barrier", answers={"fee_fen": ""})
+
+
+def test_who_is_asked_can_say_that_it_knows_of_nothing() -> None:
+    settings("query_status", declines={"4": "not_found"})
+    with pytest.raises(msgspec.ValidationError, match=r"not_found is needed with paths\.query_status"):
+        settings("query_status", declines={"7": "not_allowed"})
