@@ -1,7 +1,7 @@
 """The callers, their keys, the scenes with their benefits and what is set of points, as in force: read from the
 configuration and the table of callers' keys, checked whole, changed without a restart.
 
-A change that has a mistake is refused with a log line and a metric, and the last good state stays in force.
+A change that has a mistake is refused (config_watch.py), and the last good state stays in force.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import asyncpg
 import msgspec
 import structlog
 
+from gateway.config_watch import Component, ConfigWatch
 from gateway.crypto.caller_keys import algorithm_of, in_force
 from gateway.crypto.certificates import client_context
 from gateway.crypto.signatures import VerifyKey, read_signing_jwks
@@ -25,8 +26,8 @@ from gateway.domain.callers import Caller, CallerKind, KeyPurpose
 from gateway.domain.errors import Problem
 from gateway.domain.points import EarnRules
 from gateway.domain.scenes import VisitKind
-from gateway.metrics import CALLER_KEY_READS, RELOADS
-from gateway.settings import Settings, SettingsError, load
+from gateway.metrics import CALLER_KEY_READS
+from gateway.settings import Settings, SettingsError
 
 log = structlog.get_logger()
 
@@ -75,10 +76,9 @@ class Directory:
     """Replaced as a whole: readers hold one consistent state. Without a `table` only the files count."""
 
     def __init__(self, settings: Settings, table: KeyTable | None = None) -> None:
+        self._watch = ConfigWatch(Component.DIRECTORY, settings, _own_files)
         self.callers, self.scenes = read(settings)
         self.points, self.earn_rules = settings.points, earn_rules_of(settings)
-        self._stamps = _stamps(settings)
-        self._watched = settings
         self._table = table
         self._rows: list[CallerKey] = []
         self._turn = asyncio.Lock()
@@ -137,22 +137,17 @@ class Directory:
 
     def reload_if_changed(self) -> bool:
         """Whether a change was taken up."""
-        stamps = _stamps(self._watched)
-        if stamps == self._stamps:
+        settings = self._watch.changed()
+        if settings is None:
             return False
-        self._stamps = stamps
         try:
-            settings = load()
-            self._watched = settings  # also if it is refused below: a key file that is missing may come
             callers, scenes = read(settings)
         except SettingsError as error:
-            RELOADS.labels("refused").inc()
-            log.error("configuration change refused", mistakes=error.mistakes)
+            self._watch.refused(error.mistakes)
             return False
         self.callers, self.scenes = _with_rows(callers, self._rows), scenes
         self.points, self.earn_rules = settings.points, earn_rules_of(settings)
-        RELOADS.labels("taken").inc()
-        log.info("configuration change taken up", callers=len(callers), scenes=len(scenes))
+        self._watch.taken()
         return True
 
 
@@ -272,15 +267,8 @@ def _read_json(file: Path) -> Any:
         raise ValueError("not JSON") from None
 
 
-def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
+def _own_files(settings: Settings) -> list[Path]:
     files = [settings.config_dir / name for name in ("callers.toml", "scenes.toml", "benefits.toml", "points.toml")]
     for caller in settings.callers.values():
         files += key_files(settings, caller)
-    stamps: dict[Path, tuple[int, int] | None] = {}
-    for file in files:
-        try:
-            state = file.stat()
-            stamps[file] = (state.st_mtime_ns, state.st_size)
-        except OSError:
-            stamps[file] = None
-    return stamps
+    return files if settings.jwks_ca_file is None else [*files, settings.jwks_ca_file]

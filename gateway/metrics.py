@@ -168,7 +168,15 @@ REFUSED_ENTRY = Counter(
     "yikatong_refused_entry_total", "Requests answered 401 or 403, and refused token requests", ("why",)
 )
 TOKENS = Counter("yikatong_tokens_issued_total", "Access tokens issued", ("caller",))
-RELOADS = Counter("yikatong_config_reloads_total", "Configuration changes noticed", ("result",))
+RELOADS = Counter(
+    "yikatong_config_reloads_total",
+    "Configuration changes, by who was to take them up",
+    ("component", "result"),
+)
+CONFIG_REFUSED = Gauge(
+    "yikatong_config_refused", "1 while the last change is refused, by one process at least", ("component",),
+    multiprocess_mode="livemax",
+)  # fmt: skip
 CALLER_KEY_READS = Counter("yikatong_caller_key_reads_total", "Looks at the table of callers' keys", ("result",))
 JWKS_PULLS = Counter("yikatong_jwks_pulls_total", "Fetches of keys that callers publish", ("caller", "result"))
 OWN_KEY_RELOADS = Counter("yikatong_own_key_reloads_total", "Changes of our own key files noticed", ("result",))
@@ -205,7 +213,6 @@ PARTNER_LINK_EVENTS = Counter(
     "Links: opened, failed_to_open, lost; late replies, unasked requests, duplicates_refused",
     ("partner", "event"),
 )
-PARTNER_RELOADS = Counter("yikatong_partner_reloads_total", "Changes of partners noticed", ("result",))
 FEED_LAG_SECONDS = Gauge(
     "yikatong_feed_lag_seconds", "Age of the first event that a running transaction keeps out of the feed",
     multiprocess_mode="mostrecent",

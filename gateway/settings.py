@@ -7,7 +7,7 @@ callers.demo-bank.kind`).
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -29,6 +29,9 @@ from gateway.domain.redemptions import PointsSettings
 from gateway.domain.redemptions import mistakes_of as mistakes_of_points
 from gateway.domain.scenes import SCENE_PATTERN, Scene
 
+Stamps = dict[Path, tuple[int, int, int] | None]
+"""By file what differs once it was written, replaced, or may be read by others. None: it cannot be looked at."""
+
 
 class Settings(msgspec.Struct, frozen=True):
     """Everything that is configured, checked."""
@@ -45,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True):
     config_dir: Path
     partners_file: Path
     """partners.toml of the configuration, or what PARTNERS_FILE names (the sandbox's own)."""
+    stamps: Stamps
+    """Of all files that this was read from, of before they were read."""
 
     @property
     def data_dir(self) -> Path:
@@ -99,11 +104,16 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
 }
 """Environment variables that go before the file, a table as JSON; `CONFIG_DIR` names the folder itself."""
 
+_FILES = ("gateway.toml", "callers.toml", "scenes.toml", "benefits.toml", "points.toml", "anomalies.toml")
+"""In the configuration's folder; partners.toml may be elsewhere."""
+
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check the whole configuration. Raises SettingsError naming every mistake."""
     environ = os.environ if environ is None else environ
     config_dir = Path(environ.get("CONFIG_DIR", "config")).absolute()
+    partners_file = Path(environ.get("PARTNERS_FILE", config_dir / "partners.toml")).absolute()
+    stamps = stamps_of([*(config_dir / name for name in _FILES), partners_file])
     mistakes: list[str] = []
     raw = _read(config_dir / "gateway.toml", mistakes)
     for name, path in ENVIRONMENT.items():
@@ -120,7 +130,6 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     benefits = _table(config_dir / "benefits.toml", "benefits", Benefit, BENEFIT_PATTERN, mistakes)
     if scenes:  # else that is the one mistake
         mistakes.extend(f"benefits.toml: {mistake}" for mistake in mistakes_of_benefits(benefits, scenes))
-    partners_file = Path(environ.get("PARTNERS_FILE", config_dir / "partners.toml")).absolute()
     partners = _table(partners_file, "partners", Partner, PARTNER_PATTERN, mistakes)
     for name, partner in partners.items():
         mistakes.extend(f"partners.toml: partners.{name}.{mistake}" for mistake in mistakes_of_partner(partner))
@@ -149,7 +158,21 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         anomalies=anomalies,
         config_dir=config_dir,
         partners_file=partners_file,
+        stamps=stamps,
     )
+
+
+def stamps_of(files: Iterable[Path]) -> Stamps:
+    """Raises nothing."""
+    stamps: Stamps = {}
+    for file in files:
+        try:
+            state = os.stat(file)  # noqa: PTH116 - the same, and quicker
+        except (OSError, ValueError):  # a name may be none
+            stamps[file] = None
+        else:
+            stamps[file] = (state.st_ino, state.st_ctime_ns, state.st_size)
+    return stamps
 
 
 def host_of(url: str) -> str:

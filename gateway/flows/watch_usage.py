@@ -6,21 +6,20 @@ again: they bring about the same anomalies, which are there already.
 
 import asyncio
 import datetime as dt
-import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import msgspec
 import structlog
 
+from gateway.config_watch import Component, ConfigWatch
 from gateway.domain.anomalies import Anomaly, Detector, Memory, Seen
 from gateway.domain.anomaly_rules import RuleName
 from gateway.domain.usage import UsageResult
 from gateway.domain.verdicts import VERDICT_OF, Reason, Verdict
 from gateway.metrics import ANOMALIES, ANOMALY_LAG_SECONDS
-from gateway.settings import Settings, SettingsError, load
+from gateway.settings import Settings
 from gateway.store import anomalies, usage_events
 from gateway.store.pool import Pool
 from gateway.store.usage_events import Cursor, Row
@@ -51,8 +50,9 @@ class WatchUsage:
     def __init__(self, settings: Settings, pool: Pool) -> None:
         self._pool = pool
         self._rules = settings.anomalies
-        self._file = settings.config_dir / "anomalies.toml"
-        self._stamp = _stamp(self._file)
+        self._watch = ConfigWatch(
+            Component.USAGE_MONITORING, settings, lambda settings: [settings.config_dir / "anomalies.toml"]
+        )
         self._detector: Detector | None = None
         self._version = 0
         self._cursor = Cursor(0, UUID(int=0))
@@ -123,18 +123,13 @@ class WatchUsage:
 
     def _take_up_rules(self) -> None:
         """A changed file; the last good rules stay."""
-        stamp = _stamp(self._file)
-        if stamp == self._stamp:
+        settings = self._watch.changed()
+        if settings is None:
             return
-        self._stamp = stamp
-        try:
-            self._rules = load().anomalies
-        except SettingsError as error:
-            log.error("configuration change refused", mistakes=error.mistakes)
-            return
+        self._rules = settings.anomalies
         if self._detector is not None:
             self._detector = Detector(self._rules, self._detector.memory())
-        log.info("rules of usage monitoring taken up")
+        self._watch.taken()
 
 
 def seen(row: Row) -> Seen:
@@ -156,14 +151,6 @@ def _tell(anomaly: Anomaly) -> None:
         outlet=anomaly.subject.outlet, weight=anomaly.weight, stands=anomaly.stands,
         restates=str(UUID(bytes=anomaly.restates)) if anomaly.restates else None,
     )  # fmt: skip
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    try:
-        state = os.stat(file)  # noqa: PTH116 - the same, and quicker
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_size
 
 
 def _unix_us(moment: dt.datetime) -> int:

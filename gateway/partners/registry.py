@@ -1,6 +1,6 @@
 """The partners in force: adapters loaded by configured name, blocks checked whole, changed without a restart.
 
-A change that has a mistake is refused with a log line and a metric, and the last good state stays in force.
+A change that has a mistake is refused (config_watch.py), and the last good state stays in force.
 """
 
 import asyncio
@@ -12,23 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
+from gateway.config_watch import Component, ConfigWatch
 from gateway.crypto.key_files import refuse_loose
 from gateway.crypto.key_store import KeyStoreError
 from gateway.domain.masking import Secret
 from gateway.domain.operations import OPERATIONS, Operation
 from gateway.domain.partners import Partner, PartnerHttp, PartnerLink, SecretPlace
-from gateway.metrics import PARTNER_RELOADS
 from gateway.partners.contract import Adapter, Transport
 from gateway.partners.keys import Keys, SharedKey, fingerprint, read_key
 from gateway.partners.link import LinkExchange
 from gateway.partners.tls import tls_context
 from gateway.partners.transport_http import HttpTransport
 from gateway.partners.working import Exchange, Working
-from gateway.settings import Settings, SettingsError, convert, load
-
-log = structlog.get_logger()
+from gateway.settings import Settings, SettingsError, convert, stamps_of
 
 POLL_S = 5
 _FAREWELL_S = 1.0
@@ -56,8 +53,8 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError."""
         self._settings = settings
+        self._watch = ConfigWatch(Component.PARTNERS, settings, _own_files)
         self._checked = read(settings)
-        self._seen = _stamps(settings)
         self._working: dict[str, Working] = {}
         self._ending: dict[asyncio.Task[None], Working] = {}
 
@@ -100,22 +97,15 @@ class Registry:
 
     async def reload_if_changed(self) -> bool:
         """Whether a change was taken up."""
-        stamps = _stamps(self._settings)
-        if stamps == self._seen:
+        settings = self._watch.changed()
+        if settings is None:
             return False
-        self._seen = stamps
         try:
-            settings = load()
-            self._settings = settings  # also if it is refused below: a key file that is missing may come
-            self._seen = _stamps(settings)
             await self._take_up(read(settings), settings)
         except (SettingsError, OSError) as error:
-            PARTNER_RELOADS.labels("refused").inc()
-            told = error.mistakes if isinstance(error, SettingsError) else [type(error).__name__]
-            log.error("change of partners refused", mistakes=told)
+            self._watch.refused(error.mistakes if isinstance(error, SettingsError) else [type(error).__name__])
             return False
-        PARTNER_RELOADS.labels("taken").inc()
-        log.info("change of partners taken up", partners=len(self._working))
+        self._watch.taken()
         return True
 
     async def _take_up(self, checked: Mapping[str, Checked], settings: Settings) -> None:
@@ -324,7 +314,7 @@ def _check_files(settings: Settings, block: Partner, path: str, mistakes: list[s
         mistakes.append(
             f"partners.toml: {path}.{table}: {', '.join(filter(None, files))}: {told or 'not certificates'}"
         )
-    return [_stamp(settings.data_dir / file) for file in _files_of(connection)]
+    return list(stamps_of(settings.data_dir / file for file in _files_of(connection)).values())
 
 
 def _files_of(connection: PartnerHttp | PartnerLink) -> list[str]:
@@ -332,7 +322,7 @@ def _files_of(connection: PartnerHttp | PartnerLink) -> list[str]:
     return [file for file in files if file is not None]
 
 
-def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
+def _own_files(settings: Settings) -> list[Path]:
     files = [settings.partners_file]
     for block in settings.partners.values():
         secrets = [key.file for key in block.keys.values()]
@@ -341,12 +331,4 @@ def _stamps(settings: Settings) -> dict[Path, tuple[int, int] | None]:
         for connection in (block.http, block.link):
             if connection is not None:
                 files += [settings.data_dir / file for file in _files_of(connection)]
-    return {file: _stamp(file) for file in files}
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    try:
-        state = file.stat()
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_size
+    return files

@@ -58,12 +58,17 @@ PROCESSES = 3
 
 
 async def reloads(running: Running, result: str, count: int) -> None:
-    """Wait until every worker has noticed a change; the promise is 60 s, it takes about 5."""
+    """Wait until the directory of every process has noticed a change; the promise is 60 s, it takes about 5."""
 
     async def noticed() -> bool:
-        return labelled(await running.metrics(), "yikatong_config_reloads_total").get((result,), 0) >= count
+        return labelled(await running.metrics(), "yikatong_config_reloads_total").get(("directory", result), 0) >= count
 
     await eventually(noticed, 60, f"{count} configuration changes {result}")
+
+
+async def refused_now(running: Running, value: float) -> bool:
+    """Whether the metric of the alert says so of the directories of all processes."""
+    return labelled(await running.metrics(), "yikatong_config_refused")[("directory",)] == value
 
 
 async def answers_of(client: Client, scene: str) -> set[int]:
@@ -92,10 +97,16 @@ async def test_callers_and_scenes_change_without_a_restart_and_a_broken_change_c
 
         put(operated, "callers.toml", changed["callers.toml"].replace('kind = "merchant"', 'kind = "mafia"', 1))
         await reloads(operated, "refused", PROCESSES)
+        assert await refused_now(operated, 1)
         assert await answers_of(new, "pool.entry") == {200}
         assert await answers_of(kiosk, "library.loan") == {401}
+
+        # it has to be whole again, or a worker that ends cannot be started anew
+        put(operated, "callers.toml", changed["callers.toml"])
+        await eventually(lambda: refused_now(operated, 0), 60, "no change refused")
     lines = [json.loads(line) for line in operated.log.splitlines()]
-    refused = [line for line in lines if line["event"] == "configuration change refused"]
+    told = [line for line in lines if line["event"] == "configuration change refused"]
+    refused = [line for line in told if line["component"] == "directory"]
     assert len(refused) == PROCESSES and refused[0]["level"] == "error"
     assert any("callers.toml: callers.demo-merchant.kind" in mistake for mistake in refused[0]["mistakes"])
     assert {child.pid for child in operated.children("serve-worker")} == workers

@@ -236,6 +236,20 @@ async def test_changed_rules_are_taken_up_and_a_mistake_is_not(bench: Bench) -> 
     assert await bench.found() == [("refusals", 7)], "what was seen before the change counts"
 
 
+async def test_changed_rules_are_taken_up_when_the_mistake_of_another_file_is_mended(bench: Bench) -> None:
+    rules, scenes = (bench.settings.config_dir / name for name in ("anomalies.toml", "scenes.toml"))
+    good = scenes.read_text()
+    await bench.refuse(5)
+    scenes.write_text(good + "\n[broken")
+    rules.write_text(rules.read_text().replace("refused_min = 8", "refused_min = 5"))
+    await bench.watch.turn()
+    assert await bench.found() == []
+    scenes.write_text(good)
+    await bench.refuse(1)
+    await bench.watch.turn()
+    assert [rule for rule, _ in await bench.found()] == ["refusals"]
+
+
 async def test_the_application_can_change_no_anomaly(bench: Bench) -> None:
     await bench.refuse(8)
     await bench.watch.turn()

@@ -62,7 +62,9 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
 
 
 def counted(result: str) -> float:
-    return REGISTRY.get_sample_value("yikatong_config_reloads_total", {"result": result}) or 0.0
+    return (
+        REGISTRY.get_sample_value("yikatong_config_reloads_total", {"component": "directory", "result": result}) or 0.0
+    )
 
 
 def test_nothing_is_read_again_while_nothing_changes(house: House) -> None:
