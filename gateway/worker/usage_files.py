@@ -89,7 +89,7 @@ class WatchUsageFiles:
         except Held as why:
             held = why
         except Exception as error:
-            if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] not in _BY_CONTENTS:
+            if isinstance(error, asyncpg.PostgresError) and not _by_contents(error):
                 raise
             # ours, by what is in the file: it would come again each turn
             log.error("the gateway failed at a usage file", sender=sender, file=name,
@@ -102,6 +102,12 @@ class WatchUsageFiles:
         report_held(path, held, sender)
         log.error("usage file held", sender=sender, file=name, why=held.reasons, detail=held.detail)
         return "held"
+
+
+def _by_contents(error: asyncpg.PostgresError) -> bool:
+    """A row for which there is no partition is refused by a check too, but by none that has a name."""
+    no_partition = isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None
+    return (error.sqlstate or "")[:2] in _BY_CONTENTS and not no_partition
 
 
 def _waiting(folder: Path) -> list[Path]:

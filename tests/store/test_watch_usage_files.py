@@ -132,6 +132,24 @@ async def test_a_database_that_is_not_as_it_should_be_leaves_the_files_where_the
     assert await desk.recorded(lines) == (sorted(each["id"] for each in lines) if "42" not in classes else [])
 
 
+async def test_a_month_without_its_partition_holds_no_file(desk: Desk) -> None:
+    sender, owner = Sender(desk), await asyncpg.connect(desk.dsn)
+    lines = [sender.drop("1.day"), sender.drop("2.day")]
+    name, bounds = await owner.fetchrow(
+        "SELECT relname, pg_get_expr(relpartbound, oid) FROM pg_class"
+        " WHERE relname = to_char(now() AT TIME ZONE 'UTC', '\"usage_event_\"YYYYMM')"
+    )
+    try:
+        await owner.execute(f"ALTER TABLE usage_event DETACH PARTITION {name}")
+        await sender.turn()
+        assert sender.lying("") == ["1.day", "2.day"]
+    finally:
+        await owner.execute(f"ALTER TABLE usage_event ATTACH PARTITION {name} {bounds}")
+        await owner.close()
+    await sender.turn()
+    assert await desk.recorded(lines) == sorted(each["id"] for each in lines)
+
+
 async def test_control_a_fault_that_is_not_held_comes_again_each_turn(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
