@@ -17,7 +17,7 @@ from gateway.crypto.key_store import KeyStore, KeyUse
 from gateway.domain.cards import STATUS_REASON, CardStatus
 from gateway.domain.masking import Secret
 from gateway.settings import load
-from gateway.store import ecards, verify
+from gateway.store import ecards, idempotency, verify
 from gateway.store.ecards import Wanted
 from gateway.store.pool import connect
 from gateway.store.verify import Presented, verify_batch
@@ -136,6 +136,16 @@ async def was_used(connection: "Connection", digest: bytes) -> bool:
     (found,) = await ecards.look(connection, [Wanted(code_digest=digest)], 5)
     assert found.card_id is None
     return found.used
+
+
+async def test_a_key_is_its_callers_own(connection: "Connection") -> None:
+    """Two callers may have the same: what one has used says nothing of the other's."""
+    key, other = "key-1", "key-2"
+    async with connection.transaction():
+        await idempotency.claim(connection, [("one", key), ("two", other)], [b"f" * 32] * 2)
+    asked = [("one", key), ("two", key), ("two", other), ("one", other)]
+    found = await ecards.look(connection, [Wanted(caller=caller, key=name) for caller, name in asked], 5)
+    assert [each.used for each in found] == [True, False, True, False]
 
 
 async def storm(database: Database, card_id: UUID) -> Counter[str]:
