@@ -26,16 +26,28 @@ async def decide(pool: Pool, outcomes: WriteOutcomes, reference: UUID, state: Pa
         if payment is None:
             raise NotDecided("there is no such payment, reversal or refund")
         parent = await payments.find(connection, payment.parent) if payment.parent is not None else None
+    by_hand = f"decided by hand: {note}"
+    if payment.state is state is _S.REVERSED and await _let_rest(pool, payment, by_hand):
+        return payment
     choices = _choices(payment, parent)
     if state not in choices:
         words = " or ".join(sorted(choices)) if choices else "nothing by hand"
         raise NotDecided(f"this {payment.kind} is {payment.state}: it may become {words}")
     code = DeclineCode.DO_NOT_HONOUR.value if state is _S.DECLINED else None
     move = Move(payment, (payment.state,), state, code)
-    written = await outcomes.write(Step(move, answers=True, note=f"decided by hand: {note}"))
+    written = await outcomes.write(Step(move, answers=True, note=by_hand))
     if not written.moved:
         raise NotDecided(f"it has become {written.payment.state} in this moment")
     return written.payment
+
+
+async def _let_rest(pool: Pool, payment: Payment, note: str) -> bool:
+    """End the looking for a payment that we have reversed, which a bank's no does not; False: nobody looks for it."""
+    async with pool.acquire() as connection, connection.transaction():
+        ended = await payments.end_looking(connection, payment)
+        if ended:
+            await payments.note(connection, payment, payment.state, note)
+        return ended
 
 
 def _choices(payment: Payment, parent: Payment | None) -> set[PaymentState]:

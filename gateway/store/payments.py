@@ -248,6 +248,16 @@ async def try_now(connection: "AnyConnection", payment: Payment) -> None:
     )  # fmt: skip
 
 
+async def end_looking(connection: "AnyConnection", payment: Payment) -> bool:
+    """Nothing is left to do of a reversed payment, nor for who is at it; False: nothing was."""
+    ended = await connection.fetchval(
+        "UPDATE payment SET next_try_at = NULL, tries = tries + 1 WHERE reference = $1 AND created_at = $2"
+        " AND state = 'reversed' AND next_try_at IS NOT NULL RETURNING true",
+        payment.reference, payment.created_at,
+    )  # fmt: skip
+    return ended is not None
+
+
 async def due(connection: "AnyConnection", limit: int, lease: dt.timedelta) -> list[Payment]:
     """Take up to `limit` that are due, for as long as the lease; nobody else takes them meanwhile."""
     rows = await connection.fetch(_DUE, limit, lease)

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from gateway.domain.operations import Operation, Reverse
 from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome, Unknown
 from gateway.domain.payments import PaymentKind, PaymentState
-from gateway.flows.decide_payment import decide
+from gateway.flows.decide_payment import NotDecided, decide
 from gateway.flows.settle_payment import Banks
 from tests.tills import Till
 from tests.tills import till as till
@@ -140,6 +140,28 @@ async def test_a_look_that_found_nothing_does_not_end_that_of_another(till: Till
     await third
     assert await notes(till, reference) == ["approved late: reversed again", "a late approval was reversed"]
     assert await till.resolver.make_due() == 0
+
+
+async def test_what_people_have_let_rest_is_not_looked_for_again(till: Till, at_desk: Desk) -> None:
+    """Though a resolver is at it: its bank says neither yes nor that there is nothing."""
+    reference = await reversed_unseen(till, at_desk)
+    pool, outcomes = till.resolver.pool, till.resolver.settle._outcomes
+    for _ in range(2):
+        turn = await look(till)
+        (await at_desk.question()).answer.set_result(Declined(DeclineCode.NOT_ALLOWED))
+        await turn
+    turn = await look(till)
+    asked = await at_desk.question()
+    for wrong in (_S.APPROVED, _S.DECLINED):
+        with pytest.raises(NotDecided, match="nothing by hand"):
+            await decide(pool, outcomes, UUID(reference), wrong, "x")
+    assert (await decide(pool, outcomes, UUID(reference), _S.REVERSED, "its desk")).state is _S.REVERSED
+    asked.answer.set_result(Declined(DeclineCode.NOT_ALLOWED))
+    await turn
+    assert await till.resolver.make_due() == 0
+    with pytest.raises(NotDecided, match="nothing by hand"):
+        await decide(pool, outcomes, UUID(reference), _S.REVERSED, "again")
+    assert await notes(till, reference) == ["decided by hand: its desk"]
 
 
 async def test_an_approval_of_what_was_declined_is_told_once_by_two_who_hear_it_at_once(till: Till) -> None:
