@@ -135,10 +135,12 @@ async def test_a_database_that_is_not_as_it_should_be_leaves_the_files_where_the
 async def test_a_month_without_its_partition_holds_no_file(desk: Desk) -> None:
     sender, owner = Sender(desk), await asyncpg.connect(desk.dsn)
     lines = [sender.drop("1.day"), sender.drop("2.day")]
-    name, bounds = await owner.fetchrow(
+    month = await owner.fetchrow(
         "SELECT relname, pg_get_expr(relpartbound, oid) FROM pg_class"
         " WHERE relname = to_char(now() AT TIME ZONE 'UTC', '\"usage_event_\"YYYYMM')"
     )
+    assert month is not None
+    name, bounds = month
     try:
         await owner.execute(f"ALTER TABLE usage_event DETACH PARTITION {name}")
         await sender.turn()
