@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _encode = msgspec.json.Encoder().encode
 _AT_ONCE = dt.timedelta(0)
+_SHOWN = {status: status.name.lower() for status in CardStatus}
+_NOT_TOLD = BankSide(NOT_CONNECTED)
 _OF_CODES = frozenset({Reason.CODE_EXPIRED, Reason.CODE_REPLAYED, Reason.CODE_INVALID})
 """Reasons before any card: a code that is not good is nobody's."""
 
@@ -199,6 +201,8 @@ async def _end(
     One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order. That is
     so also where the bank cannot be told now: it would be told of the last one later, and never of this one.
     """
+    # the social security side is done, and never changed; the notice says what the bank's came to
+    name, result = kind.value, ACCEPTED if kind is NoticeKind.LOSS else RELEASED
     holders: dict[UUID, Holder] = {}
     busy: set[UUID] = set()
     changed = {each.card_id for each in done if isinstance(each, _Changed)}
@@ -213,9 +217,9 @@ async def _end(
         if not isinstance(each, _Changed):
             ended.append(each)
             continue
-        operation, holder = _operation(kind, each), holders.get(each.card_id)
+        operation, holder = _operation(name, result, each), holders.get(each.card_id)
         if holder is None or not (each.card_id in busy or tell.can_tell(holder.bank)):
-            side = SocialSecuritySide(operation.result, card_status=each.after.name.lower())
+            side = SocialSecuritySide(operation.result, card_status=_SHOWN[each.after])
             ended.append(Done(_not_connected(each.asked, side), operation))
             continue
         notice = _notice(kind, each, holder)
@@ -228,11 +232,10 @@ async def _end(
     return ended
 
 
-def _operation(kind: NoticeKind, changed: _Changed) -> Operation:
-    """The social security side is done, and never changed; the notice says what the bank's came to."""
-    asked, result = changed.asked, ACCEPTED if kind is NoticeKind.LOSS else RELEASED
+def _operation(name: str, result: str, changed: _Changed) -> Operation:
+    asked = changed.asked
     return Operation(
-        asked.reference, kind.value, asked.caller_id, changed.card_id, _parent(asked), result, None,
+        asked.reference, name, asked.caller_id, changed.card_id, _parent(asked), result, None,
         int(changed.before), int(changed.after),
     )  # fmt: skip
 
@@ -258,4 +261,4 @@ def _parent(asked: Asked) -> UUID | None:
 
 
 def _not_connected(asked: Asked, side: SocialSecuritySide) -> Answer:
-    return Answer(200, _encode(LossAnswer(str(asked.reference), side, BankSide(NOT_CONNECTED))))
+    return Answer(200, _encode(LossAnswer(str(asked.reference), side, _NOT_TOLD)))

@@ -26,13 +26,14 @@ async def claim(connection: "AnyConnection", keys: Sequence[KeyOf], fingerprints
     Waits for another transaction that holds one of them for as long as the connection's lock_timeout, then raises
     LockNotAvailableError. All transactions claim in the same order, so none waits in a circle.
     """
+    callers, names, prints = zip(*sorted((*each, f) for each, f in zip(keys, fingerprints, strict=True)), strict=True)
     rows = await connection.fetch(
         "INSERT INTO idempotency_key (caller, key, fingerprint)"
-        " SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) AS asked(caller, key, fingerprint)"
-        " ORDER BY caller, key ON CONFLICT DO NOTHING RETURNING caller, key",
-        [caller for caller, _ in keys], [key for _, key in keys], fingerprints,
+        " SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[])"
+        " ON CONFLICT DO NOTHING RETURNING caller, key",
+        callers, names, prints,
     )  # fmt: skip
-    return {(row["caller"], row["key"]) for row in rows}
+    return {tuple(row) for row in rows}
 
 
 async def stored(connection: "AnyConnection", keys: Sequence[KeyOf]) -> dict[KeyOf, Stored]:
