@@ -238,21 +238,29 @@ class SceneBenefits:
 
     def by_discount(self, entitled: Entitled, amount_fen: int) -> list[tuple[int, str]]:
         """(fen taken off, benefit), the greatest first, of equal ones the first of the file: they do not add up."""
-        found = []
-        for benefit_id in self.in_order(entitled.free_of_caps + entitled.capped):
-            discount = self._benefits[benefit_id].discount
-            if discount is not None:
-                found.append((discount.of(amount_fen), benefit_id))
-        return sorted(found, key=lambda each: -each[0])
+        discounts = self._discounts(entitled)
+        return _greatest_first((discount.of(amount_fen), benefit_id) for benefit_id, discount in discounts)
 
-    def percent_off(self, benefit_ids: Iterable[str]) -> int:
-        """The greatest part of a price that one of them takes off, whatever the price."""
-        discounts = [self._benefits[benefit_id].discount for benefit_id in benefit_ids]
-        return max((100 if each.free else each.percent or 0 for each in discounts if each is not None), default=0)
+    def by_percent(self, entitled: Entitled) -> list[tuple[int, str]]:
+        """The same where no price is known yet, in percent of it; without those that take off some fen."""
+        parts = ((100 if each.free else each.percent, benefit_id) for benefit_id, each in self._discounts(entitled))
+        return _greatest_first((percent, benefit_id) for percent, benefit_id in parts if percent is not None)
+
+    def in_kind(self, entitled: Entitled) -> tuple[str, ...]:
+        """Those that are no discount, in the order of the file."""
+        some = (*entitled.free_of_caps, *entitled.capped)
+        return self.in_order(benefit_id for benefit_id in some if self._benefits[benefit_id].discount is None)
 
     def in_order(self, benefit_ids: Iterable[str]) -> tuple[str, ...]:
         """As they stand in benefits.toml."""
         return tuple(sorted(benefit_ids, key=self._place.__getitem__))
+
+    def _discounts(self, entitled: Entitled) -> Iterable[tuple[str, Discount]]:
+        """In the order of benefits.toml."""
+        for benefit_id in self.in_order(entitled.free_of_caps + entitled.capped):
+            discount = self._benefits[benefit_id].discount
+            if discount is not None:
+                yield benefit_id, discount
 
     def _on(self, day: dt.date) -> tuple[int, int]:
         """(those that have begun by a day, those that have not ended)."""
@@ -306,6 +314,10 @@ def compile_scenes(benefits: Mapping[str, Benefit]) -> dict[str, SceneBenefits]:
         for scene in benefit.scenes:
             by_scene.setdefault(scene, {})[benefit_id] = benefit
     return {scene: SceneBenefits(rows) for scene, rows in by_scene.items()}
+
+
+def _greatest_first(found: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    return sorted(found, key=lambda each: -each[0])
 
 
 def _bits(members: Iterable[bool]) -> int:

@@ -1,11 +1,13 @@
-"""Benefits claimed with what they are for: the one that makes a bill cheaper, the greatest that its card is entitled to
-and that is not used up; or all that a card is entitled to where it is presented."""
+"""Benefits claimed with what they are for: one discount, the greatest that its card is entitled to and that is not used
+up; and at a visit what is given in kind."""
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from gateway.domain.benefits import Facts, SceneBenefits
+from gateway.domain.scenes import VisitKind
 from gateway.metrics import BENEFITS
 from gateway.store import benefits
 from gateway.store.benefits import Want
@@ -17,82 +19,84 @@ if TYPE_CHECKING:
 class Granted(NamedTuple):
     """Nothing off, and by nothing, where no benefit is left."""
 
-    discount_fen: int = 0
+    off: int = 0
+    """Fen of an amount; where only a price is told of, percent of that."""
     benefit: str | None = None
+    """Which takes it off."""
+    in_kind: tuple[str, ...] = ()
 
 
-class Bill(NamedTuple):
-    """A payment that may be made cheaper."""
-
-    reference: UUID
-    card_id: UUID
-    rules: SceneBenefits
-    facts: Facts
-    amount_fen: int
-    only_free: bool
-    """The bank behind the card cannot be asked: only a benefit that leaves nothing to pay helps."""
-
-
-class Visitor(NamedTuple):
-    """A card that is given all that it is entitled to."""
+class Use(NamedTuple):
+    """A use of a card, with the benefits that it may be granted with."""
 
     reference: UUID
     card_id: UUID
     rules: SceneBenefits
-    facts: Facts
+    day: dt.date
+    discounts: Sequence[tuple[int, str]]
+    """(what it takes off, benefit), the greatest first: they do not add up, so it is granted one."""
+    in_kind: Sequence[str] = ()
+    """It is granted all of these."""
 
 
-async def grant_all(connection: "AnyConnection", visitors: Sequence[Visitor]) -> Mapping[UUID, tuple[str, ...]]:
-    """The benefits of each by its reference, in the order of benefits.toml; capped ones are claimed."""
-    entitled = {visitor.reference: visitor.rules.entitled(visitor.facts) for visitor in visitors}
-    wants = [
-        Want(
-            visitor.reference, visitor.card_id,
-            [visitor.rules.counters(benefit, visitor.facts.day) for benefit in entitled[visitor.reference].capped],
-        )
-        for visitor in visitors
-    ]  # fmt: skip
-    refused = await benefits.claim(connection, wants)
-    given = {}
-    for visitor, refusals in zip(visitors, refused, strict=True):
-        for benefit, reason in refusals.items():
-            BENEFITS.add((benefit, reason))
-        free_of_caps, capped = entitled[visitor.reference]
-        claimed = [benefit for benefit in capped if benefit not in refusals]
-        given[visitor.reference] = visitor.rules.in_order((*free_of_caps, *claimed))
-    return given
+def of_payment(
+    reference: UUID, card_id: UUID, rules: SceneBenefits, facts: Facts, amount_fen: int, only_free: bool
+) -> Use:
+    """`only_free`: the bank behind the card cannot be asked, so only what leaves nothing to pay helps."""
+    discounts = rules.by_discount(rules.entitled(facts), amount_fen)
+    some = [(fen, benefit) for fen, benefit in discounts if fen == amount_fen] if only_free else discounts
+    return Use(reference, card_id, rules, facts.day, some)
 
 
-async def grant(connection: "AnyConnection", bills: Sequence[Bill]) -> Mapping[UUID, Granted]:
-    """The benefit of each bill by its reference, claimed; inside the transaction that records the payments."""
-    options = {bill.reference: _options(bill) for bill in bills}
+def of_visit(
+    kind: VisitKind, reference: UUID, card_id: UUID, rules: SceneBenefits, facts: Facts, amount_fen: int = 0
+) -> Use:
+    """With the discounts that have an effect: at a hotel's desk parts of its price, on the way in none."""
+    entitled = rules.entitled(facts)
+    discounts: Sequence[tuple[int, str]] = ()
+    if kind is VisitKind.CHECK_IN:
+        discounts = rules.by_percent(entitled)
+    elif amount_fen:
+        discounts = rules.by_discount(entitled, amount_fen)
+    return Use(reference, card_id, rules, facts.day, discounts, rules.in_kind(entitled))
+
+
+async def grant(connection: "AnyConnection", uses: Sequence[Use]) -> Mapping[UUID, Granted]:
+    """What each is granted by its reference, claimed; inside the transaction that records the uses."""
+    options = {use.reference: _options(use) for use in uses}
     wants = []
-    for bill in bills:
-        counters = [
-            bill.rules.counters(option.benefit, bill.facts.day)
-            for option in options[bill.reference]
-            if option.benefit is not None and bill.rules.is_capped(option.benefit)
-        ]
-        if counters:
-            wants.append(Want(bill.reference, bill.card_id, counters, only_one=True))
-    refused = {
-        want.source: refusals for want, refusals in zip(wants, await benefits.claim(connection, wants), strict=True)
-    }
-    for refusals in refused.values():
+    for use in uses:
+        discounts = [option.benefit for option in options[use.reference] if option.benefit is not None]
+        for some, only_one in ((discounts, True), (use.in_kind, False)):
+            counters = [use.rules.counters(benefit, use.day) for benefit in some if use.rules.is_capped(benefit)]
+            if counters:
+                wants.append(Want(use.reference, use.card_id, counters, only_one))
+    refused: dict[UUID, set[str]] = {use.reference: set() for use in uses}
+    for want, refusals in zip(wants, await benefits.claim(connection, wants), strict=True):
+        refused[want.source].update(refusals)
         for benefit, reason in refusals.items():
             BENEFITS.add((benefit, reason))
-    return {
-        reference: next(option for option in those if option.benefit not in refused.get(reference, ()))
-        for reference, those in options.items()
-    }
+    granted = {}
+    for use in uses:
+        gone = refused[use.reference]
+        discount = next(option for option in options[use.reference] if option.benefit not in gone)
+        in_kind = tuple(benefit for benefit in use.in_kind if benefit not in gone)
+        granted[use.reference] = discount._replace(in_kind=in_kind)
+    return granted
 
 
-def _options(bill: Bill) -> list[Granted]:
+def named(rules: SceneBenefits | None, granted: Granted) -> str:
+    """The ids of what was granted, in the order of benefits.toml, with blanks between. `rules`: the scene's, if any."""
+    if rules is None:
+        return ""
+    return " ".join(rules.in_order((*granted.in_kind, *([granted.benefit] if granted.benefit else ()))))
+
+
+def _options(use: Use) -> list[Granted]:
     """The greatest first, up to one that is surely left: it has no cap, or is nothing at all."""
     options = []
-    for fen, benefit in bill.rules.by_discount(bill.rules.entitled(bill.facts), bill.amount_fen):
-        if not bill.only_free or fen == bill.amount_fen:
-            options.append(Granted(fen, benefit))
-            if not bill.rules.is_capped(benefit):
-                return options
+    for off, benefit in use.discounts:
+        options.append(Granted(off, benefit))
+        if not use.rules.is_capped(benefit):
+            return options
     return [*options, Granted()]

@@ -16,7 +16,7 @@ from gateway.domain.errors import Problem, overloaded, unavailable
 from gateway.domain.payments import OPEN, PaymentKind, PaymentState
 from gateway.domain.verdicts import VERDICT_OF, Reason
 from gateway.flows.effects import Answer, Asked, Begun, Done
-from gateway.flows.grant_benefits import Bill, Granted, grant
+from gateway.flows.grant_benefits import Granted, grant, of_payment
 from gateway.flows.settle_payment import SettlePayment
 from gateway.flows.verify_card import VerifyCard, undecided
 from gateway.flows.write_outcomes import answer_of
@@ -145,7 +145,7 @@ class Pay:
         closed: Collection[str],
     ) -> Mapping[UUID, Granted]:
         """The benefits of those that ask for one, by reference."""
-        bills = []
+        uses = []
         for asked, row in zip(batch, judged, strict=True):
             order: PayOrder = asked.what
             if order.rules is None or row[0] != Reason.OK:
@@ -157,8 +157,8 @@ class Pay:
                 facts = self._verify_card.facts(order.presented, row)
             account = accounts.get(row[1])
             only_free = account is None or account.bank in closed
-            bills.append(Bill(asked.reference, row[1], order.rules, facts, order.amount_fen, only_free))
-        return await grant(connection, bills) if bills else {}
+            uses.append(of_payment(asked.reference, row[1], order.rules, facts, order.amount_fen, only_free))
+        return await grant(connection, uses) if uses else {}
 
     async def finish(self, what: Payment) -> Answer:
         return await self._settle.first(what)
@@ -281,7 +281,7 @@ def _payment(asked: Asked, order: PayOrder, account: Account | None, trace: int,
     """An intent, or a payment that is approved or declined without the bank."""
     assert order.judged is not None, "judged before"
     reason, card_id = order.judged[0], order.judged[1]
-    discount_fen, benefit = order.granted
+    discount_fen, benefit, _ = order.granted
     payment = Payment(
         asked.reference, payments.created_at(asked.reference), _K.PAYMENT, asked.caller_id, asked.key,
         order.merchant_order_id, order.presented.terminal_id, None, card_id, None, None,

@@ -34,7 +34,7 @@ from gateway.domain.outcome import Approved, Declined, NotSent, Outcome
 from gateway.domain.scenes import VisitKind
 from gateway.domain.visits import VisitState, found_out, told
 from gateway.flows.data_keys import DataKeys
-from gateway.flows.grant_benefits import Bill, Granted, grant
+from gateway.flows.grant_benefits import Granted, grant, named, of_visit
 from gateway.flows.kept_answers import Answer, KeptAnswers
 from gateway.flows.not_now import NOT_NOW, in_two_tries
 from gateway.flows.visit_answers import answer_of
@@ -215,14 +215,14 @@ class SettleVisit:
                     return visit
                 assert visit.card_id is not None, "it was judged"
                 less = Granted()
-                if arrival.rules is not None and fee_fen:
-                    bill = Bill(reference, visit.card_id, arrival.rules, arrival.facts, fee_fen, only_free=False)
-                    less = (await grant(connection, [bill]))[reference]
-                is_due = fee_fen > less.discount_fen
+                if arrival.rules is not None:
+                    use = of_visit(visit.kind, reference, visit.card_id, arrival.rules, arrival.facts, fee_fen)
+                    less = (await grant(connection, [use]))[reference]
+                is_due = fee_fen > less.off
                 good_for = self._pay_within if is_due else self.lifetime
                 visit = visit._replace(
-                    state=_S.DUE if is_due else _S.INTENT, benefits=less.benefit or "", fee_fen=fee_fen,
-                    discount_fen=less.discount_fen, expires_at=dt.datetime.now(dt.UTC) + good_for,
+                    state=_S.DUE if is_due else _S.INTENT, benefits=named(arrival.rules, less), fee_fen=fee_fen,
+                    discount_fen=less.off, expires_at=dt.datetime.now(dt.UTC) + good_for,
                 )  # fmt: skip
                 if is_due:
                     car = _Car(arrival.details.plate.reveal(), arrival.details.ticket)
@@ -232,8 +232,8 @@ class SettleVisit:
                     visit = visit._replace(details_sealed=sealed)
                 await self._move(connection, visit, {_S.ASKING}, keys["answers"], owes=is_due)
         VISITS.labels(visit.kind, visit.partner, visit.state).inc()
-        if less.benefit is not None:
-            BENEFITS.add((less.benefit, "granted"))
+        for benefit in visit.benefits.split():
+            BENEFITS.add((benefit, "granted"))
         return visit
 
     async def _tell(self, visit: Visit, details: Details | None, holder: str) -> Visit:

@@ -21,7 +21,7 @@ from gateway.domain.scenes import VisitKind
 from gateway.domain.verdicts import VERDICT_OF, Reason
 from gateway.domain.visits import VisitState
 from gateway.flows.effects import Answer, Asked, Begun, Done
-from gateway.flows.grant_benefits import Bill, Visitor, grant, grant_all
+from gateway.flows.grant_benefits import Granted, grant, named, of_visit
 from gateway.flows.settle_visit import Arrival, Details, SettleVisit
 from gateway.flows.verify_card import VerifyCard, undecided
 from gateway.flows.visit_answers import answer_of
@@ -59,12 +59,6 @@ class VisitOrder:
             VISITS.labels(self.visit.kind, self.visit.partner, self.visit.state).inc()
             for benefit in self.visit.benefits.split():
                 BENEFITS.add((benefit, "granted"))
-
-
-class _Granted(NamedTuple):
-    benefits: tuple[str, ...] = ()
-    discount_fen: int | None = None
-    rate_percent: int | None = None
 
 
 class BeginVisit:
@@ -108,7 +102,7 @@ class BeginVisit:
             if (problem := undecided(row)) is not None:
                 ended[asked.reference] = problem
                 continue
-            visit = order.visit = self._visit(asked, row, granted.get(asked.reference, _Granted()))
+            visit = order.visit = self._visit(asked, row, granted.get(asked.reference, Granted()))
             rows.append(visit)
             operation = Operation(
                 asked.reference, self.name, asked.caller_id, visit.card_id, None,
@@ -140,32 +134,19 @@ class BeginVisit:
         connection: "AnyConnection",
         good: Sequence[tuple[Asked, Judged]],
         seen: Mapping[UUID, tuple[str, Facts]],
-    ) -> dict[UUID, _Granted]:
+    ) -> Mapping[UUID, Granted]:
         """By reference. Of an exit nothing yet: what it costs is not known."""
         if self._kind is _K.EXIT:
             return {}
-        ruled = [(asked, row[1], asked.what.rules) for asked, row in good if asked.what.rules is not None]
-        if self._kind is _K.BILL:
-            bills = [
-                Bill(asked.reference, card_id, rules, seen[asked.reference][1], asked.what.details.amount_fen, False)
-                for asked, card_id, rules in ruled
-            ]
-            less = await grant(connection, bills)
-            return {
-                reference: _Granted((benefit,) if benefit else (), fen) for reference, (fen, benefit) in less.items()
-            }
-        visitors = [
-            Visitor(asked.reference, card_id, rules, seen[asked.reference][1]) for asked, card_id, rules in ruled
-        ]
-        given = await grant_all(connection, visitors)
-        return {
-            visitor.reference: _Granted(
-                given[visitor.reference], rate_percent=100 - visitor.rules.percent_off(given[visitor.reference])
-            )
-            for visitor in visitors
-        }
+        uses = []
+        for asked, (_, card_id, *_) in good:
+            order: VisitOrder = asked.what
+            if order.rules is not None:
+                facts, amount_fen = seen[asked.reference][1], order.details.amount_fen
+                uses.append(of_visit(self._kind, asked.reference, card_id, order.rules, facts, amount_fen))
+        return await grant(connection, uses)
 
-    def _visit(self, asked: Asked, row: Judged, granted: _Granted) -> Visit:
+    def _visit(self, asked: Asked, row: Judged, granted: Granted) -> Visit:
         order: VisitOrder = asked.what
         made_at = created_at(asked.reference)
         visit = Visit(
@@ -178,11 +159,10 @@ class BeginVisit:
             return visit._replace(state=_S.ASKING, reason=None)
         is_bill = self._kind is _K.BILL
         return visit._replace(
-            state=_S.INTENT, reason=None, benefits=" ".join(granted.benefits),
-            rate_percent=(100 if granted.rate_percent is None else granted.rate_percent)
-            if self._kind is _K.CHECK_IN else None,
+            state=_S.INTENT, reason=None, benefits=named(order.rules, granted),
+            rate_percent=100 - granted.off if self._kind is _K.CHECK_IN else None,
             fee_fen=order.details.amount_fen if is_bill else None,
-            discount_fen=(granted.discount_fen or 0) if is_bill else None,
+            discount_fen=granted.off if is_bill else None,
             expires_at=made_at + self._settle.lifetime,
         )  # fmt: skip
 

@@ -146,6 +146,62 @@ async def test_a_till_is_told_the_discount_and_a_failed_one_is_given_back(street
         assert (line["kind"], line["amount_fen"]) == ("discount", off)
 
 
+MORE_BENEFITS = """
+[benefits."hotel.fifth"]
+name = "x"
+scenes = ["hotel.checkin"]
+discount = { percent = 20 }
+caps = { month = 1 }
+[benefits."hotel.seventh"]
+name = "x"
+scenes = ["hotel.checkin"]
+discount = { percent = 15 }
+caps = { month = 1 }
+[benefits."hotel.voucher"]
+name = "x"
+scenes = ["hotel.checkin"]
+discount = { fen = 500 }
+caps = { month = 1 }
+[benefits."hotel.breakfast"]
+name = "x"
+scenes = ["hotel.checkin", "parking.entry"]
+caps = { month = 2 }
+[benefits."parking.coupon"]
+name = "x"
+scenes = ["parking.entry"]
+discount = { fen = 500 }
+caps = { month = 1 }
+[benefits."dining.soup"]
+name = "x"
+scenes = ["dining.till", "parking.exit"]
+"""
+
+
+async def test_one_discount_that_has_an_effect_is_used_up_and_all_that_is_in_kind_is_named(street: Street) -> None:
+    file = "benefits.toml"
+    text = (Path(street.running.environment["CONFIG_DIR"]) / file).read_text()
+    put(street.running, file, text + MORE_BENEFITS)
+
+    async def is_given(*benefits: str) -> bool:
+        answer = (await street.visit(await street.card(), "dining.till", "D-1", ticket="1", amount_fen=2000))[1]
+        return bool(answer["benefits"] == [*benefits])
+
+    await eventually(lambda: is_given("dining.card_discount", "dining.soup"), 60, "the change is taken up")
+    card, breakfast = await street.card(), ["hotel.breakfast"]
+    assert (await street.due(card))["benefits"] == ["parking.first_hour_free", "dining.soup"]
+    for name, rate, in_kind in (
+        ("hotel.fifth", 80, breakfast), ("hotel.seventh", 85, breakfast), ("hotel.member_rate", 90, []),
+    ):  # fmt: skip
+        _, answer = await street.visit(card, "hotel.checkin", "H-1", booking="B-17")
+        assert answer["rate_percent"] == rate
+        assert sorted(answer["benefits"]) == sorted([name, "hotel.late_checkout", *in_kind])
+    assert (await street.visit(await street.card(), "parking.entry", "L-1"))[1]["benefits"] == ["hotel.breakfast"]
+    used = "SELECT count(*) FROM benefit_use WHERE benefit IN ('hotel.voucher', 'parking.coupon') AND used > 0"
+    assert await street.fetch(used) == 0
+    put(street.running, file, text)
+    await eventually(lambda: is_given("dining.card_discount"), 60, "it is as before")
+
+
 @pytest.mark.parametrize(
     ("scene", "terminal", "details", "field"),
     [

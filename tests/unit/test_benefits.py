@@ -142,6 +142,17 @@ def test_the_greatest_discount_goes_first_and_they_do_not_add_up() -> None:
     assert engine.by_discount(entitled, 10_001)[0] == (501, "a.five")
 
 
+def test_where_no_price_is_known_only_its_parts_count() -> None:
+    engine = SceneBenefits({
+        "a.kind": benefit(), "a.fen": benefit(discount=Discount(fen=9)),
+        "a.five": benefit(discount=Discount(percent=5)),
+        "a.free": benefit(discount=Discount(free=True), caps=Caps(day=1)), "a.more": benefit(caps=Caps(day=1)),
+    })  # fmt: skip
+    entitled = engine.entitled(Facts(30, "ecard", "330424", DAY))
+    assert engine.by_percent(entitled) == [(100, "a.free"), (5, "a.five")]
+    assert engine.in_kind(entitled) == ("a.kind", "a.more")
+
+
 def test_what_a_claim_counts_against() -> None:
     engine = SceneBenefits({"a.b": benefit(caps=Caps(per=CapHolder.CARD, day=1, month=9, total_day=500))})
     assert [tuple(counter) for counter in engine.counters("a.b", DAY)] == [
