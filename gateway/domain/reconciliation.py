@@ -21,7 +21,7 @@ class Finding(StrEnum):
     TWICE_THERE = "twice_there"
     """The bank has more than one line of a reference."""
     NOT_COMPARED = "not_compared"
-    """We have it, made through a partner that has no check file."""
+    """We have it, made through a partner that has no check file, and no other file of that bank has it."""
 
 
 class Line(NamedTuple):
@@ -85,6 +85,17 @@ def compare(ours: Iterable[Line], theirs: Iterable[Line]) -> list[Compared]:
         our, their = here.get(reference), there.get(reference)
         found.append(_compared(_finding(our, their), our, their))
     return sorted(found, key=lambda each: (each.reference, each.finding))
+
+
+def file_of_each(files: Mapping[str, Iterable[Line]], ours: Mapping[str, str | None]) -> dict[str, str]:
+    """Which partner's file has the lines of a reference: that of the partner it was made through (`ours`, by reference)
+    if it has any, else the first that has. A bank may give all of its day to each that it is asked as."""
+    found: dict[str, str] = {}
+    for name, lines in files.items():
+        for line in lines:
+            if line.reference not in found or ours.get(line.reference) == name:
+                found[line.reference] = name
+    return found
 
 
 def not_compared(ours: Iterable[Line]) -> list[Compared]:

@@ -25,7 +25,7 @@ from gateway.domain.ids import uuid7
 from gateway.domain.operations import CheckFile
 from gateway.domain.outcome import Approved
 from gateway.domain.payments import PaymentState, public
-from gateway.domain.reconciliation import Compared, Finding, Line, compare, count, not_compared, state_on
+from gateway.domain.reconciliation import Compared, Finding, Line, compare, count, file_of_each, not_compared, state_on
 from gateway.domain.times import CHINA
 from gateway.flows.settle_payment import Banks
 from gateway.metrics import RECONCILED_DAY, RECONCILIATION
@@ -177,26 +177,32 @@ class ReconcileBank:
     async def ask(self, bank: str, day: dt.date) -> Report:
         """Compare with the files of the partners that the day's operations were made through, each with its own.
 
-        What was made through a partner that has no check file, or is no longer configured, is `not_compared`: a late
-        reversal there keeps no other partner's lines from the report. It is a difference, so that it is seen. Raises
-        NotReconciled when one of them does not give its file, or none has one; Problem 503, OSError.
+        What was made through a partner that has no check file, or is no longer configured, is compared if another's has
+        it, else `not_compared`: a late reversal there keeps no other partner's lines from the report. It is a
+        difference, so that it is seen. Raises NotReconciled when one of them does not give its file, or none has one;
+        Problem 503, OSError.
         """
         through = await self._through(bank, day)
         asked = sorted(name for name in through if name is not None and self._banks.can(name, CheckFile))
         if not asked:
             names = ", ".join(sorted(name or "no partner" for name in through))
             raise NobodyToAsk(f"{bank} has no check file of {day} that can be asked for: {names}")
-        files = [(name, await self.fetch(name, day)) for name in asked]
-        compared = []
-        for name, theirs in files:
-            compared += compare(await self._ours(bank, day, theirs, {name}), theirs)
-        if others := through - set(asked):
-            compared += not_compared(await self._ours(bank, day, [], others))
+        files = {name: await self.fetch(name, day) for name in asked}
+        ours = await self._ours(bank, day, [line for lines in files.values() for line in lines])
+        file_of = file_of_each(files, {line.reference: partner for partner, line in ours})
+        by_file: dict[str | None, list[Line]] = {}
+        for partner, line in ours:
+            by_file.setdefault(partner if partner in files else file_of.get(line.reference), []).append(line)
+        compared = not_compared(by_file.get(None, []))
+        for name, lines in files.items():
+            theirs = [line for line in lines if file_of[line.reference] == name]
+            compared += compare(by_file.get(name, []), theirs)
         return self._leave(bank, day, sorted(compared, key=lambda each: (each.reference, each.finding)))
 
     async def run(self, bank: str, day: dt.date, theirs: Sequence[Line]) -> Report:
         """Compare all of the day with a file that came another way. Raises Problem 503, OSError."""
-        return self._leave(bank, day, compare(await self._ours(bank, day, theirs), theirs))
+        ours = [line for _, line in await self._ours(bank, day, theirs)]
+        return self._leave(bank, day, compare(ours, theirs))
 
     async def fetch(self, partner: str, day: dt.date) -> list[Line]:
         """The partner's lines. Raises NotReconciled."""
@@ -224,13 +230,9 @@ class ReconcileBank:
             raise NobodyToAsk(f"{bank} is not in gateway.toml: payments.routes")
         return {partner or route for partner in partners} or {route}
 
-    async def _ours(
-        self, bank: str, day: dt.date, theirs: Sequence[Line], through: Collection[str | None] | None = None
-    ) -> list[Line]:
-        """Of this day, with those of other days that were reversed in it, or that the bank has in it (midnight).
-
-        `through`: those made through one of these partners; None: all.
-        """
+    async def _ours(self, bank: str, day: dt.date, theirs: Sequence[Line]) -> list[tuple[str | None, Line]]:
+        """Of this day, with those of other days that were reversed in it, or that the bank has in it (midnight); each
+        with the partner that it was made through."""
         since, until = _span(day)
         async with (
             self._pool.acquire(30) as connection,
@@ -243,11 +245,9 @@ class ReconcileBank:
         route = self._settings.routes.get(bank)
         lines = []
         for row in rows:
-            if through is not None and (row.partner or route) not in through:
-                continue
             state = PaymentState.UNKNOWN if reversals.get(row.reference) else row.state
             state_then = state_on((since, until), public(state), row.created_at, row.reversed_at)
-            lines.append(Line(str(row.reference), row.amount_fen, state_then))
+            lines.append((row.partner or route, Line(str(row.reference), row.amount_fen, state_then)))
         return lines
 
 

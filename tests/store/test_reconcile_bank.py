@@ -15,7 +15,7 @@ from gateway.domain.payments import PaymentKind, PaymentState
 from gateway.domain.reconciliation import Finding, Line
 from gateway.flows.reconcile_bank import ReconcileBank
 from gateway.metrics import RECONCILIATION
-from tests.reconciliation_desk import Desk, Through, at, day, whole
+from tests.reconciliation_desk import Desk, at, day, whole
 from tests.reconciliation_desk import at_bank as at_bank
 from tests.reconciliation_desk import desk as desk
 from tests.simulated_banks import JIAXING
@@ -26,18 +26,20 @@ _K, _S = PaymentKind, PaymentState
 class Deaf(ReconcileBank):
     """The planted bug, as it was: of another day's payments only those are looked at that the bank has in this one."""
 
-    async def _ours(self, bank: str, day: dt.date, theirs: Sequence[Line], through: Through = None) -> list[Line]:
+    async def _ours(self, bank: str, day: dt.date, theirs: Sequence[Line]) -> list[tuple[str | None, Line]]:
         named = {line.reference for line in theirs}
-        lines = await super()._ours(bank, day, theirs, through)
-        return [line for line in lines if line.state != "reversal" or line.reference in named]
+        ours = await super()._ours(bank, day, theirs)
+        return [each for each in ours if each[1].state != "reversal" or each[1].reference in named]
 
 
 class Strict(ReconcileBank):
     """The planted bug: what is reversed is always a line of the bank's."""
 
-    async def _ours(self, bank: str, day: dt.date, theirs: Sequence[Line], through: Through = None) -> list[Line]:
-        lines = await super()._ours(bank, day, theirs, through)
-        return [line._replace(state="reversal") if line.state.startswith("reversed") else line for line in lines]
+    async def _ours(self, bank: str, day: dt.date, theirs: Sequence[Line]) -> list[tuple[str | None, Line]]:
+        return [
+            (partner, line._replace(state="reversal") if line.state.startswith("reversed") else line)
+            for partner, line in await super()._ours(bank, day, theirs)
+        ]
 
 
 class Forgetful(ReconcileBank):

@@ -76,6 +76,18 @@ async def test_what_a_partner_without_a_file_has_done_is_said_not_to_be_compared
     assert by_hand.counts[Finding.MATCHED] == len(by_hand.compared) == 2
 
 
+@pytest.mark.parametrize("fileless", [True, False], ids=["the old one has no file", "both have it"])
+async def test_a_bank_that_gives_all_of_its_day_to_each_of_its_partners_is_compared_once(
+    desk: Desk, fileless: bool
+) -> None:
+    """As under a block that was renamed."""
+    both = await routed_anew(desk)
+    desk.one_file, desk.fileless = True, {JIAXING} if fileless else set()
+    report = await desk.flow().ask(JIAXING, day(0))
+    found = sorted((each.reference, each.finding) for each in report.compared if each.reference in desk.begun)
+    assert found == sorted((str(each.reference), Finding.MATCHED) for each in both)
+
+
 @pytest.mark.parametrize("kind", [ReconcileBank, Unseen], ids=["as it is", "control"])
 @pytest.mark.parametrize("routes", [{}, {JIAXING: NEW}], ids=["taken out", "no file"])
 async def test_who_cannot_be_asked_has_its_gaps_told_of(

@@ -5,7 +5,7 @@ import datetime as dt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.reconciliation import Finding, Line, compare, count, state_on
+from gateway.domain.reconciliation import Finding, Line, compare, count, file_of_each, state_on
 from gateway.domain.times import CHINA
 
 REFERENCES = [f"r{number}" for number in range(8)]
@@ -32,6 +32,15 @@ def test_every_line_is_in_one_finding(ours: list[Line], theirs: list[Line]) -> N
 def test_the_same_day_on_both_sides_matches(day: list[Line]) -> None:
     day = list({line.reference: line for line in day}.values())
     assert {each.finding for each in compare(day, day)} <= {Finding.MATCHED}
+
+
+def test_a_reference_is_looked_for_in_one_file() -> None:
+    files = {
+        "a": [Line("both", 1, "approved"), Line("strange", 1, "approved")],
+        "b": [Line(name, 1, "approved") for name in ("both", "strange", "of-c", "wrong")],
+    }
+    ours = {"both": "b", "of-c": "c", "wrong": "a", "nowhere": "a"}
+    assert file_of_each(files, ours) == {"both": "b", "strange": "a", "of-c": "b", "wrong": "b"}
 
 
 def test_each_planted_difference_is_found() -> None:
