@@ -99,11 +99,12 @@ async def stuck_operations(settings: Settings) -> list[str]:
         await connection.close()
     if not paid and not told and not visited:
         return ["nothing is stuck"]
-    lines = [f"{'reference':<37}{'kind':<13}{'state':<11}{'fen':>10}  {'bank':<18}{'caller':<20}{'tries':>5}  since"]
-    lines += [_stuck_line(row, str(row.amount_fen)) for row in paid]
-    lines += [_stuck_line(row, "-") for row in told]
-    lines += [_stuck_line(row, "-") for row in visited]
-    return lines
+    return _table(
+        ("reference", "kind", "state", "fen", "bank", "partner", "caller", "tries", "since"),
+        *(_stuck_cells(row, str(row.amount_fen), row.bank, row.partner or "-") for row in paid),
+        *(_stuck_cells(row, "-", row.bank, "-") for row in told),
+        *(_stuck_cells(row, "-", "-", row.partner) for row in visited),
+    )
 
 
 async def reconcile(settings: Settings, bank: str, day: dt.date, file: Path | None) -> list[str]:
@@ -206,11 +207,19 @@ async def keys_table(settings: Settings, now: dt.datetime) -> list[str]:
     return lines
 
 
-def _stuck_line(row: payments.Stuck | loss_notices.Stuck | visits.Unknown, fen: str) -> str:
+def _stuck_cells(
+    row: payments.Stuck | loss_notices.Stuck | visits.Unknown, fen: str, bank: str, partner: str
+) -> tuple[str, ...]:  # fmt: skip
     return (
-        f"{row.reference!s:<37}{row.kind:<13}{row.state:<11}{fen:>10}  {row.bank:<18}{row.caller:<20}"
-        f"{row.tries:>5}  {_shown(row.created_at)}"
-    )
+        str(row.reference), row.kind, row.state, fen, bank, partner, row.caller, str(row.tries),
+        _shown(row.created_at),
+    )  # fmt: skip
+
+
+def _table(*rows: tuple[str, ...]) -> list[str]:
+    """Lines with each column as wide as it needs."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _bank_line(bank: BankOutcome | msgspec.UnsetType) -> list[str]:

@@ -49,11 +49,12 @@ ON CONFLICT DO NOTHING
 RETURNING anomaly_id
 """  # noqa: S608 - the names of our own fields
 
-# an anomaly that was restated is shown by its last word
+# an anomaly that was restated is shown by its last word: of one finding the weight only grows, until it does not stand,
+# which ends it. The time does not tell: the events of a bulk were recorded at once
 _SINCE = f"""
 SELECT {_COLUMNS} FROM (
     SELECT DISTINCT ON (coalesce(restates, anomaly_id)) * FROM anomaly WHERE at >= $1
-    ORDER BY coalesce(restates, anomaly_id), at DESC, anomaly_id DESC
+    ORDER BY coalesce(restates, anomaly_id), stands, weight DESC
 ) last
 ORDER BY at DESC, anomaly_id DESC LIMIT $2
 """  # noqa: S608 - the names of our own fields

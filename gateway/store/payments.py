@@ -77,6 +77,7 @@ class Stuck(NamedTuple):
     kind: str
     caller: str
     bank: str
+    partner: str | None
     amount_fen: int
     state: str
     tries: int
@@ -298,8 +299,8 @@ async def history(connection: "AnyConnection", reference: UUID) -> list[Step]:
 async def stuck(connection: "AnyConnection", older_than: dt.timedelta, limit: int) -> list[Stuck]:
     """Operations that are not decided, or whose reversal is not answered, since so long; the oldest first."""
     rows = await connection.fetch(
-        "SELECT reference, kind, caller, bank, amount_fen, state, tries, created_at, next_try_at FROM payment"  # noqa: S608
-        f" WHERE next_try_at IS NOT NULL AND {_SINCE} < now() - $1::interval ORDER BY created_at LIMIT $2",
+        "SELECT reference, kind, caller, bank, partner, amount_fen, state, tries, created_at, next_try_at"  # noqa: S608
+        f" FROM payment WHERE next_try_at IS NOT NULL AND {_SINCE} < now() - $1::interval ORDER BY created_at LIMIT $2",
         older_than, limit,
     )  # fmt: skip
     return [Stuck(*row) for row in rows]

@@ -63,8 +63,7 @@ class Unknown(NamedTuple):
     reference: UUID
     kind: str
     caller: str
-    bank: str
-    """The partner, as the list of operators calls who was asked."""
+    partner: str
     state: str
     tries: int
     created_at: dt.datetime
@@ -180,11 +179,12 @@ async def due(connection: "AnyConnection", limit: int, lease: dt.timedelta) -> l
 
 
 async def history(connection: "AnyConnection", reference: UUID) -> list[Step]:
+    """The last 100, in order."""
     rows = await connection.fetch(
-        "SELECT at, state FROM visit_history WHERE reference = $1 AND created_at = $2 ORDER BY at LIMIT 100",
+        "SELECT at, state FROM visit_history WHERE reference = $1 AND created_at = $2 ORDER BY at DESC LIMIT 100",
         reference, created_at(reference),
     )  # fmt: skip
-    return [Step(*row) for row in rows]
+    return [Step(*row) for row in reversed(rows)]
 
 
 async def unknown(connection: "AnyConnection", limit: int) -> list[Unknown]:

@@ -55,10 +55,17 @@ async def test_what_is_stuck_is_shown_until_it_is_resolved(till: Till) -> None:
     try:
         while not await connection.fetchval("SELECT created_at < now() - interval '1 s' FROM payment"):
             pass
+        through = "the-partner-that-it-was-made-through"
+        await connection.execute("UPDATE payment SET partner = $1", through)
     finally:
         await connection.close()
     code, said = await command(till.gateway, "operations", "--stuck")
-    assert code == 0 and answer["reference"] in said and "unknown" in said and "bank-jiaxing" in said
+    (line,) = [line.split() for line in said.splitlines() if line.startswith(answer["reference"])]
+    assert code == 0 and "unknown" in line and "bank-jiaxing" in line
+    assert line[5] == through
+    connection = await asyncpg.connect(till.dsn)
+    await connection.execute("UPDATE payment SET partner = NULL")
+    await connection.close()
     resolve = till.resolver.resolve
     resolve._settings = msgspec.structs.replace(resolve._settings, stuck_after_s=1)
     await resolve.measure()

@@ -93,6 +93,20 @@ async def test_of_two_who_move_it_the_second_does_not(app: Connection) -> None:
     assert [step.state for step in await visits.history(app, made.reference)] == ["asking", "due"]
 
 
+async def test_a_long_history_is_shown_by_its_last_steps(app: Connection) -> None:
+    made = visit()
+    await visits.insert(app, [made], LEASE)
+    await app.execute(
+        "INSERT INTO visit_history SELECT $1, $2, now() + n * interval '1 s', 'due' FROM generate_series(1, 100) n",
+        made.reference, made.created_at,
+    )  # fmt: skip
+    await app.execute(
+        "INSERT INTO visit_history VALUES ($1, $2, now() + interval '101 s', 'opened')", made.reference, made.created_at
+    )
+    steps = await visits.history(app, made.reference)
+    assert [step.state for step in steps] == ["due"] * 99 + ["opened"] and steps == sorted(steps)
+
+
 async def test_what_is_being_opened_by_another_is_not_moved(app: Connection) -> None:
     made, others = visit(_S.INTENT)._replace(opening=uuid4()), uuid4()
     await visits.insert(app, [made], LEASE)

@@ -51,11 +51,15 @@ class Bench:
         )
         return event_id
 
-    async def returned(self, number: int, minutes_ago: float, reversal_of: str | None = None) -> None:
+    async def returned(
+        self, number: int, minutes_ago: float, reversal_of: str | None = None, card: UUID = CARD,
+        event_id: UUID | None = None,
+    ) -> None:  # fmt: skip
+        """The caller's ids are of their card."""
         occurred_at = NOW - dt.timedelta(minutes=minutes_ago)
         await self.owner.execute(
-            _ADD, uuid4(), occurred_at, "usage", "demo-bank", CARD, "WY-MK-1", None, "success", 200, reversal_of,
-            f"r-{number}",
+            _ADD, event_id or uuid4(), occurred_at, "usage", "demo-bank", card, "WY-MK-1", None, "success", 200,
+            reversal_of and f"{card}-{reversal_of}", f"{card}-r-{number}",
         )  # fmt: skip
 
     async def refuse(self, count: int, terminal: str = "WY-MK-1") -> None:
@@ -207,6 +211,25 @@ async def test_a_reversal_is_restated_and_shown_by_its_last_word(bench: Bench) -
         shown = await anomalies.since(connection, NOW - dt.timedelta(hours=1), 10)
         assert [(row.anomaly_id, row.stands, row.figures) for row in shown] == [(last.anomaly_id, False, {"uses": 9})]
         assert await anomalies.since(connection, NOW + dt.timedelta(hours=1), 10) == []
+
+
+@pytest.mark.parametrize("is_reversed", [False, True], ids=["restated", "reversed"])
+async def test_the_last_word_on_what_one_bulk_returned(bench: Bench, is_reversed: bool) -> None:
+    """All of a bulk is recorded at the same time: several findings, so that chance shows none of them right."""
+    cards = [uuid4() for _ in range(12)]
+    async with bench.owner.transaction():
+        for card in cards:
+            ids = sorted(uuid4() for _ in range(41))
+            for n in range(10 if is_reversed else 40):
+                await bench.returned(n, 200 - n, card=card, event_id=ids[n])
+            if is_reversed:
+                await bench.returned(100, 5, "r-3", card, ids[-1])
+    await bench.watch.turn()
+    assert len({row.at for row in await bench.rows()}) == 1
+    async with bench.pool.acquire() as connection:
+        rows = await anomalies.since(connection, NOW - dt.timedelta(hours=1), 500)
+    shown = [(row.stands, row.weight) for row in rows if row.rule == "points_farming"]
+    assert shown == [(False, 9) if is_reversed else (True, 40)] * len(cards)
 
 
 async def test_a_late_event_is_judged_by_when_it_occurred(bench: Bench) -> None:
