@@ -16,10 +16,11 @@ from gateway import metrics
 from gateway.api.auth import Authenticator
 from gateway.api.hot_lane import HotLane
 from gateway.api.loss_reports import losses_told_by
-from gateway.api.middleware import JSON, Answering, endpoint
+from gateway.api.middleware import Answering, endpoint
 from gateway.api.payments import Payments
 from gateway.api.points import Redemptions
 from gateway.api.quota import Quota
+from gateway.api.reply import JSON
 from gateway.api.routes import ROUTES
 from gateway.api.server import HardenedRunner, assert_c_parser
 from gateway.api.visits import Visits
@@ -288,7 +289,7 @@ def web_application(gateway: Gateway) -> web.Application:
 
 
 async def _ordinary(answering: Answering, request: web.Request) -> web.StreamResponse:
-    return await answering(request, None)
+    return (await answering(request, None)).response()
 
 
 async def serve(settings: Settings, dsn: Secret[str], ready: Callable[[], None], banks: Banks | None = None) -> None:

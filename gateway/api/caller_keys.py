@@ -1,18 +1,18 @@
 """POST /v1/callers/self/keys."""
 
 import msgspec
-from aiohttp import web
 
 from gateway.api import signatures
 from gateway.api.effects import do_once
 from gateway.api.middleware import Call
 from gateway.api.payloads import KeyChange, effect_decoder
+from gateway.api.reply import Reply
 from gateway.flows.rotate_caller_key import Change
 
 _decode = effect_decoder(KeyChange)
 
 
-async def change_keys(call: Call) -> web.Response:
+async def change_keys(call: Call) -> Reply:
     if call.evidence is None:  # a token alone is not enough to take a caller over, whatever its configuration says
         raise signatures.refused()
     asked: KeyChange = _decode(call.body)

@@ -10,9 +10,9 @@ from typing import Any
 
 import jinja2
 import msgspec
-from aiohttp import web
 
-from gateway.api.middleware import JSON, Call
+from gateway.api.middleware import Call
+from gateway.api.reply import Reply
 
 _templates = jinja2.Environment(loader=jinja2.PackageLoader("gateway.api"), autoescape=True)
 _templates.policies["json.dumps_kwargs"] = {"sort_keys": False}
@@ -30,11 +30,11 @@ def _contract_json() -> bytes:
     return msgspec.json.encode(_contract())
 
 
-async def openapi(call: Call) -> web.Response:
-    return web.Response(body=_contract_json(), headers={"Content-Type": JSON})
+async def openapi(call: Call) -> Reply:
+    return Reply(_contract_json())
 
 
-async def docs(call: Call) -> web.Response:
+async def docs(call: Call) -> Reply:
     nonce = secrets.token_urlsafe(12)
     text = _templates.get_template("docs.html").render(api=_contract(), nonce=nonce)
     headers = {
@@ -46,4 +46,4 @@ async def docs(call: Call) -> web.Response:
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
-    return web.Response(body=text.encode(), headers=headers)
+    return Reply(text.encode(), headers=headers)

@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from aiohttp import web
-
-from gateway.api.middleware import JSON, Call
+from gateway.api.middleware import Call
+from gateway.api.reply import JSON_HEADERS, Reply
 from gateway.domain.errors import Problem
 from gateway.flows.effects import Kind, Unfit
 
-JSON_HEADERS = {"Content-Type": JSON}
 _UNFIT = Unfit()
+_REPLAYED = {**JSON_HEADERS, "Idempotency-Replayed": "true"}
 
 
-async def do_once(call: Call, kind: Kind, what: Any, keep_body: bool = True) -> web.Response:
+async def do_once(call: Call, kind: Kind, what: Any, keep_body: bool = True) -> Reply:
     """Raises Problem 409, 422, 503, and what the kind raises.
 
     Without `keep_body` the proof of the operation has the signed body's digest alone.
@@ -25,10 +24,10 @@ async def do_once(call: Call, kind: Kind, what: Any, keep_body: bool = True) -> 
     answer, replayed = await call.gateway.effects.run(
         kind, call.caller_id, call.idempotency_key, request, what, evidence
     )
-    headers = JSON_HEADERS | {"Idempotency-Replayed": "true"} if replayed else JSON_HEADERS
-    return web.Response(status=answer.status, body=answer.body, headers=headers)
+    headers = _REPLAYED if replayed else JSON_HEADERS
+    return Reply(answer.body, answer.status, headers)
 
 
-async def refuse(call: Call, problem: Problem) -> web.Response:
+async def refuse(call: Call, problem: Problem) -> Reply:
     """What today's configuration says against a request, unless its key has its answer. Raises as do_once() does."""
     return await do_once(call, _UNFIT, problem)

@@ -3,10 +3,10 @@
 from urllib.parse import parse_qsl
 
 import msgspec
-from aiohttp import web
 
-from gateway.api.middleware import JSON, Call
+from gateway.api.middleware import Call
 from gateway.api.payloads import TokenAnswer, TokenError
+from gateway.api.reply import JSON, Reply
 from gateway.flows.issue_token import ASSERTION_TYPE, TokenRefused, issue_token
 
 _encode = msgspec.json.Encoder().encode
@@ -14,7 +14,7 @@ _NOT_STORED = {"Content-Type": JSON, "Cache-Control": "no-store"}
 _PARAMETERS = frozenset({"grant_type", "client_assertion_type", "client_assertion", "scope", "client_id"})
 
 
-async def token(call: Call) -> web.Response:
+async def token(call: Call) -> Reply:
     try:
         form = _form(call.body)
         if "grant_type" not in form:
@@ -31,9 +31,9 @@ async def token(call: Call) -> web.Response:
     except TokenRefused as refused:
         status = 401 if refused.error == "invalid_client" else 400
         body = _encode(TokenError(refused.error, refused.description))
-        return web.Response(body=body, status=status, headers=_NOT_STORED)
+        return Reply(body, status=status, headers=_NOT_STORED)
     answer = TokenAnswer(access_token, "Bearer", gateway.tokens.lifetime_s, " ".join(scopes))
-    return web.Response(body=_encode(answer), headers=_NOT_STORED)
+    return Reply(_encode(answer), headers=_NOT_STORED)
 
 
 def _form(body: bytes) -> dict[str, str]:
@@ -48,6 +48,6 @@ def _form(body: bytes) -> dict[str, str]:
     return {name: value for name, value in form.items() if value and name in _PARAMETERS}  # empty: omitted (§3.2)
 
 
-async def jwks(call: Call) -> web.Response:
+async def jwks(call: Call) -> Reply:
     body = _encode(call.gateway.tokens.jwks())
-    return web.Response(body=body, headers={"Content-Type": JSON, "Cache-Control": "max-age=60"})
+    return Reply(body, headers={"Content-Type": JSON, "Cache-Control": "max-age=60"})

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 from aiohttp.helpers import parse_content_type, rfc822_formatted_time
 from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.streams import StreamReader
@@ -22,9 +22,10 @@ from aiohttp.typedefs import RawHeaders
 from multidict import CIMultiDictProxy, MultiDict, MultiMapping, istr
 
 from gateway.api import signatures, verify
-from gateway.api.middleware import JSON, Answering, given_request_id, new_request_id
+from gateway.api.middleware import Answering, given_request_id, new_request_id
 from gateway.api.payloads import VerifyRequest
-from gateway.api.problems import SERVER, problem_response
+from gateway.api.problems import problem_reply
+from gateway.api.reply import JSON, SERVER
 from gateway.crypto.sealing import UnknownDataKey
 from gateway.crypto.tokens import Access
 from gateway.directory import KnownScene
@@ -148,11 +149,11 @@ class HotLane:
 
     async def _answer_whole(self, connection: Writable, answering: Answering, request: Whole, body: bytes) -> None:
         try:
-            answer = _as_bytes(await answering(request, body))
-        except BaseException:  # there is nothing to answer with
+            answer = (await answering(request, body)).to_bytes()
+        except Exception as error:  # noqa: BLE001 - the edge: there is nothing to answer with, and never a traceback
+            log.error("request failed", exception=describe(type(error), error.__traceback__))
             connection.force_close()
-            connection.finish_hot(b"")
-            raise
+            answer = b""
         connection.finish_hot(answer)
 
     def _take_verify(self, connection: Writable, message: RawRequestMessage, body: bytes) -> bool:
@@ -291,13 +292,4 @@ def _ok(body: bytes, request_id: str) -> bytes:
 def _not_ok(problem: Problem, request_id: str) -> bytes:
     if problem.status == 503:
         SHED.labels(problem.code).inc()
-    return _as_bytes(problem_response(problem.code, problem.detail, problem.errors, request_id, problem.headers))
-
-
-def _as_bytes(response: web.Response) -> bytes:
-    body = response.body
-    assert isinstance(body, bytes)
-    head = [f"HTTP/1.1 {response.status} {response.reason}"]
-    head += [f"{name}: {value}" for name, value in response.headers.items() if name != hdrs.CONTENT_LENGTH]
-    head += [f"Content-Length: {len(body)}", f"Date: {rfc822_formatted_time()}", "", ""]
-    return "\r\n".join(head).encode() + body
+    return problem_reply(problem.code, problem.detail, problem.errors, request_id, problem.headers).to_bytes()

@@ -4,13 +4,12 @@ import datetime as dt
 from typing import NamedTuple
 from uuid import UUID
 
-from aiohttp import web
-
 from gateway.api.ecards import ask_platform
 from gateway.api.effects import do_once
 from gateway.api.middleware import Call
 from gateway.api.payloads import LossRelease, LossReport, effect_decoder
 from gateway.api.references import reference_of
+from gateway.api.reply import Reply
 from gateway.domain.errors import invalid
 from gateway.domain.ids import is_id_number
 from gateway.domain.times import CHINA
@@ -34,14 +33,14 @@ def losses_told_by(tell: TellBank) -> Losses:
     return Losses(ReportLoss(tell), ReleaseLoss(tell))
 
 
-async def report_loss(call: Call) -> web.Response:
+async def report_loss(call: Call) -> Reply:
     asked: LossReport = _decode_report(call.body)
     wanted, preset, code_digest = await _wanted(call, asked)
     report = Report(wanted, asked.kind, preset, code_digest)
     return await do_once(call, call.gateway.losses.report, report)
 
 
-async def release_loss(call: Call) -> web.Response:
+async def release_loss(call: Call) -> Reply:
     asked: LossRelease = _decode_release(call.body)
     reference = reference_of(call.request.match_info["reference"])
     release = Release(reference)

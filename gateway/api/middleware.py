@@ -21,7 +21,8 @@ from multidict import istr
 
 from gateway.api import signatures
 from gateway.api.auth import Unauthorised
-from gateway.api.problems import SERVER, problem_response
+from gateway.api.problems import problem_reply
+from gateway.api.reply import JSON, Reply
 from gateway.crypto.signatures import is_slow, verify
 from gateway.directory import KnownCaller
 from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
@@ -40,7 +41,7 @@ log = structlog.get_logger()
 _IDEMPOTENCY_KEY = istr("Idempotency-Key")
 _REQUEST_ID = istr("X-Request-Id")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-JSON, NDJSON = "application/json", "application/x-ndjson"
+NDJSON = "application/x-ndjson"
 
 
 _process, _numbers = secrets.token_hex(6), itertools.count(1)
@@ -94,8 +95,8 @@ class Call(NamedTuple):
     """What both the token and the caller have."""
 
 
-Handler = Callable[[Call], Awaitable[web.Response]]
-Answering = Callable[[Requested, bytes | None], Awaitable[web.Response]]
+Handler = Callable[[Call], Awaitable[Reply]]
+Answering = Callable[[Requested, bytes | None], Awaitable[Reply]]
 """A handler with all that is around it. The body if it has arrived; None: it is read from aiohttp's request."""
 
 _NOBODY: KnownCaller = None  # type: ignore[assignment]  # a handler without a scope does not look
@@ -131,7 +132,7 @@ def endpoint(
     else:
         takes = _Takes((content_type or "",), settings.http.body_max_bytes, settings.http.body_timeout_s)
 
-    async def answer(request: Requested, whole: bytes | None) -> web.Response:
+    async def answer(request: Requested, whole: bytes | None) -> Reply:
         began = time.perf_counter()
         headers = request.headers
         request_id = request_id_of(headers)
@@ -141,14 +142,14 @@ def endpoint(
                 _refuse_key_and_signature(headers)
                 with gateway.bulk_usage.place(caller_id):
                     body = await _body(request, whole, takes)
-                    response = await handler(Call(gateway, request, request_id, caller_id, caller, body, scopes=scopes))
+                    reply = await handler(Call(gateway, request, request_id, caller_id, caller, body, scopes=scopes))
             else:
                 body = await _body(request, whole, takes) if content_type is not None else b""
                 key, evidence = None, None
                 if caller_id and content_type is not None:
                     key = _idempotency_key(headers, needed=effect)
                     evidence = await _evidence(gateway, request, caller_id, caller, body, effect)
-                response = await handler(
+                reply = await handler(
                     Call(gateway, request, request_id, caller_id, caller, body, key, evidence, scopes)
                 )
         except Problem as problem:
@@ -156,18 +157,15 @@ def endpoint(
                 REFUSED_ENTRY.labels(problem.why if isinstance(problem, Unauthorised) else "bad_signature").inc()
             if problem.status == 503:
                 SHED.labels(problem.code).inc()
-            response = problem_response(problem.code, problem.detail, problem.errors, request_id, problem.headers)
-            if problem.code in ("receive_timeout", "body_too_large"):
-                response.force_close()
+            reply = problem_reply(problem.code, problem.detail, problem.errors, request_id, problem.headers)
         except Exception as error:  # noqa: BLE001 - the edge: nothing may leave as a traceback
             log.error("request failed", request_id=request_id, exception=describe(type(error), error.__traceback__))
-            response = problem_response("internal", "", (), request_id, {})
+            reply = problem_reply("internal", "", (), request_id, {})
         else:
-            response.headers["X-Request-Id"] = request_id
-            response.headers["Server"] = SERVER
-        REQUESTS.add((route, str(response.status)))
+            reply = reply._replace(request_id=request_id)
+        REQUESTS.add((route, str(reply.status)))
         seconds.observe(time.perf_counter() - began)
-        return response
+        return reply
 
     return answer
 

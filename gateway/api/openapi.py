@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 
 from gateway import __version__
-from gateway.api.middleware import JSON, NDJSON
+from gateway.api.middleware import NDJSON
 from gateway.api.payloads import ProblemAnswer
+from gateway.api.reply import JSON
 from gateway.api.routes import FORM, ROUTES, Route
 from gateway.api.signatures import COMPONENTS, TAG
 from gateway.api.usage_events import CURSOR_PATTERN, LIMIT_DEFAULT, LIMIT_MAX

@@ -1,11 +1,10 @@
 """GET /v1/operations/{reference}."""
 
 import msgspec
-from aiohttp import web
 
-from gateway.api.effects import JSON_HEADERS
 from gateway.api.middleware import Call
 from gateway.api.references import reference_of
+from gateway.api.reply import Reply
 from gateway.domain.callers import Scope
 from gateway.domain.errors import Problem
 from gateway.domain.loss_notices import NoticeKind
@@ -22,7 +21,7 @@ _SCOPES |= {kind.name: Scope.POINTS_WRITE for kind in (ReservePoints, CommitRede
 _encode = msgspec.json.Encoder().encode
 
 
-async def show_operation(call: Call) -> web.Response:
+async def show_operation(call: Call) -> Reply:
     reference = reference_of(call.request.match_info["reference"])
     async with call.gateway.pool.acquire() as connection:
         answer = await show(connection, call.caller_id, reference)
@@ -30,4 +29,4 @@ async def show_operation(call: Call) -> web.Response:
         raise Problem("not_found")
     if (scope := _SCOPES.get(answer.kind)) is not None and scope not in call.scopes:
         raise Problem("insufficient_scope")
-    return web.Response(body=_encode(answer), headers=JSON_HEADERS)
+    return Reply(_encode(answer))

@@ -3,13 +3,12 @@
 from typing import NamedTuple
 from uuid import UUID
 
-from aiohttp import web
-
 from gateway.api.ecards import ask_platform
 from gateway.api.effects import do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import PaymentRequest, RefundRequest, ReversalRequest, decoder
 from gateway.api.references import reference_of
+from gateway.api.reply import Reply
 from gateway.directory import KnownScene
 from gateway.domain.errors import Problem, invalid
 from gateway.flows.pay import Pay, PayOrder, RefundPayment, ReversePayment, Undo
@@ -27,7 +26,7 @@ class Payments(NamedTuple):
     refund: RefundPayment
 
 
-async def pay(call: Call) -> web.Response:
+async def pay(call: Call) -> Reply:
     gateway = call.gateway
     asked: PaymentRequest = _decode_payment(call.body)
     try:
@@ -47,12 +46,12 @@ async def pay(call: Call) -> web.Response:
         order.count(scene.field, call.caller_id)
 
 
-async def reverse_payment(call: Call) -> web.Response:
+async def reverse_payment(call: Call) -> Reply:
     _decode_reversal(call.body)
     return await do_once(call, call.gateway.payments.reverse, Undo(_reference(call)))
 
 
-async def refund_payment(call: Call) -> web.Response:
+async def refund_payment(call: Call) -> Reply:
     asked: RefundRequest = _decode_refund(call.body)
     return await do_once(call, call.gateway.payments.refund, Undo(_reference(call), asked.amount_fen))
 

@@ -6,13 +6,13 @@ from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
-from aiohttp import web
 
 from gateway.api.ecards import ask_platform
-from gateway.api.effects import JSON_HEADERS, do_once, refuse
+from gateway.api.effects import do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import RedemptionEnd, RedemptionRequest, effect_decoder
 from gateway.api.references import reference_of
+from gateway.api.reply import Reply
 from gateway.crypto.pseudonym import CARD_REF_PATTERN
 from gateway.domain.errors import Problem, invalid
 from gateway.domain.redemptions import Outlet
@@ -48,7 +48,7 @@ class PointsAnswer(msgspec.Struct, frozen=True):
     expiring: list[ExpiringPoints]
 
 
-async def redeem(call: Call) -> web.Response:
+async def redeem(call: Call) -> Reply:
     gateway = call.gateway
     asked: RedemptionRequest = _decode_redemption(call.body)
     settings = gateway.directory.points
@@ -71,15 +71,15 @@ async def redeem(call: Call) -> web.Response:
     return response
 
 
-async def commit_redemption(call: Call) -> web.Response:
+async def commit_redemption(call: Call) -> Reply:
     return await _end(call, call.gateway.redemptions.commit)
 
 
-async def cancel_redemption(call: Call) -> web.Response:
+async def cancel_redemption(call: Call) -> Reply:
     return await _end(call, call.gateway.redemptions.cancel)
 
 
-async def show_points(call: Call) -> web.Response:
+async def show_points(call: Call) -> Reply:
     card_ref = call.request.match_info["card_ref"]
     if not _CARD_REF.match(card_ref):
         raise Problem("not_found")
@@ -90,10 +90,10 @@ async def show_points(call: Call) -> web.Response:
         raise Problem("not_found")
     account, lots = held
     expiring = [ExpiringPoints(lot.remaining, lot.expires_on) for lot in lots]
-    return web.Response(body=_encode(PointsAnswer(account.balance, account.available, expiring)), headers=JSON_HEADERS)
+    return Reply(_encode(PointsAnswer(account.balance, account.available, expiring)))
 
 
-async def _end(call: Call, kind: CommitRedemption | CancelRedemption) -> web.Response:
+async def _end(call: Call, kind: CommitRedemption | CancelRedemption) -> Reply:
     _decode_end(call.body)
     end = End(reference_of(call.request.match_info["reference"]))
     response = await do_once(call, kind, end)

@@ -3,18 +3,19 @@
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from aiohttp import web
 
 from gateway.api.payloads import ProblemAnswer, ProblemField
+from gateway.api.reply import Reply
 from gateway.domain.errors import PROBLEMS, FieldError
 
-SERVER = "yikatong"
+_ENDING = ("receive_timeout", "body_too_large")
+"""The rest of the body may still come: nobody will read it."""
 _encode = msgspec.json.Encoder().encode
 
 
-def problem_response(
+def problem_reply(
     code: str, detail: str, errors: Sequence[FieldError], request_id: str, headers: Mapping[str, str]
-) -> web.Response:
+) -> Reply:
     status, title = PROBLEMS[code]
     body = ProblemAnswer(
         type=f"urn:yikatong:problem:{code}",
@@ -25,13 +26,5 @@ def problem_response(
         request_id=request_id,
         errors=[ProblemField(*error) for error in errors],
     )
-    return web.Response(
-        body=_encode(body),
-        status=status,
-        headers={
-            "Content-Type": "application/problem+json",
-            "X-Request-Id": request_id,
-            "Server": SERVER,
-            **headers,
-        },
-    )
+    headers = {"Content-Type": "application/problem+json", **headers}
+    return Reply(_encode(body), status, headers, request_id, closes=code in _ENDING)

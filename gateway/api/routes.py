@@ -15,7 +15,7 @@ from gateway.api import (
     verify,
     visits,
 )
-from gateway.api.middleware import JSON, NDJSON, Handler
+from gateway.api.middleware import NDJSON, Handler
 from gateway.api.payloads import (
     Jwks,
     KeyChange,
@@ -35,6 +35,7 @@ from gateway.api.payloads import (
     VisitRequest,
 )
 from gateway.api.points import PointsAnswer
+from gateway.api.reply import JSON
 from gateway.domain.callers import ANY_SCOPE, AnyScope, Scope
 from gateway.domain.usage import UsageLine
 from gateway.flows.redeem_points import RedemptionAnswer

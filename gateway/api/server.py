@@ -16,7 +16,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.api.hot_lane import Head, HotLane
 from gateway.api.middleware import request_id_of
-from gateway.api.problems import problem_response
+from gateway.api.problems import problem_reply
 from gateway.domain.errors import Problem
 from gateway.log import describe
 from gateway.metrics import CONNECTIONS_REFUSED, REQUESTS
@@ -183,7 +183,7 @@ class Connection(RequestHandler):
         code = "malformed_request" if status < 500 else "internal"
         if status >= 500 and exc is not None:
             log.error("request failed", exception=describe(type(exc), exc.__traceback__))
-        response = problem_response(code, "", (), request_id_of({}), {})
+        response = problem_reply(code, "", (), request_id_of({}), {}).response()
         response.force_close()
         REQUESTS.add((_NO_ROUTE, str(response.status)))
         return response
@@ -289,7 +289,7 @@ def _with_problems(handler: Handler) -> Handler:
             code = _REFUSALS.get(refusal.status, "malformed_request")
             allow = refusal.headers.get(hdrs.ALLOW)
             headers = {"Allow": allow} if allow is not None else {}
-            response = problem_response(code, "", (), request_id_of(request.headers), headers)
+            response = problem_reply(code, "", (), request_id_of(request.headers), headers).response()
             REQUESTS.add((_NO_ROUTE, str(response.status)))
         if cast(Connection, request.protocol).closes_now:
             response.force_close()

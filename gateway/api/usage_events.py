@@ -4,10 +4,10 @@ import re
 from uuid import UUID
 
 import msgspec
-from aiohttp import web
 
-from gateway.api.middleware import JSON, Call, Requested
+from gateway.api.middleware import Call, Requested
 from gateway.api.payloads import UsagePage
+from gateway.api.reply import JSON, Reply
 from gateway.domain.cards import END
 from gateway.domain.errors import FieldError, Problem, invalid
 from gateway.flows.show_usage import shown
@@ -23,7 +23,7 @@ _encode = msgspec.json.Encoder().encode
 _FIRST = Cursor(0, UUID(int=0))
 
 
-async def feed(call: Call) -> web.Response:
+async def feed(call: Call) -> Reply:
     after, limit = _query(call.request)
     async with call.gateway.pool.acquire() as connection:
         rows = await usage_events.page(connection, after, limit)
@@ -31,8 +31,8 @@ async def feed(call: Call) -> web.Response:
             raise Problem("cursor_ahead")
     items = [shown(row, call.gateway.pseudonyms, call.caller_id) for row in rows]
     last = Cursor(rows[-1].position, rows[-1].event_id) if rows else after
-    return web.Response(
-        body=_encode(UsagePage(items, f"{last.position:016x}{last.event_id.hex}", len(rows) == limit)),
+    return Reply(
+        _encode(UsagePage(items, f"{last.position:016x}{last.event_id.hex}", len(rows) == limit)),
         headers={"Content-Type": JSON, "Cache-Control": "no-store"},
     )
 

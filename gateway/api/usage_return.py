@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import msgspec
-from aiohttp import web
 
-from gateway.api.effects import JSON_HEADERS
-from gateway.api.middleware import JSON, Call
+from gateway.api.middleware import Call
 from gateway.api.payloads import ProblemField, RejectedLine, UsageReceipt
+from gateway.api.reply import JSON, Reply
 from gateway.domain.errors import Problem, invalid
 from gateway.domain.usage import BULK_LINES_MAX
 
@@ -16,7 +15,7 @@ _encode = msgspec.json.Encoder().encode
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-async def return_usage(call: Call) -> web.Response:
+async def return_usage(call: Call) -> Reply:
     split = partial(split_array if call.request.content_type == JSON else split_lines, call.body)
     receipt = await call.gateway.bulk_usage.run(call.caller_id, split, call.gateway.directory.scenes)
     rejected = [
@@ -24,7 +23,7 @@ async def return_usage(call: Call) -> web.Response:
         for each in receipt.rejected
     ]
     answer = UsageReceipt(receipt.received, receipt.created, receipt.duplicate, rejected)
-    return web.Response(body=_encode(answer), headers=JSON_HEADERS)
+    return Reply(_encode(answer))
 
 
 def split_lines(body: bytes) -> Iterator[tuple[int, bytes]]:

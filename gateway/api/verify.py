@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from gateway.api.ecards import ask_platform
-from gateway.api.effects import JSON_HEADERS, do_once, refuse
+from gateway.api.effects import do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import VerifyRequest, decoder
+from gateway.api.reply import Reply
 from gateway.crypto.sealing import UnknownDataKey
 from gateway.directory import KnownScene
 from gateway.domain.callers import Caller
@@ -41,7 +40,7 @@ def present(gateway: "Gateway", caller_id: str, caller: Caller, asked: VerifyReq
     )  # fmt: skip
 
 
-async def verify_card(call: Call) -> web.Response:
+async def verify_card(call: Call) -> Reply:
     gateway = call.gateway
     asked: VerifyRequest = decode(call.body)
     try:
@@ -74,4 +73,4 @@ async def verify_card(call: Call) -> web.Response:
     if asked.explain:
         answer = gateway.verify_card.explain(answer, presented, judged, scene.benefits, refused)
     count(answer, scene.field, call.caller_id)
-    return web.Response(body=encode(answer), headers=JSON_HEADERS)
+    return Reply(encode(answer))

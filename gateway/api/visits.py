@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from uuid import UUID
 
-from aiohttp import web
-
 from gateway.api.ecards import ask_platform
 from gateway.api.effects import do_once, refuse
 from gateway.api.middleware import Call
 from gateway.api.payloads import VisitDetails, VisitOpening, VisitRequest, effect_decoder
 from gateway.api.references import reference_of
+from gateway.api.reply import Reply
 from gateway.directory import KnownScene
 from gateway.domain.errors import FieldError, Problem, invalid
 from gateway.domain.masking import Secret
@@ -30,7 +29,7 @@ class Visits(NamedTuple):
     open: OpenExit
 
 
-async def visit(call: Call) -> web.Response:
+async def visit(call: Call) -> Reply:
     gateway = call.gateway
     asked: VisitRequest = _decode_visit(call.body)
     try:
@@ -45,7 +44,7 @@ async def visit(call: Call) -> web.Response:
         order.count(scene.field, call.caller_id)
 
 
-async def open_exit(call: Call) -> web.Response:
+async def open_exit(call: Call) -> Reply:
     asked: VisitOpening = _decode_opening(call.body)
     reference = reference_of(call.request.match_info["reference"])
     return await do_once(call, call.gateway.visits.open, Paid(reference, UUID(asked.payment)))

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import __version__
 from gateway.api.routes import ROUTES
+from gateway.config_watch import Component
 from gateway.domain.anomaly_rules import RuleName
 from gateway.domain.benefits import Refusal
 from gateway.domain.cards import Medium
@@ -196,7 +197,7 @@ ALLOWED: dict[str, set[str]] = {
     "status": {str(status) for status, _ in PROBLEMS.values()} | {"200"},
     "code": set(PROBLEMS),
     "result": {*Refusal, "granted", "taken", "refused", "read", "failed", "done", "replayed", *PROBLEMS},
-    "rule": set(RuleName), "finding": set(Finding),
+    "rule": set(RuleName), "finding": set(Finding), "component": set(Component),
     "kind": KINDS, "state": {*PaymentState, *RedemptionState}, "version": {__version__},
     "why": {"no_token", "bad_token", "expired_token", "unknown_caller", "scope", "unknown_client", "bad_assertion",
             "replayed_assertion", "bad_signature", "retired_key"},
