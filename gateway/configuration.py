@@ -104,7 +104,7 @@ class Visits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of one call of a merchant, answer included; past it a visit is `pending`."""
     lifetime_s: Annotated[int, msgspec.Meta(ge=1, le=120)]
     """The merchant acts within this, or not at all: a barrier that opens later opens for somebody else. What it came to
-    is asked for as long, and is `unknown` then."""
+    is asked for as long, and is `unknown` then; later, if it could not be asked."""
     pay_within_s: Annotated[int, msgspec.Meta(ge=1, le=3600)]
     """So long a parking fee stands."""
     retry_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)]

@@ -55,6 +55,9 @@ _DETAILS_COLUMN = b"visit.details_sealed"
 _AT_PARTNER_MAX = 256
 """Visits of one worker that wait for one merchant's system: one that does not answer takes no place of another's."""
 _WRITING_S = 5
+_NOT_ASKED = dt.timedelta(minutes=5)
+"""So much longer is asked when nothing is sent (our own breaker is open, there is no place or connection): the merchant
+was not asked yet, and may know."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -170,11 +173,13 @@ class SettleVisit:
         assert visit.expires_at is not None, "what was told has a time"
         # what was sent at the last moment has arrived, or never will
         last = visit.expires_at + dt.timedelta(milliseconds=self._settings.deadline_ms)
-        over = dt.datetime.now(dt.UTC) >= last
+        asked_at = dt.datetime.now(dt.UTC)
         asked = _effect(visit, Details(), "")
         question = QueryStatus(reference=visit.reference, at=visit.created_at, original=asked)
         outcome = await self._call(visit.partner, question, self._settings.deadline_ms / 1000)
-        state = found_out(outcome, over)
+        if isinstance(outcome, NotSent) and outcome.why != Why.NO_PARTNER:
+            last += _NOT_ASKED
+        state = found_out(outcome, asked_at >= last)
         if state is None:
             async with self._database() as connection:
                 await visits.try_again(connection, visit, dt.timedelta(milliseconds=self._settings.retry_ms))

@@ -17,7 +17,7 @@ from gateway.crypto.sealing import SealError, UnknownDataKey
 from gateway.domain.errors import Problem, unavailable
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Operation
-from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Outcome
+from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Outcome, Unknown
 from gateway.domain.payments import PaymentState
 from gateway.domain.visits import VisitState
 from gateway.flows import not_now, settle_visit
@@ -215,6 +215,26 @@ async def test_a_paid_exit_without_its_data_key_is_due_again(
         assert one.asked == 0
         mended = (status, stands.state, stands.payment, is_free) == (0, VisitState.DUE, None, True)
         assert mended == (kind is Mute), (status, stands, is_free)
+
+
+@pytest.mark.parametrize("outcome, over_s, state", [
+    (NotSent(Why.BREAKER_OPEN), 60, VisitState.UNSURE), (NotSent(Why.NO_CONNECTION), 60, VisitState.UNSURE),
+    (NotSent(Why.BREAKER_OPEN), 400, VisitState.UNKNOWN), (NotSent(Why.NO_PARTNER), 60, VisitState.UNKNOWN),
+    (Unknown(Why.LATE), 60, VisitState.UNKNOWN), (Approved(), 400, VisitState.DONE),
+])  # fmt: skip
+async def test_who_could_not_be_asked_in_time_is_asked_a_while_longer(
+    database: Database, tmp_path: Path, outcome: Outcome, over_s: int, state: VisitState
+) -> None:
+    async with keyed(database.dsn, tmp_path / "keys") as (pool, data_keys, _):
+        one, begun = Mute(pool, data_keys, outcome, writes=True), visit(VisitState.INTENT)
+        unsure = begun._replace(
+            state=VisitState.UNSURE, expires_at=begun.created_at - dt.timedelta(seconds=over_s), details_sealed=None
+        )
+        async with pool.acquire() as connection:
+            await visits.insert(connection, [begun], LEASE)
+            assert await visits.move(connection, unsure, {VisitState.INTENT}, LEASE)
+        await one.again(unsure)
+        assert (await one._look(begun)).state is state
 
 
 async def test_who_read_that_it_is_over_does_not_end_an_exit_that_is_due_anew(
