@@ -3,10 +3,11 @@
 import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.domain.errors import CannotStart
 from gateway.domain.times import CHINA
+from gateway.flows.deliver_usage import HELD_MAX
 from gateway.operators import database_of
 from gateway.settings import Settings
 from gateway.store import outbox_figures
@@ -54,20 +55,31 @@ async def dead_letters(
     return lines + ([f"… and perhaps more: only {SHOWN_MAX} are shown"] if len(letters) == SHOWN_MAX else [])
 
 
-async def replay(settings: Settings, name: str, since: dt.datetime, until: dt.datetime) -> int:
-    """How many are sent again; times without a zone are China's. Raises CannotStart, OSError, asyncpg.PostgresError."""
+class Replayed(NamedTuple):
+    sent_again: int
+    left: int
+    """Dead letters of that time for which there is no place now."""
+
+
+async def replay(settings: Settings, name: str, since: dt.datetime, until: dt.datetime) -> Replayed:
+    """Fill half of what may wait aside: were it full, the feed would wait too. Times without a zone are China's.
+
+    Raises CannotStart, OSError, asyncpg.PostgresError.
+    """
     first, last = _aware(since), _aware(until)
     assert first is not None and last is not None
     count = 0
     async with _connected(settings) as connection:
         await _check(connection, name)
         while True:
+            (figures,) = await outbox_figures.figures(connection, [name])
+            places = min(_REPLAYED_AT_ONCE, max(0, HELD_MAX // 2 - figures.held))
             async with connection.transaction():
                 now = dt.datetime.now(dt.UTC)
-                moved = await outbox_figures.replay(connection, name, first, last, now, _REPLAYED_AT_ONCE)
+                moved = await outbox_figures.replay(connection, name, first, last, now, places)
             count += moved
             if moved < _REPLAYED_AT_ONCE:
-                return count
+                return Replayed(count, await outbox_figures.count_dead(connection, name, first, last))
 
 
 async def _check(connection: "Connection", name: str) -> None:

@@ -53,5 +53,9 @@ def replay(subscriber: _Name, since: _From, until: _To) -> None:
     if since >= until:
         give_up("not replayed: --from must be before --to")
     with refusals("not replayed"):
-        count = asyncio.run(send_again(settings, subscriber, since, until))
-    typer.echo(f"{count} dead letters of {subscriber} are on their way again: `outbox status` shows them under aside")
+        sent_again, left = asyncio.run(send_again(settings, subscriber, since, until))
+    typer.echo(
+        f"{sent_again} dead letters of {subscriber} are on their way again: `outbox status` shows them under aside"
+    )
+    if left:
+        typer.echo(f"{left} are left: more may not wait aside at once. Repeat this when fewer are there")

@@ -70,6 +70,16 @@ async def dead_letters(
     return [DeadLetter(*row) for row in rows]
 
 
+async def count_dead(connection: "AnyConnection", name: str, since: dt.datetime, until: dt.datetime) -> int:
+    """How many dead_letters() there are."""
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM outbox_dead_letter WHERE subscriber = $1 AND replayed_at IS NULL"
+        " AND recorded_at >= $2 AND recorded_at < $3",
+        name, since, until,
+    )  # fmt: skip
+    return count
+
+
 async def replay(
     connection: "AnyConnection", name: str, since: dt.datetime, until: dt.datetime, now: dt.datetime, limit: int
 ) -> int:

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from gateway import operators_outbox
 from gateway.crypto.pseudonym import Pseudonyms
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
@@ -207,6 +208,29 @@ async def test_control_a_held_card_that_is_overtaken_is_noticed(
         assert (await peer.figures())["disorder"] > 0
 
 
+async def test_a_replay_leaves_the_feed_its_place_aside(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (deliver_usage, operators_outbox):
+        monkeypatch.setattr(module, "HELD_MAX", 6)
+    settings = load({"DATABASE_URL": database.dsn})
+    await add_events(database.dsn, Events(8, 8))
+    receiver = Receiver()
+    receiver.poison = {event_id for event_id, _ in await logged(database.dsn)}
+    today, a_day = dt.datetime.now(CHINA).replace(tzinfo=None), dt.timedelta(days=1)
+    async with Relay(database.dsn, receiver) as relay:
+        await relay.run()
+        assert await replay(settings, "bureau", today - a_day, today + a_day) == (3, 5)
+        assert await replay(settings, "bureau", today - a_day, today + a_day) == (0, 5)
+        await add_events(database.dsn, Events(20, 20), start=1000)
+        for _ in range(60):
+            await relay.held.turn()
+            await relay.pages.turn()
+        behind = (await outbox_status(settings))[1].split()[1]
+        assert behind == "0", "the feed goes on while the replayed are not taken"
+        receiver.poison = set()
+        await relay.run()
+        assert await replay(settings, "bureau", today - a_day, today + a_day) == (3, 2)
+
+
 async def test_what_operators_see_and_send_again(database: Database) -> None:
     settings = load({"DATABASE_URL": database.dsn})
     assert (await outbox_status(settings))[0].startswith("there are no subscribers")
@@ -221,8 +245,8 @@ async def test_what_operators_see_and_send_again(database: Database) -> None:
         assert [line.split()[-2:] for line in lines[1:]] == [["no", "answer"]] * 3
         today = dt.datetime.now(CHINA).replace(tzinfo=None)
         a_day = dt.timedelta(days=1)
-        assert await replay(settings, "bureau", today - 2 * a_day, today - a_day) == 0
-        assert await replay(settings, "bureau", today - a_day, today + a_day) == 3
+        assert await replay(settings, "bureau", today - 2 * a_day, today - a_day) == (0, 0)
+        assert await replay(settings, "bureau", today - a_day, today + a_day) == (3, 0)
         assert await dead_letters(settings, "bureau", today - a_day, today + a_day) == ["there are none"]
         receiver.poison = set()
         await relay.run()
