@@ -17,7 +17,7 @@ from gateway.domain.ids import uuid7
 from gateway.domain.masking import Secret
 from gateway.domain.payments import PaymentState
 from gateway.domain.times import CHINA
-from gateway.flows.correct_points import correct
+from gateway.flows.correct_points import correct_once
 from gateway.flows.data_keys import DataKeys
 from gateway.flows.decide_payment import decide
 from gateway.flows.reconcile_bank import ReconcileBank, read_file
@@ -160,15 +160,13 @@ async def check_ledger(settings: Settings) -> tuple[list[str], bool]:
     return lines, not findings
 
 
-async def correct_points(settings: Settings, transfer: UUID, amount: int, note: str) -> str:
-    """The line to print. Raises NotCorrected, OSError, asyncpg.PostgresError."""
-    transfer_id = UUID(bytes=uuid7(time.time_ns() // 1_000_000, os.urandom(10)))
-    connection = await connect(database_of(settings), settings.gateway.database, "yikatong operator")
-    try:
-        made = await correct(connection, transfer_id, transfer, amount, note, settings.points.valid_months)
-    finally:
-        await connection.close()
-    return f"transfer {made.transfer_id}: {made.points:+} points, corrects {made.corrects}"
+async def correct_points(settings: Settings, transfer: UUID, amount: int, note: str, transfer_id: UUID | None) -> str:
+    """The line to print; `transfer_id`: of an earlier try. Raises as correct_once() does."""
+    new_id = transfer_id or UUID(bytes=uuid7(time.time_ns() // 1_000_000, os.urandom(10)))
+    dial = partial(connect, database_of(settings), settings.gateway.database, "yikatong operator")
+    made, was_there = await correct_once(dial, new_id, transfer, amount, note, settings.points.valid_months)
+    said = f"transfer {made.transfer_id}: {made.points:+} points, corrects {made.corrects}"
+    return f"{said}: it was corrected already" if was_there else said
 
 
 async def anomalies_table(settings: Settings, moment: dt.datetime) -> list[str]:
