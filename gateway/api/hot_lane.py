@@ -148,13 +148,29 @@ class HotLane:
         return True
 
     async def _answer_whole(self, connection: Writable, answering: Answering, request: Whole, body: bytes) -> None:
+        answer = b""
         try:
-            answer = (await answering(request, body)).to_bytes()
+            reply = await answering(request, body)
+            assert not reply.closes, "of a body that has arrived nothing is left to come"
+            answer = reply.to_bytes()
         except Exception as error:  # noqa: BLE001 - the edge: there is nothing to answer with, and never a traceback
             log.error("request failed", exception=describe(type(error), error.__traceback__))
-            connection.force_close()
-            answer = b""
-        connection.finish_hot(answer)
+        finally:  # also of a task that is cancelled: nobody is left waiting
+            if not answer:
+                connection.force_close()
+            connection.finish_hot(answer)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for the operations that have begun, so long at most."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    async def close(self) -> None:
+        """End what has not ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _take_verify(self, connection: Writable, message: RawRequestMessage, body: bytes) -> bool:
         head = connection.head

@@ -231,6 +231,7 @@ class HardenedRunner(web.AppRunner):
         )
         self._hot_lane = hot_lane
         self._connections_max = connections_max
+        self._drain_s = drain_s
         self._listener: socket.socket | None = None
 
     async def listen(self, listener: socket.socket) -> None:
@@ -251,7 +252,9 @@ class HardenedRunner(web.AppRunner):
             await self._take_who_waits(self.server)
             while self.open_connections and asyncio.get_running_loop().time() < over:  # noqa: ASYNC110 - bounded
                 await asyncio.sleep(0.02)
+        await self._hot_lane.drain(self._drain_s - _FAREWELL_S)
         await super().cleanup()
+        await self._hot_lane.close()
 
     async def _take_who_waits(self, server: web.Server) -> None:
         """Whoever has connected and was not accepted yet: closing the listener would reset the connection, perhaps with

@@ -21,7 +21,7 @@ class OrdinaryWay(HotLane):
     """A lane that takes nothing."""
 
     def __init__(self) -> None:
-        pass
+        self._tasks = set()
 
     def take(self, *_: object) -> bool:
         return False

@@ -16,7 +16,9 @@ from tests.running import Raw, read_answer, request
 
 PATH = "/v1/operation"
 KEEP_ALIVE_S = 1
+DRAIN_S = 3
 BODY_MAX = 100
+FAILURES: dict[bytes, BaseException] = {b"fails": ValueError(), b"is cancelled": asyncio.CancelledError()}
 
 
 class Lane(HotLane):
@@ -39,8 +41,8 @@ class Lane(HotLane):
         self.begun.append(whole)
         self.has_begun.set()
         await self.may_end.wait()
-        if whole == b"fails":
-            raise ValueError
+        if whole in FAILURES:
+            raise FAILURES[whole]
         return Reply(whole, headers={"Content-Type": asked.content_type}, request_id="r-1")
 
 
@@ -68,7 +70,7 @@ async def serving() -> AsyncIterator[tuple[Lane, HardenedRunner, int]]:
 
     application, lane = web.Application(), Lane()
     application.router.add_post("/{path:.*}", ordinary)
-    runner = HardenedRunner(application, lane, connections_max=10, header_timeout_s=KEEP_ALIVE_S, drain_s=3)
+    runner = HardenedRunner(application, lane, connections_max=10, header_timeout_s=KEEP_ALIVE_S, drain_s=DRAIN_S)
     await runner.setup()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
@@ -147,17 +149,32 @@ async def test_a_stop_waits_for_what_has_begun() -> None:
         client.writer.write(request("POST", PATH, b"begun"))
         await asyncio.wait_for(lane.has_begun.wait(), 5)
         stopping = asyncio.create_task(runner.cleanup())
-        asyncio.get_running_loop().call_later(1.3, lane.may_end.set)  # longer than the farewell
+        asyncio.get_running_loop().call_later(
+            DRAIN_S - 0.5, lane.may_end.set
+        )  # longer than the farewell: what has begun has its time
         async with asyncio.timeout(5):
             answer = await read_answer(client.reader)
             await stopping
     assert answer.body == b"begun" and answer.header("Connection") == "close"
 
 
-async def test_one_whose_answer_cannot_be_made_leaves_nobody_waiting() -> None:
+async def test_a_stop_does_not_wait_for_ever_and_leaves_nothing_behind() -> None:
+    async with serving() as (lane, runner, port), Client(port) as client:
+        await used(client)
+        lane.may_end.clear()
+        client.writer.write(request("POST", PATH, b"never ends"))
+        await asyncio.wait_for(lane.has_begun.wait(), 5)
+        async with asyncio.timeout(2 * DRAIN_S):
+            await runner.cleanup()
+            assert await client.reader.read() == b""
+        assert not lane._tasks
+
+
+@pytest.mark.parametrize("sent", FAILURES)
+async def test_one_whose_answer_cannot_be_made_leaves_nobody_waiting(sent: bytes) -> None:
     async with serving() as (_, runner, port), Client(port) as client:
         await used(client)
-        client.writer.write(request("POST", PATH, b"fails"))
+        client.writer.write(request("POST", PATH, sent))
         async with asyncio.timeout(5):
             assert await client.reader.read() == b""
     assert runner.open_connections == 0
