@@ -25,5 +25,5 @@ def connection_lost(self: Connection, exc: BaseException | None) -> None:
 
 
 HardenedServer.__init__ = init  # type: ignore[method-assign]
-Connection.connection_lost = connection_lost  # type: ignore[method-assign]
+Connection.connection_lost = connection_lost  # type: ignore[assignment]
 setattr(effects, "asyncio", SimpleNamespace(**{**vars(asyncio), "shield": lambda task: task}))  # noqa: B010
