@@ -35,6 +35,9 @@ _FAREWELL_S = 1.0
 _BACKLOG_MAX = 1024
 """So many that have connected and were not accepted are taken at a stop; there are 128 places for them by default."""
 
+_LEAST_S = 0.05
+"""What a stop still gives requests that had all of their time already. aiohttp takes 0 for ever."""
+
 _LINGER_S = 2.0
 """How long the rest of a refused body is still read, so that the client sees the answer."""
 
@@ -227,7 +230,6 @@ class HardenedRunner(web.AppRunner):
             keepalive_timeout=header_timeout_s,
             auto_decompress=False,
             lingering_time=_LINGER_S,
-            shutdown_timeout=drain_s - _FAREWELL_S,
         )
         self._hot_lane = hot_lane
         self._connections_max = connections_max
@@ -243,16 +245,22 @@ class HardenedRunner(web.AppRunner):
         return len(self.server.connections) if self.server is not None else 0
 
     async def cleanup(self) -> None:
-        """Stop accepting; answer what comes on open connections for a moment; then close the idle, finish the rest."""
+        """Stop accepting; answer what comes on open connections for a moment; then close the idle, finish the rest.
+
+        What has not ended after drain_s is given up.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         for site in list(self.sites):
             await site.stop()
         if isinstance(self.server, HardenedServer):
-            over = asyncio.get_running_loop().time() + _FAREWELL_S
             self.server.say_farewell()
             await self._take_who_waits(self.server)
-            while self.open_connections and asyncio.get_running_loop().time() < over:  # noqa: ASYNC110 - bounded
+            while self.open_connections and loop.time() < began + _FAREWELL_S:  # noqa: ASYNC110 - bounded
                 await asyncio.sleep(0.02)
-        await self._hot_lane.drain(self._drain_s - _FAREWELL_S)
+        await self._hot_lane.drain(began + self._drain_s - loop.time())
+        # aiohttp waits so long twice: before and after it tells a handler that its client is gone
+        self._shutdown_timeout = max((began + self._drain_s - loop.time()) / 2, _LEAST_S)
         await super().cleanup()
         await self._hot_lane.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,8 +16,10 @@ from gateway.api.server import HardenedRunner
 from tests.running import Raw, read_answer, request
 
 PATH = "/v1/operation"
+HELD = "/held"
+"""Goes through aiohttp, and ends when the lane's operation may."""
 KEEP_ALIVE_S = 1
-DRAIN_S = 3
+DRAIN_S = 2
 BODY_MAX = 100
 FAILURES: dict[bytes, BaseException] = {b"fails": ValueError(), b"is cancelled": asyncio.CancelledError()}
 
@@ -48,10 +51,10 @@ class Lane(HotLane):
 
 class Client:
     def __init__(self, port: int) -> None:
-        self._port = port
+        self.port = port
 
     async def __aenter__(self) -> "Client":
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -68,7 +71,12 @@ async def serving() -> AsyncIterator[tuple[Lane, HardenedRunner, int]]:
     async def ordinary(asked: web.Request) -> web.Response:
         return web.Response(body=b"ordinary " + await asked.read())
 
+    async def held(asked: web.Request) -> web.Response:
+        await lane.may_end.wait()
+        return await ordinary(asked)
+
     application, lane = web.Application(), Lane()
+    application.router.add_post(HELD, held)
     application.router.add_post("/{path:.*}", ordinary)
     runner = HardenedRunner(application, lane, connections_max=10, header_timeout_s=KEEP_ALIVE_S, drain_s=DRAIN_S)
     await runner.setup()
@@ -85,6 +93,17 @@ async def serving() -> AsyncIterator[tuple[Lane, HardenedRunner, int]]:
 async def used(client: Client) -> None:
     """What comes on a new connection may come before aiohttp's cycle waits for it, and goes that way."""
     assert (await client.ask(request("POST", "/other", b"x"))).body == b"ordinary x"
+
+
+@asynccontextmanager
+async def begun() -> AsyncIterator[tuple[Lane, HardenedRunner, Client]]:
+    """A client whose request has begun, and ends when it may."""
+    async with serving() as (lane, runner, port), Client(port) as client:
+        await used(client)
+        lane.may_end.clear()
+        client.writer.write(request("POST", PATH, b"begun"))
+        await asyncio.wait_for(lane.has_begun.wait(), 5)
+        yield lane, runner, client
 
 
 async def test_each_is_parsed_anew_and_answered_on_the_same_connection() -> None:
@@ -119,16 +138,12 @@ async def test_what_is_not_whole_and_plain_goes_the_ordinary_way(sent: bytes) ->
 
 
 async def test_one_that_is_pipelined_behind_another_is_answered_after_it() -> None:
-    async with serving() as (lane, _, port), Client(port) as client:
-        await used(client)
-        lane.may_end.clear()
-        client.writer.write(request("POST", PATH, b"first"))
-        await asyncio.wait_for(lane.has_begun.wait(), 5)
+    async with begun() as (lane, _, client):
         client.writer.write(request("POST", "/other", b"second") + request("POST", PATH, b"third"))
         lane.may_end.set()
         async with asyncio.timeout(5):
             got = [(await read_answer(client.reader)).body for _ in range(3)]
-    assert got[:2] == [b"first", b"ordinary second"] and got[2].endswith(b"third")
+    assert got[:2] == [b"begun", b"ordinary second"] and got[2].endswith(b"third")
 
 
 async def test_one_that_takes_longer_than_the_keep_alive_time_is_answered() -> None:
@@ -143,30 +158,25 @@ async def test_one_that_takes_longer_than_the_keep_alive_time_is_answered() -> N
 
 
 async def test_a_stop_waits_for_what_has_begun() -> None:
-    async with serving() as (lane, runner, port), Client(port) as client:
-        await used(client)
-        lane.may_end.clear()
-        client.writer.write(request("POST", PATH, b"begun"))
-        await asyncio.wait_for(lane.has_begun.wait(), 5)
+    async with begun() as (lane, runner, client), Client(client.port) as other:
+        other.writer.write(request("POST", HELD, b"x"))
         stopping = asyncio.create_task(runner.cleanup())
-        asyncio.get_running_loop().call_later(
-            DRAIN_S - 0.5, lane.may_end.set
-        )  # longer than the farewell: what has begun has its time
+        # longer than the farewell: what has begun has its time
+        asyncio.get_running_loop().call_later(DRAIN_S - 0.5, lane.may_end.set)
         async with asyncio.timeout(5):
-            answer = await read_answer(client.reader)
+            answers = [await read_answer(each.reader) for each in (client, other)]
             await stopping
-    assert answer.body == b"begun" and answer.header("Connection") == "close"
+    assert [answer.body for answer in answers] == [b"begun", b"ordinary x"]
+    assert all(answer.header("Connection") == "close" for answer in answers)
 
 
-async def test_a_stop_does_not_wait_for_ever_and_leaves_nothing_behind() -> None:
-    async with serving() as (lane, runner, port), Client(port) as client:
-        await used(client)
-        lane.may_end.clear()
-        client.writer.write(request("POST", PATH, b"never ends"))
-        await asyncio.wait_for(lane.has_begun.wait(), 5)
-        async with asyncio.timeout(2 * DRAIN_S):
-            await runner.cleanup()
-            assert await client.reader.read() == b""
+async def test_a_stop_ends_in_its_time_and_leaves_nothing_behind() -> None:
+    async with begun() as (lane, runner, client), Client(client.port) as other:
+        other.writer.write(request("POST", HELD, b"x"))
+        began = time.monotonic()
+        await runner.cleanup()
+        assert time.monotonic() - began < DRAIN_S + 0.5
+        assert (await client.reader.read(), await other.reader.read()) == (b"", b"")
         assert not lane._tasks
 
 
