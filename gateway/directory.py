@@ -263,7 +263,7 @@ def _read_json(file: Path) -> Any:
         raise ValueError("larger than 64 KiB")
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise ValueError("not JSON") from None
 
 

@@ -259,7 +259,7 @@ def _read(file: Path, mistakes: list[str]) -> dict[str, Any]:
         mistakes.append(f"{file.name}: no such file in {file.parent}")
     except OSError as error:
         mistakes.append(f"{file.name}: cannot be read: {error.strerror}")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         mistakes.append(f"{file.name}: not TOML: {error}")
     return {}
 

@@ -121,6 +121,7 @@ def test_rotated_keys_are_taken_up(house: House) -> None:
 BROKEN: dict[str, Callable[[House], object]] = {
     "not TOML": lambda h: (h.config / "callers.toml").write_text("= ["),
     "not UTF-8": lambda h: (h.config / "callers.toml").write_bytes(b'a = "\xff"'),
+    "nested without end": lambda h: (h.config / "callers.toml").write_text("callers = " + "[" * 3000),
     "gone": lambda h: (h.config / "scenes.toml").unlink(),
     "benefits gone": lambda h: (h.config / "benefits.toml").unlink(),
     "callers that are a number": lambda h: (h.config / "callers.toml").write_text("callers = 3\n"),
@@ -128,6 +129,7 @@ BROKEN: dict[str, Callable[[House], object]] = {
     "a link to itself": lambda h: h.link_to_itself("callers.toml"),
     "keys gone": lambda h: (h.data / MERCHANT).unlink(),
     "keys that are not JSON": lambda h: h.put_keys("{"),
+    "keys that are nested without end": lambda h: h.put_keys('{"keys":' * 5000),
     "keys that are a list": lambda h: h.put_keys([]),
     "no keys": lambda h: h.put_keys({"keys": []}),
     "three keys": lambda h: h.put_keys({"keys": [h.keys(name)["keys"][0] for name in
