@@ -37,6 +37,9 @@ _VALUE = re.compile(f"sig1=:{_BYTES}:")
 _DIGEST = re.compile(f"(sha-256|sm3)=:{_BYTES}:")
 _AUTHORITY = re.compile(r"([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
 
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+"""A 401 has one (RFC 9110 §15.5.2), and no scheme is registered for signatures. It names no error: the token is good."""
+
 
 class Claimed(NamedTuple):
     """A signature that has the right form, not yet checked."""
@@ -97,7 +100,7 @@ def read(method: str, raw_path: str, headers: "CIMultiDictProxy[str]", body: byt
 
 def refused() -> Problem:
     """One answer for every reason."""
-    return Problem("invalid_signature")
+    return Problem("invalid_signature", headers=_CHALLENGE)
 
 
 def _decoded(text: str) -> bytes:

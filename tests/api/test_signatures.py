@@ -222,9 +222,10 @@ async def try_all(client: Client, other: Client, card: TestCard) -> tuple[Verdic
     unsigned = request(
         "POST", PATH, parts.body, authorization=parts.authorization, idempotency_key="k", x_request_id="x"
     )
-    refused = (await send_raw(port, unsigned)).body
-    nobody = (await send_raw(port, request("POST", PATH, parts.body, x_request_id="x"))).body
-    assert b'"invalid_signature"' in refused and b'"unauthorised"' in nobody
+    refused = await send_raw(port, unsigned)
+    nobody = await send_raw(port, request("POST", PATH, parts.body, x_request_id="x"))
+    assert b'"invalid_signature"' in refused.body and b'"unauthorised"' in nobody.body
+    assert refused.header("WWW-Authenticate") == "Bearer", "without an error: the token is good"
     statuses: Counter[int] = Counter()
     accepted, telling = [], []
     for name, sent in found.items():
@@ -232,7 +233,7 @@ async def try_all(client: Client, other: Client, card: TestCard) -> tuple[Verdic
         statuses[answer.status] += 1
         if not 400 <= answer.status < 500:
             accepted.append(f"{answer.status} {name}")
-        elif answer.status == 401 and answer.body not in (refused, nobody):
+        elif answer.status == 401 and answer.body not in (refused.body, nobody.body):
             telling.append(name)
         elif answer.status == 422:
             accepted.append(f"422 {name}: it came past the signature")
