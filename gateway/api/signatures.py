@@ -38,7 +38,7 @@ _DIGEST = re.compile(f"(sha-256|sm3)=:{_BYTES}:")
 _AUTHORITY = re.compile(r"([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
-"""A 401 has one (RFC 9110 §15.5.2), and no scheme is registered for signatures. It names no error: the token is good."""
+"""A 401 has one (RFC 9110 §15.5.2); no scheme is registered for signatures. It names no error: the token is good."""
 
 
 class Claimed(NamedTuple):
