@@ -38,7 +38,7 @@ from gateway.metrics import EFFECTS
 from gateway.store import idempotency, operations
 from gateway.store.batch import Batcher, BatchFigures
 from gateway.store.operations import Operation
-from gateway.store.pool import GONE, cut_off
+from gateway.store.pool import GONE, Place, cut_off
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection, Connection
@@ -281,7 +281,7 @@ class Effects:
                 results = await fresh[0].kind.perform(connection, [effect.asked for effect in fresh])
                 done = {effect.claim: each for effect, each in zip(fresh, results, strict=True)}
             ended |= {key: Ended(each.answer, False) if isinstance(each, Done) else each for key, each in done.items()}
-            await self._keep(connection, effects, done, data_keys)
+            await self._keep(connection, effects, claimed, done, data_keys)
         if replays := [key for key in effects if key not in claimed]:
             found = await idempotency.stored(connection, replays)
             for key in replays:
@@ -292,6 +292,7 @@ class Effects:
         self,
         connection: "Connection",
         effects: dict[idempotency.KeyOf, Effect],
+        claimed: dict[idempotency.KeyOf, Place],
         done: dict[idempotency.KeyOf, Done | Begun | Problem],
         data_keys: dict[str, int],
     ) -> None:
@@ -302,7 +303,7 @@ class Effects:
             if not isinstance(each, Problem) and each.operation is not None
         ]
         answers = {
-            key: self._kept.seal(data_keys["answers"], key, each.answer)
+            claimed[key]: self._kept.seal(data_keys["answers"], key, each.answer)
             for key, each in done.items()
             if isinstance(each, Done)
         }

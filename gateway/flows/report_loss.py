@@ -33,6 +33,7 @@ from gateway.store.loss_notices import Holder, Notice
 from gateway.store.losses import Card, Wanted
 from gateway.store.operations import Operation
 from gateway.store.payments import created_at
+from gateway.store.pool import Place
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
@@ -174,18 +175,18 @@ class _Changes:
     """What a batch makes of its cards: several effects of one card follow one another, and it is written once."""
 
     def __init__(self) -> None:
-        self.statuses: dict[UUID, CardStatus] = {}
+        self.statuses: dict[Place, CardStatus] = {}
         """Of the cards that have another one now."""
 
     def status(self, card: Card) -> CardStatus:
-        return self.statuses.get(card.card_id, card.status)
+        return self.statuses.get(card.place, card.status)
 
     def apply(self, card: Card, action: CardAction) -> tuple[CardStatus, CardStatus | None]:
         """(status before, status after or None if the table refuses)."""
         before = self.status(card)
         after = TRANSITIONS.get((before, action))
         if after is not None and after is not before:
-            self.statuses[card.card_id] = after
+            self.statuses[card.place] = after
         return before, after
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.store.pool import Place
+
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
@@ -20,8 +22,10 @@ class Stored(NamedTuple):
     """None: the first use has begun and its outcome is not known yet."""
 
 
-async def claim(connection: "AnyConnection", keys: Sequence[KeyOf], fingerprints: Sequence[bytes]) -> set[KeyOf]:
-    """Claim keys inside a transaction; returns those that are ours now. `keys` has none twice.
+async def claim(
+    connection: "AnyConnection", keys: Sequence[KeyOf], fingerprints: Sequence[bytes]
+) -> dict[KeyOf, Place]:
+    """Claim keys inside a transaction; returns those that are ours now, and where. `keys` has none twice.
 
     Waits for another transaction that holds one of them for as long as the connection's lock_timeout, then raises
     LockNotAvailableError. All transactions claim in the same order, so none waits in a circle.
@@ -30,10 +34,10 @@ async def claim(connection: "AnyConnection", keys: Sequence[KeyOf], fingerprints
     rows = await connection.fetch(
         "INSERT INTO idempotency_key (caller, key, fingerprint)"
         " SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[])"
-        " ON CONFLICT DO NOTHING RETURNING caller, key",
+        " ON CONFLICT DO NOTHING RETURNING caller, key, ctid",
         callers, names, prints,
     )  # fmt: skip
-    return {tuple(row) for row in rows}
+    return {(row[0], row[1]): row[2] for row in rows}
 
 
 async def stored(connection: "AnyConnection", keys: Sequence[KeyOf]) -> dict[KeyOf, Stored]:
@@ -46,21 +50,21 @@ async def stored(connection: "AnyConnection", keys: Sequence[KeyOf]) -> dict[Key
     return {(row["caller"], row["key"]): Stored(row["fingerprint"], row["answer_sealed"]) for row in rows}
 
 
-KEEP = """
+KEEP_AT_ONCE = """
 UPDATE idempotency_key AS kept SET answer_sealed = done.answer_sealed
-FROM unnest($1::text[], $2::text[], $3::bytea[]) AS done(caller, key, answer_sealed)
-WHERE kept.caller = done.caller AND kept.key = done.key AND kept.answer_sealed IS NULL
+FROM unnest($1::tid[], $2::bytea[]) AS done(place, answer_sealed) WHERE kept.ctid = done.place
 """
-
-
-def kept(answers: Mapping[KeyOf, bytes]) -> tuple[list[str], list[str], list[bytes]]:
-    """The parameters of KEEP."""
-    return [caller for caller, _ in answers], [key for _, key in answers], list(answers.values())
+"""For the transaction that has claimed the keys."""
 
 
 async def keep(connection: "AnyConnection", answers: Mapping[KeyOf, bytes]) -> None:
-    """Store the sealed answers of claimed keys that have none: an answer is never replaced."""
-    await connection.execute(KEEP, *kept(answers))
+    """Store the sealed answers of keys that were claimed before and have none: an answer is never replaced."""
+    await connection.execute(
+        "UPDATE idempotency_key AS kept SET answer_sealed = done.answer_sealed"
+        " FROM unnest($1::text[], $2::text[], $3::bytea[]) AS done(caller, key, answer_sealed)"
+        " WHERE kept.caller = done.caller AND kept.key = done.key AND kept.answer_sealed IS NULL",
+        [caller for caller, _ in answers], [key for _, key in answers], list(answers.values()),
+    )  # fmt: skip
 
 
 async def give_back(connection: "AnyConnection", keys: Sequence[KeyOf]) -> None:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from gateway.domain.cards import LOST, CardStatus
 from gateway.store.operations import recorded_between
+from gateway.store.pool import Place
 
 if TYPE_CHECKING:
     import asyncpg
@@ -25,6 +26,7 @@ class Wanted(NamedTuple):
 class Card(NamedTuple):
     """A card, locked until the end of the transaction."""
 
+    place: Place
     card_id: UUID
     status: CardStatus
     replacement_started: bool
@@ -53,12 +55,12 @@ _FIND_WANTED = _FOUND + "SELECT item, card_id FROM found"  # noqa: S608 - two co
 _LOCK_WANTED = (
     _FOUND
     + """
-SELECT item, card_id, status, replacement_started
+SELECT item, card.ctid, card_id, status, replacement_started
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
 )
 _LOCK_CHIPS = """
-SELECT item, card_id, status, replacement_started
+SELECT item, card.ctid, card_id, status, replacement_started
 FROM unnest($1::bytea[]) WITH ORDINALITY AS asked(chip_index, item) JOIN card USING (chip_index)
 ORDER BY card_id FOR UPDATE OF card
 """
@@ -72,17 +74,16 @@ WITH found AS (
     JOIN operation o ON o.reference = asked.reference AND o.caller = asked.caller AND o.kind = $5
         AND o.recorded_at BETWEEN asked.since AND asked.until AND o.result = 'accepted'
 )
-SELECT item, card_id, status, replacement_started, coalesce(lost_at = lost_by_it, false)
+SELECT item, card.ctid, card_id, status, replacement_started, coalesce(lost_at = lost_by_it, false)
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
 
 _CHANGE = """
 WITH changed AS (
     UPDATE card SET status = new.status, lost_at = CASE WHEN new.status = ANY($3::smallint[]) THEN now() END
-    FROM unnest($1::uuid[], $2::smallint[]) AS new(card_id, status)
-    WHERE card.card_id = new.card_id
+    FROM unnest($1::tid[], $2::smallint[]) AS new(place, status) WHERE card.ctid = new.place RETURNING true
 )
-SELECT DISTINCT card_id FROM loss_notice WHERE card_id = ANY($4) AND next_try_at IS NOT NULL
+SELECT count(*), ARRAY(SELECT card_id FROM loss_notice WHERE card_id = ANY($4) AND next_try_at IS NOT NULL) FROM changed
 """
 
 
@@ -109,15 +110,15 @@ async def lock_reported(
     report that has made the card lost."""
     since, until = zip(*map(recorded_between, references), strict=True)
     rows = await connection.fetch(_LOCK_REPORTED, references, callers, list(since), list(until), kind)
-    return {row[0] - 1: (_card(row), row[4]) for row in rows}
+    return {row[0] - 1: (_card(row), row[5]) for row in rows}
 
 
 def _card(row: "asyncpg.Record") -> Card:
-    return Card(row[1], _STATUS[row[2]], row[3])
+    return Card(row[1], row[2], _STATUS[row[3]], row[4])
 
 
 async def change(
-    connection: "AnyConnection", cards: Mapping[UUID, CardStatus], of_interest: Collection[UUID]
+    connection: "AnyConnection", cards: Mapping[Place, CardStatus], of_interest: Collection[UUID]
 ) -> set[UUID]:
     """Write the status of locked cards that have another one now; lost they are since this transaction. How fresh the
     registry's word is stays as it was.
@@ -125,5 +126,6 @@ async def change(
     Returns which of the locked cards `of_interest` have a loss notice that is not decided: read after the locks, and
     on the same way to the database.
     """
-    rows = await connection.fetch(_CHANGE, list(cards), list(cards.values()), list(LOST), list(of_interest))
-    return {row[0] for row in rows}
+    row = await connection.fetchrow(_CHANGE, list(cards), list(cards.values()), list(LOST), list(of_interest))
+    assert row is not None and row[0] == len(cards), "a card that is locked stays in its place"
+    return set(row[1])

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from gateway.domain.ids import uuid7_unix_ms
 from gateway.store import idempotency
+from gateway.store.pool import Place
 
 if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
@@ -45,25 +46,24 @@ _COLUMNS = ", ".join(Operation._fields)
 _RECORD = f"""
 WITH recorded AS (
     INSERT INTO operation ({_COLUMNS})
-    SELECT * FROM unnest($4::uuid[], $5::text[], $6::text[], $7::uuid[], $8::uuid[], $9::text[], $10::text[],
-                         $11::smallint[], $12::smallint[], $13::text[], $14::text[], $15::timestamptz[],
-                         $16::bytea[], $17::bytea[], $18::text[], $19::bytea[])
+    SELECT * FROM unnest($3::uuid[], $4::text[], $5::text[], $6::uuid[], $7::uuid[], $8::text[], $9::text[],
+                         $10::smallint[], $11::smallint[], $12::text[], $13::text[], $14::timestamptz[],
+                         $15::bytea[], $16::bytea[], $17::text[], $18::bytea[])
 )
-{idempotency.KEEP}
+{idempotency.KEEP_AT_ONCE}
 """  # noqa: S608 - the names of our own fields
 
 
-async def record(
-    connection: "AnyConnection", operations: Sequence[Operation], answers: Mapping[idempotency.KeyOf, bytes]
-) -> None:
-    """Record operations and keep the sealed answers of claimed keys, inside the transaction of the effects.
+async def record(connection: "AnyConnection", operations: Sequence[Operation], answers: Mapping[Place, bytes]) -> None:
+    """Record operations and keep the sealed answers with their keys, inside the transaction that has claimed them.
 
     One statement: its way to the database and back costs as much as what it carries.
     """
     columns = zip(*operations, strict=True) if operations else repeat((), len(Operation._fields))
     # a column that nobody fills is NULL as a whole, which is cheaper: unnest() fills it up
     given = (None if column.count(None) == len(column) else column for column in columns)
-    await connection.execute(_RECORD, *idempotency.kept(answers), *given)
+    done = await connection.execute(_RECORD, list(answers), list(answers.values()), *given)
+    assert done == f"UPDATE {len(answers)}", "a key that was claimed stays in its place"
 
 
 def recorded_between(reference: UUID) -> tuple[dt.datetime, dt.datetime]:

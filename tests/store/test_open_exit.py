@@ -211,7 +211,7 @@ async def test_a_paid_exit_without_its_data_key_is_due_again(
             assert problem.code == "unavailable"
         stands = await one._look(begun)
         async with pool.acquire() as connection:
-            is_free = await idempotency.claim(connection, [key], [b"f" * 32]) == {key}
+            is_free = (await idempotency.claim(connection, [key], [b"f" * 32])).keys() == {key}
         assert one.asked == 0
         mended = (status, stands.state, stands.payment, is_free) == (0, VisitState.DUE, None, True)
         assert mended == (kind is Mute), (status, stands, is_free)

@@ -94,7 +94,7 @@ async def is_free(connection: Connection, payment: Payment) -> tuple[bool, bool]
     """(its key, its order): takes them."""
     key, order = (payment.caller, payment.idempotency_key), (payment.caller, payment.merchant_order_id)
     return (
-        await idempotency.claim(connection, [key], [b"f" * 32]) == {key},
+        (await idempotency.claim(connection, [key], [b"f" * 32])).keys() == {key},
         await payments.take_orders(connection, [(*order, payment.reference)]) == {payment.reference},
     )
 

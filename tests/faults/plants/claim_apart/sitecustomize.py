@@ -5,9 +5,10 @@ from typing import Any
 
 from gateway.flows.effects import Effect, Effects
 from gateway.store import idempotency
+from gateway.store.pool import Place
 
 _real, _claim = Effects._transact, idempotency.claim
-_claimed: dict[int, set[idempotency.KeyOf]] = {}
+_claimed: dict[int, dict[idempotency.KeyOf, Place]] = {}
 
 
 async def transact(self: Effects, connection: Any, batch: Sequence[Effect], *rest: Any) -> Any:
@@ -16,7 +17,7 @@ async def transact(self: Effects, connection: Any, batch: Sequence[Effect], *res
     return await _real(self, connection, batch, *rest)
 
 
-async def claim(connection: Any, keys: object, fingerprints: object) -> set[idempotency.KeyOf]:
+async def claim(connection: Any, keys: object, fingerprints: object) -> dict[idempotency.KeyOf, Place]:
     return _claimed[id(connection)]
 
 
