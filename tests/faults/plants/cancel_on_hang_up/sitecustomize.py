@@ -9,21 +9,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from gateway.api.server import Connection, HardenedServer
+from gateway.api.server import Connection
 from gateway.store import batch
 from gateway.store.batch import Batcher
 from gateway.store.pool import Pool
+from tests.faults.hanging_up import cancels_what_was_begun
 
 if TYPE_CHECKING:
     from gateway.store.pool import PooledConnection
 
-_init = HardenedServer.__init__
 _serve_one_batch = Batcher._serve_one_batch
-
-
-def init(self: HardenedServer, *args: Any, **kwargs: Any) -> None:
-    _init(self, *args, **kwargs)
-    self.handler_cancellation = True
 
 
 def _client_is_gone(sink: Any) -> bool:
@@ -53,6 +48,6 @@ async def acquire(self: Pool, limit_s: float = 0.7) -> AsyncIterator["PooledConn
 
 
 batch.IN_FLIGHT_MAX = 1  # so that there is a queue to drop from
-HardenedServer.__init__ = init  # type: ignore[method-assign]
+cancels_what_was_begun()
 Batcher._serve_one_batch = serve_one_batch  # type: ignore[method-assign]
 setattr(Pool, "acquire", acquire)  # noqa: B010
