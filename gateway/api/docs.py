@@ -4,18 +4,28 @@
 telemetry and outside links).
 """
 
+import re
 import secrets
 from functools import lru_cache
 from typing import Any
 
 import jinja2
 import msgspec
+from markupsafe import Markup, escape
 
 from gateway.api.middleware import Call
 from gateway.api.reply import Reply
 
 _templates = jinja2.Environment(loader=jinja2.PackageLoader("gateway.api"), autoescape=True)
 _templates.policies["json.dumps_kwargs"] = {"sort_keys": False}
+
+
+def _with_code(text: object) -> Markup:
+    """OpenAPI's descriptions are CommonMark; ours use no more of it than `code`."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
+
+
+_templates.filters["with_code"] = _with_code
 
 
 @lru_cache(maxsize=1)

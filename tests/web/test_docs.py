@@ -33,6 +33,8 @@ async def test_the_contract_is_shown_without_outside_hosts(gateway: Running, bro
     assert answer is not None and answer.status == 200
     assert await page.locator("h1").inner_text() == "一卡通 gateway 0.1.0"
     assert await page.locator("section#verify_card h2").inner_text() == "POST /v1/cards/verify"
+    assert "unsupported_media_type" in await page.locator("section#verify_card code").all_inner_texts()
+    assert "`" not in await page.locator("main").inner_text()
     # the style is applied: the page's policy did not block it
     assert await page.locator(".page").evaluate("element => getComputedStyle(element).display") == "grid"
     assert all(url.startswith(gateway.url) for url in asked)
