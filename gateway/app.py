@@ -123,7 +123,7 @@ class Gateway:
             self.verify_card, self.data_keys.load, self._status_max_age, config.verify.deadline_ms / 1000
         )
         self.rotate_caller_key = RotateCallerKey()
-        self.partners = Partners(settings, lambda op, outcome: self.settle_payment.take_late(op.reference, outcome))
+        self.partners = Partners(settings, lambda op, outcome: self.settle_payment.take_late(op, outcome))
         self.ask_ecard = self._connect_ecards()
         banks = banks or banks_of(self.partners)
         self.losses = losses_told_by(TellBank(self.pool, self.data_keys, banks, config.losses))

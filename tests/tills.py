@@ -1,15 +1,19 @@
 """A till: a gateway with a bank behind it, a merchant in front, and the worker's resolver in the test's own hands."""
 
+import datetime as dt
 import itertools
 import json
 import os
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import pytest
 
 from gateway.crypto.key_files import open_folder
 from gateway.domain.cards import CardStatus
+from gateway.domain.operations import Operation
+from gateway.domain.outcome import Outcome
 from gateway.settings import load
 from gateway.store.embedded import EmbeddedPostgres
 from tests.bank import Bank, Resolver, banks, give_account
@@ -65,6 +69,14 @@ class Till(NamedTuple):
 
     async def steps(self, reference: str) -> list[str]:
         return [step["status"] for step in (await self.operation(reference))[1]["history"]]
+
+    async def notes(self, reference: str) -> list[str]:
+        return [step["note"] for step in (await self.operation(reference))[1]["history"] if step.get("note")]
+
+    async def hear_late(self, reference: str, outcome: Outcome) -> None:
+        """What an operation's own message came to, though nobody waits for it any more."""
+        operation = Operation(reference=UUID(reference), at=dt.datetime.now(dt.UTC))
+        await self.resolver.settle.take_late(operation, outcome)
 
 
 def order(card: TestCard, amount_fen: int = 1250, order_id: str = "") -> dict[str, Any]:

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from random import SystemRandom
 from typing import TYPE_CHECKING, NamedTuple
-from uuid import UUID
 
 import structlog
 
@@ -182,22 +181,27 @@ class SettlePayment:
         await self._write(payment, (payment.state,), state, outcome)
         return None
 
-    async def take_late(self, reference: UUID, outcome: Outcome) -> None:
-        """An answer to the first message that came after its caller had given up. Does not raise."""
-        if not isinstance(outcome, Approved | Declined):
+    async def take_late(self, operation: Operation, outcome: Outcome) -> None:
+        """An answer that came after who waited for it had given up. Does not raise.
+
+        What was only asked is asked again: "not found" was of that moment, and the message may have been on its way.
+        Nor is a no to a reversal taken: it may be one to a repetition.
+        """
+        if isinstance(operation, QueryStatus) or not isinstance(outcome, Approved | Declined):
             return
         try:
             async with self._database() as connection:
-                payment = await payments.find(connection, reference)
-            if payment is None or payment.kind is PaymentKind.REVERSAL:
+                payment = await payments.find(connection, operation.reference)
+            if payment is None or (payment.kind is PaymentKind.REVERSAL and isinstance(outcome, Declined)):
                 return
             state = learned(payment.kind, Question.FIRST, outcome)
-            if payment.state in _ASKED and state in (_S.APPROVED, _S.DECLINED):
+            assert state is not None, "a first message has led somewhere"
+            if payment.state in _ASKED and _is_final_word(payment.kind, state):
                 await self._write(payment, _ASKED, state, outcome)
             elif isinstance(outcome, Approved):
                 await self._too_late(payment)
         except NOT_NOW as error:
-            log.warning("a late answer was not written", reference=str(reference), error=type(error).__name__)
+            log.warning("a late answer was not written", reference=str(operation.reference), error=type(error).__name__)
 
     @asynccontextmanager
     async def _database(self) -> "AsyncIterator[AnyConnection]":
@@ -207,26 +211,28 @@ class SettlePayment:
     async def _too_late(self, payment: Payment) -> None:
         """Approved, though we have told everybody that it was reversed: it is reversed again.
 
-        What we have told to be declined is not made undone: people have to, with the bank's check file.
+        What we have told to be declined is not made undone: people have to, with the bank's check file. A bank may say
+        it ten thousand times: it is noted once.
         """
         if payment.state in (_S.DECLINED, _S.NOT_SENT):
             async with self._database() as connection, connection.transaction():
                 is_new = await payments.note_once(connection, payment, payment.state, _APPROVED_LATE)
-            if is_new:  # a bank may say it ten thousand times
+            if is_new:
                 log.error("the bank approved late what is ended", reference=str(payment.reference), kind=payment.kind)
             return
         if payment.kind is not PaymentKind.PAYMENT or payment.state is not _S.REVERSED:
             return  # REVERSING: its reversal is under way
         async with self._database() as connection, connection.transaction():
-            await payments.note(connection, payment, _S.REVERSED, "approved late: reversed again")
+            is_new = await payments.note_once(connection, payment, _S.REVERSED, "approved late: reversed again")
             await payments.try_now(connection, payment)
-        log.warning("an approval came after the reversal: it is reversed again", reference=str(payment.reference))
+        if is_new:
+            log.warning("an approval came after the reversal: it is reversed again", reference=str(payment.reference))
 
     async def _looked_again(self, payment: Payment, outcome: Outcome) -> None:
         """The reversal after the reversal, for a message that was still on its way then."""
         if isinstance(outcome, Approved):
             async with self._database() as connection, connection.transaction():
-                await payments.note(connection, payment, _S.REVERSED, "a late approval was reversed")
+                await payments.note_once(connection, payment, _S.REVERSED, "a late approval was reversed")
                 await payments.try_again(connection, payment, None)
         else:
             await self._rest(payment, None if found_nothing(outcome) else self._backoff(payment))

@@ -130,11 +130,12 @@ async def due(connection: "AnyConnection", limit: int, lease: dt.timedelta) -> l
 
 
 async def history(connection: "AnyConnection", reference: UUID) -> list[Step]:
+    """The last 100, in order."""
     rows = await connection.fetch(
-        "SELECT at, state FROM loss_notice_history WHERE reference = $1 AND created_at = $2 ORDER BY at LIMIT 100",
+        "SELECT at, state FROM loss_notice_history WHERE reference = $1 AND created_at = $2 ORDER BY at DESC LIMIT 100",
         reference, created_at(reference),
     )  # fmt: skip
-    return [Step(*row) for row in rows]
+    return [Step(*row) for row in reversed(rows)]
 
 
 async def stuck(connection: "AnyConnection", older_than: dt.timedelta, limit: int) -> list[Stuck]:

@@ -289,11 +289,13 @@ async def note_once(connection: "AnyConnection", payment: Payment, state: Paymen
 
 
 async def history(connection: "AnyConnection", reference: UUID) -> list[Step]:
+    """The last 100, in order."""
     rows = await connection.fetch(
-        "SELECT at, state, note FROM payment_history WHERE reference = $1 AND created_at = $2 ORDER BY at LIMIT 1000",
+        "SELECT at, state, note FROM payment_history WHERE reference = $1 AND created_at = $2"
+        " ORDER BY at DESC LIMIT 100",
         reference, created_at(reference),
     )  # fmt: skip
-    return [Step(*row) for row in rows]
+    return [Step(*row) for row in reversed(rows)]
 
 
 async def stuck(connection: "AnyConnection", older_than: dt.timedelta, limit: int) -> list[Stuck]:

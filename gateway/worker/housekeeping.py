@@ -68,7 +68,7 @@ async def run(settings: Settings, dsn: Secret[str], ready: Callable[[], None], b
     """Until SIGTERM; raises LoopFailed. `banks` None: through the partner engine."""
     pool = Pool(dsn, settings.gateway.database, "yikatong worker")
     await pool.open()
-    partners = Partners(settings)
+    partners = Partners(settings, lambda op, outcome: settle.take_late(op, outcome))
     await partners.open()
     banks = banks or banks_of(partners)
     data_keys = DataKeys(pool, KeyWatch(settings.keys_dir, lambda _: None), settings.gateway.sealing.algorithm)

@@ -356,14 +356,14 @@ async def test_one_that_meets_a_mistake_of_ours_holds_up_no_other(till: Till, mo
 async def test_an_answer_that_comes_late_is_taken(till: Till) -> None:
     till.bank.faults["purchase"].extend(["drop_after", "drop_after"])
     references = [(await till.pay(await till.card()))[1]["reference"] for _ in range(2)]
-    await till.resolver.settle.take_late(UUID(references[0]), Approved())
+    await till.hear_late(references[0], Approved())
     assert await till.status(references[0]) == "approved"
     assert (await till.undo(references[1], "reversals"))[1]["status"] == "reversed"
     messages = len(till.bank.messages)
-    await till.resolver.settle.take_late(UUID(references[1]), Approved())
+    await till.hear_late(references[1], Approved())
     await till.resolver.until_nothing_is_left()
     assert [op for op, _ in till.bank.messages[messages:]] == ["reverse"], "once more, and then it rests"
     assert await till.status(references[1]) == "reversed"
-    await till.resolver.settle.take_late(UUID(references[0]), Approved())
-    await till.resolver.settle.take_late(UUID("01890000-0000-7000-8000-000000000000"), Approved())
+    await till.hear_late(references[0], Approved())
+    await till.hear_late("01890000-0000-7000-8000-000000000000", Approved())
     assert await till.status(references[0]) == "approved"

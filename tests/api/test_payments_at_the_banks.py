@@ -169,6 +169,20 @@ async def test_a_payment_is_reversed(counter: Counter, bank: str) -> None:
     assert (await counter.operation(reference))["status"] == "reversed"
 
 
+async def test_a_late_answer_to_the_resolver_ends_a_reversal(counter: Counter) -> None:
+    """Over a link, of which each repetition is answered when the resolver has given it up."""
+    reference = await counter.paid(HAIYAN)
+    await counter.banks.faults({"kind": "drop_before"})
+    try:
+        status, answer = await counter.post(f"{PATH}/{reference}/reversals", {})
+        assert (status, answer["status"]) == (202, "pending")
+        await counter.banks.faults({"kind": "late", "ms": 1500})
+        assert await counter.decided(answer["reference"]) == "reversed"
+    finally:
+        await counter.banks.faults()
+    assert (await counter.operation(reference))["status"] == "reversed"
+
+
 @pytest.mark.parametrize("bank", BANKS)
 async def test_parts_of_a_payment_are_given_back(counter: Counter, bank: str) -> None:
     reference = await counter.paid(bank, 1000)

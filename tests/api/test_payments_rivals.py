@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.domain.operations import Operation, Reverse
+from gateway.domain.operations import Operation, QueryStatus, Reverse
 from gateway.domain.outcome import Approved, DeclineCode, Declined, Outcome, Unknown
 from gateway.domain.payments import PaymentKind, PaymentState
 from gateway.flows.decide_payment import NotDecided, decide
@@ -51,11 +51,6 @@ def at_desk(till: Till, monkeypatch: pytest.MonkeyPatch) -> Desk:
     return desk
 
 
-async def notes(till: Till, reference: str) -> list[str]:
-    history = (await till.operation(reference))[1]["history"]
-    return [step["note"] for step in history if step.get("note")]
-
-
 async def open_reversal(till: Till) -> str:
     """Of an approved payment: it has not come to the bank, which is not known here."""
     payment = await till.paid()
@@ -89,7 +84,45 @@ async def test_a_reversal_that_the_bank_does_after_people_have_declined_it_is_to
         await turn
     assert [(line["log_level"], line["event"]) for line in lines] == [("error", CONTRADICTED)]
     assert await till.status(reference) == "declined"
-    assert await notes(till, reference) == ["decided by hand: the bank's desk", "approved late: people have to look"]
+    assert await till.notes(reference) == ["decided by hand: the bank's desk", "approved late: people have to look"]
+
+
+async def test_so_it_is_by_an_answer_that_comes_late_once(till: Till) -> None:
+    reference = await open_reversal(till)
+    await decide(till.resolver.pool, till.resolver.settle._outcomes, UUID(reference), _S.DECLINED, "the bank's desk")
+    with capture_logs() as lines:
+        for outcome in (NOTHING, Approved(), Approved()):
+            await till.hear_late(reference, outcome)
+    assert [(line["log_level"], line["event"]) for line in lines] == [("error", CONTRADICTED)]
+    assert await till.status(reference) == "declined"
+    assert await till.notes(reference) == ["decided by hand: the bank's desk", "approved late: people have to look"]
+
+
+async def test_a_late_yes_ends_a_reversal_and_a_late_no_does_not(till: Till) -> None:
+    """A no may be one to a repetition of what the first message has done."""
+    reference = await open_reversal(till)
+    payment = (await till.operation(reference))[1]["undoes"]
+    for outcome, stands in (
+        (NOTHING, ("pending", "approved")), (Declined(DeclineCode.NOT_ALLOWED), ("pending", "approved")),
+        (Approved(), ("reversed", "reversed")), (Approved(), ("reversed", "reversed")),
+    ):  # fmt: skip
+        await till.hear_late(reference, outcome)
+        assert (await till.status(reference), await till.status(payment)) == stands
+    assert await till.notes(reference) == await till.notes(payment) == []
+    assert await till.resolver.make_due() == 0
+
+
+async def test_a_late_answer_to_a_question_decides_nothing(till: Till, at_desk: Desk) -> None:
+    """The payment may have been on its way when it was not found; and it may have been reversed since it was."""
+    reference = await open_payment(till)
+    turn = await look(till)
+    asked = await at_desk.question()
+    asked.answer.set_result(Unknown("late"))
+    await turn
+    assert isinstance(asked.operation, QueryStatus)
+    for outcome in (NOTHING, Approved()):
+        await till.resolver.settle.take_late(asked.operation, outcome)
+        assert await till.status(reference) == "pending"
 
 
 @pytest.mark.parametrize("kind", [PaymentKind.REVERSAL, PaymentKind.PAYMENT])
@@ -109,7 +142,7 @@ async def test_two_resolvers_that_both_reverse_are_of_one_mind(till: Till, at_de
             one.answer.set_result(Approved())
         await asyncio.gather(*turns)
     assert await till.status(reference) == "reversed"
-    assert lines == [] and await notes(till, reference) == []
+    assert lines == [] and await till.notes(reference) == []
     assert await till.resolver.make_due() == 0, "nobody looks for it again"
 
 
@@ -129,7 +162,7 @@ async def test_a_look_that_found_nothing_does_not_end_that_of_another(till: Till
     reference = await reversed_unseen(till, at_desk)
     first = await look(till)
     found_nothing = await at_desk.question()
-    await till.resolver.settle.take_late(UUID(reference), Approved())
+    await till.hear_late(reference, Approved())
     second = asyncio.create_task(till.resolver.resolve.turn())
     without_answer = await at_desk.question()
     for asked, turn, outcome in ((found_nothing, first, NOTHING), (without_answer, second, Unknown("link down"))):
@@ -138,7 +171,22 @@ async def test_a_look_that_found_nothing_does_not_end_that_of_another(till: Till
     third = await look(till)
     (await at_desk.question()).answer.set_result(Approved())
     await third
-    assert await notes(till, reference) == ["approved late: reversed again", "a late approval was reversed"]
+    assert await till.notes(reference) == ["approved late: reversed again", "a late approval was reversed"]
+    assert await till.resolver.make_due() == 0
+
+
+async def test_each_late_approval_is_reversed_and_all_of_them_are_two_notes(till: Till, at_desk: Desk) -> None:
+    reference = await reversed_unseen(till, at_desk)
+    with capture_logs() as lines:
+        for _ in range(3):
+            await till.hear_late(reference, Approved())
+            turn = asyncio.create_task(till.resolver.resolve.turn())
+            asked = await at_desk.question()
+            assert isinstance(asked.operation, Reverse)
+            asked.answer.set_result(Approved())
+            await turn
+    assert [line["event"] for line in lines] == ["an approval came after the reversal: it is reversed again"]
+    assert await till.notes(reference) == ["approved late: reversed again", "a late approval was reversed"]
     assert await till.resolver.make_due() == 0
 
 
@@ -161,7 +209,7 @@ async def test_what_people_have_let_rest_is_not_looked_for_again(till: Till, at_
     assert await till.resolver.make_due() == 0
     with pytest.raises(NotDecided, match="nothing by hand"):
         await decide(pool, outcomes, UUID(reference), _S.REVERSED, "again")
-    assert await notes(till, reference) == ["decided by hand: its desk"]
+    assert await till.notes(reference) == ["decided by hand: its desk"]
 
 
 async def test_an_approval_of_what_was_declined_is_told_once_by_two_who_hear_it_at_once(till: Till) -> None:
@@ -174,11 +222,11 @@ async def test_an_approval_of_what_was_declined_is_told_once_by_two_who_hear_it_
         with capture_logs() as lines:
             async with connection.transaction():
                 await connection.execute("SELECT FROM payment WHERE reference = $1 FOR UPDATE", reference)
-                told = [asyncio.create_task(till.resolver.settle.take_late(reference, Approved())) for _ in range(2)]
+                told = [asyncio.create_task(till.hear_late(answer["reference"], Approved())) for _ in range(2)]
                 while await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 2:
                     assert not any(task.done() for task in told), "each waits for its turn"
             await asyncio.gather(*told)
     finally:
         await connection.close()
-    assert await notes(till, answer["reference"]) == ["approved late: people have to look"]
+    assert await till.notes(answer["reference"]) == ["approved late: people have to look"]
     assert [line["event"] for line in lines] == [CONTRADICTED]

@@ -71,6 +71,17 @@ async def test_every_other_step_is_refused(app: Connection, database: Database) 
     assert tried == 4 * 3
 
 
+async def test_a_long_history_is_shown_by_its_last_steps(app: Connection) -> None:
+    made = notice()
+    await loss_notices.insert(app, [made], [LEASE])
+    await app.execute(
+        "INSERT INTO loss_notice_history SELECT $1, $2, now() + n * interval '1 s', n FROM generate_series(1, 100) n",
+        made.reference, made.created_at,
+    )  # fmt: skip
+    states = [step.state for step in await loss_notices.history(app, made.reference)]
+    assert states == [str(number) for number in range(1, 101)]
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -86,6 +86,18 @@ async def test_of_two_writers_one_decides(app: "asyncpg.Connection[asyncpg.Recor
     assert [step.state for step in await payments.history(app, payment.reference)] == ["intent", "approved"]
 
 
+async def test_a_long_history_is_shown_by_its_last_steps(app: "asyncpg.Connection[asyncpg.Record]") -> None:
+    payment = intent()
+    await payments.insert(app, [payment], LEASE)
+    await app.execute(
+        "INSERT INTO payment_history SELECT $1, $2, now() + n * interval '1 s', 'intent', n::text"
+        " FROM generate_series(1, 100) n",
+        payment.reference, payment.created_at,
+    )  # fmt: skip
+    notes = [step.note for step in await payments.history(app, payment.reference)]
+    assert notes == [str(number) for number in range(1, 101)]
+
+
 @pytest.mark.parametrize(
     "statement",
     [
