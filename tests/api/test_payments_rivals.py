@@ -123,6 +123,9 @@ async def test_a_late_answer_to_a_question_decides_nothing(till: Till, at_desk: 
     for outcome in (NOTHING, Approved()):
         await till.resolver.settle.take_late(asked.operation, outcome)
         assert await till.status(reference) == "pending"
+    await till.hear_late(reference, Declined(DeclineCode.DO_NOT_HONOUR))
+    assert await till.status(reference) == "declined"
+    assert await till.resolver.make_due() == 0
 
 
 @pytest.mark.parametrize("kind", [PaymentKind.REVERSAL, PaymentKind.PAYMENT])
