@@ -111,7 +111,8 @@ class SettleVisit:
         return dt.timedelta(seconds=self._settings.lifetime_s)
 
     @property
-    def _pay_within(self) -> dt.timedelta:
+    def pay_within(self) -> dt.timedelta:
+        """So long a fee stands."""
         return dt.timedelta(seconds=self._settings.pay_within_s)
 
     def has_place(self, partner: str) -> bool:
@@ -224,7 +225,7 @@ class SettleVisit:
                     use = of_visit(visit.kind, reference, visit.card_id, arrival.rules, arrival.facts, fee_fen)
                     less = (await grant(connection, [use]))[reference]
                 is_due = fee_fen > less.off
-                good_for = self._pay_within if is_due else self.lifetime
+                good_for = self.pay_within if is_due else self.lifetime
                 visit = visit._replace(
                     state=_S.DUE if is_due else _S.INTENT, benefits=named(arrival.rules, less), fee_fen=fee_fen,
                     discount_fen=less.off, expires_at=dt.datetime.now(dt.UTC) + good_for,
@@ -256,7 +257,7 @@ class SettleVisit:
                 outcome = await self._call(visit.partner, _effect(visit, details, holder), within_s)
             now = _reasoned(visit, told(outcome), outcome)
             if now.state is _S.NOT_SENT and visit.payment is not None:  # it is paid: it may be tried again
-                expires_at = dt.datetime.now(dt.UTC) + self._pay_within
+                expires_at = dt.datetime.now(dt.UTC) + self.pay_within
                 now = now._replace(state=_S.DUE, payment=None, opening=None, expires_at=expires_at)
             # yes or no of the merchant is taken from a request that was overtaken too
             is_answer = now.state in (_S.DONE, _S.REFUSED)
@@ -321,7 +322,7 @@ class SettleVisit:
 
     def _again_in(self, visit: Visit) -> dt.timedelta | None:
         if visit.state is _S.DUE:
-            return self._pay_within
+            return self.pay_within
         if visit.state is _S.UNSURE:
             return dt.timedelta(milliseconds=self._settings.retry_ms)
         return self.lease if visit.state is _S.INTENT else None

@@ -28,7 +28,7 @@ from gateway.flows.visit_answers import answer_of
 from gateway.metrics import BENEFITS, VERDICTS, VISITS
 from gateway.store import payments, visits
 from gateway.store.operations import Operation
-from gateway.store.payments import created_at
+from gateway.store.payments import Payment, created_at
 from gateway.store.verify import Judged, Presented, verify_batch
 from gateway.store.visits import Visit
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from gateway.store.pool import AnyConnection
 
 _K, _S = VisitKind, VisitState
+_PENDING_MAX = dt.timedelta(hours=1)
+"""A payment that is pending for longer is for people, and keeps no exit due."""
 Results = list[Done | Begun | Problem]
 
 
@@ -240,6 +242,8 @@ class OpenExit:
                 problem = invalid("$.payment", "is not a payment of this caller")
             elif payment.state in OPEN_PAYMENT or payment.reference in reversing:
                 problem = Problem("payment_pending", headers={"Retry-After": "2"})
+                if _may_yet_pay(payment, visit, created_at(asked.reference)):
+                    await self._keep_due(connection, visit, created_at(asked.reference))
             elif payment.state is not PaymentState.APPROVED:
                 problem = Problem("payment_state")
             elif payment.amount_fen - given_back.get(payment.reference, 0) < visit.amount_fen:
@@ -249,6 +253,18 @@ class OpenExit:
             if problem is not None:
                 objections[asked.reference] = problem
         return objections
+
+    async def _keep_due(self, connection: "AnyConnection", visit: Visit, now: dt.datetime) -> None:
+        """Its holder has paid, as far as anybody knows: they do not pay again because a bank is slow."""
+        kept = visit._replace(expires_at=now + self._settle.pay_within)
+        moved = await visits.move(connection, kept, {_S.DUE}, self._settle.pay_within)
+        assert moved, "it is locked"
+
+
+def _may_yet_pay(payment: Payment, visit: Visit, now: dt.datetime) -> bool:
+    """Whether a payment whose outcome is not known is for this exit, as far as can be told."""
+    is_undecided = payment.state in (PaymentState.INTENT, PaymentState.UNKNOWN)
+    return is_undecided and payment.amount_fen >= visit.amount_fen and now - payment.created_at < _PENDING_MAX
 
 
 def _no_place() -> Problem:

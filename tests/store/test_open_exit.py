@@ -18,7 +18,7 @@ from gateway.domain.errors import Problem, unavailable
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Operation
 from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Outcome, Unknown
-from gateway.domain.payments import PaymentState
+from gateway.domain.payments import PaymentKind, PaymentState
 from gateway.domain.visits import VisitState
 from gateway.flows import not_now, settle_visit
 from gateway.flows.data_keys import DataKeys
@@ -80,6 +80,51 @@ async def test_only_one_payment_is_taken_for_a_visit(database: Database) -> None
         assert answers(done) == [Begun.__name__, "visit_state"], "the second is not bound to the first visit"
         taken = {row[0] for row in await connection.fetch("SELECT payment FROM visit_payment")}
         assert taken == {first, second}
+    finally:
+        await connection.close()
+
+
+A_FEN, AN_HOUR = 1, dt.timedelta(hours=1)
+
+
+@pytest.mark.parametrize("states, more_fen, age, keeps", [
+    ((), 0, LEASE, True), ((PaymentState.UNKNOWN,), A_FEN, AN_HOUR - LEASE, True),
+    ((PaymentState.UNKNOWN, PaymentState.REVERSING), 0, LEASE, False), ((PaymentState.APPROVED,), 0, LEASE, False),
+    ((), -A_FEN, LEASE, False), ((), 0, AN_HOUR + LEASE, False),
+])  # fmt: skip
+async def test_an_exit_stays_due_while_its_payment_may_yet_be_approved(
+    database: Database, states: tuple[PaymentState, ...], more_fen: int, age: dt.timedelta, keeps: bool
+) -> None:
+    """`states` are those that it has come to since; APPROVED: and its caller's reversal is under way."""
+    connection = await asyncpg.connect(database.dsn, server_settings={"role": "yikatong_app"})
+    try:
+        begun, soon = visit(), dt.timedelta(seconds=5)
+        await visits.insert(connection, [begun], LEASE)
+        due = begun._replace(
+            state=VisitState.DUE, details_sealed=b"x", expires_at=begun.created_at + soon, benefits="parking.x"
+        )
+        assert await visits.move(connection, due, {begun.state}, soon)
+        reference = new_reference(age)
+        paid = intent()._replace(
+            reference=reference, created_at=payments.created_at(reference), amount_fen=due.amount_fen + more_fen
+        )
+        await payments.insert(connection, [paid], LEASE)
+        before = paid.state
+        for after in states:
+            assert await payments.move(connection, payments.Move(paid, (before,), after, None, LEASE))
+            before = after
+        if states == (PaymentState.APPROVED,):
+            await payments.insert(connection, [intent(PaymentKind.REVERSAL)._replace(parent=reference)], LEASE)
+        asked = Asked("demo-merchant", new_reference(), Paid(due.reference, reference), "key")
+        async with connection.transaction():
+            assert answers(await OpenExit(settle()).perform(connection, [asked])) == ["payment_pending"]
+        until = payments.created_at(asked.reference) + dt.timedelta(seconds=SETTINGS.pay_within_s)
+        stands = await visits.find(connection, due.reference)
+        assert stands == (due._replace(expires_at=until) if keeps else due)
+        left_s = await connection.fetchval(
+            "SELECT extract(epoch FROM next_try_at - now()) FROM visit WHERE reference = $1", due.reference
+        )
+        assert (left_s > SETTINGS.pay_within_s - 5) == keeps, "so long nobody ends it"
     finally:
         await connection.close()
 
