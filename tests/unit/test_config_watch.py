@@ -19,6 +19,7 @@ from gateway.partners.registry import Registry
 from gateway.settings import Settings, SettingsError, load
 from tests.conftest import lot
 from tests.running import ROOT
+from tests.tls import make_certificates
 from tests.unit.test_directory import House
 from tests.unit.test_directory import house as house  # a fixture
 
@@ -160,6 +161,41 @@ def test_a_refusal_is_told_once_and_shown_until_it_is_taken_up(house: House, mon
     ]
     assert shown("yikatong_config_refused", component="directory") == 0
     assert shown("yikatong_config_reloads_total", component="directory", result="refused") == refused + 2
+
+
+def test_a_refused_change_is_not_read_at_every_look(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load holds the process; and what is refused there is nobody's change."""
+    directory = Directory(house.settings())
+    house.edit("anomalies.toml", "refused_min = 8", "refused_min = eight")
+    assert directory.reload_if_changed() is False
+    with monkeypatch.context() as patched:
+        patched.delattr(config_watch, "load")
+        assert directory.reload_if_changed() is False
+
+
+def test_a_refusal_for_a_mistake_of_others_ends_with_it(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing of one's own has changed, too: the alert would stay."""
+    monkeypatch.setattr(config_watch, "_AGAIN_S", 0.0)
+    directory = Directory(house.settings())
+    house.edit("anomalies.toml", "refused_min = 8", "refused_min = eight")
+    assert directory.reload_if_changed() is False
+    assert shown("yikatong_config_refused", component="directory") == 1
+    house.edit("anomalies.toml", "refused_min = eight", "refused_min = 8")
+    assert directory.reload_if_changed() is True
+    assert shown("yikatong_config_refused", component="directory") == 0
+    assert directory.reload_if_changed() is False, "and is not tried again"
+
+
+def test_the_certificates_that_callers_keys_are_fetched_by_are_watched(house: House) -> None:
+    make_certificates(house.data)
+    good = (house.data / "ca.pem").read_bytes()
+    house.edit("gateway.toml", 'ca_file = ""               #', 'ca_file = "ca.pem" #')
+    directory = Directory(house.settings())
+    house.edit("benefits.toml", CAP, LESS)
+    (house.data / "ca.pem").write_text("no certificates")
+    assert directory.reload_if_changed() is False and day_cap(directory) == 2
+    (house.data / "ca.pem").write_bytes(good)
+    assert directory.reload_if_changed() is True and day_cap(directory) == 1
 
 
 async def test_a_mistake_that_is_in_no_file_keeps_no_change_back(

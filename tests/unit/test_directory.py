@@ -127,6 +127,7 @@ BROKEN: dict[str, Callable[[House], object]] = {
     "callers that are a number": lambda h: (h.config / "callers.toml").write_text("callers = 3\n"),
     "an unknown scope": lambda h: h.edit("callers.toml", '"usage:write"', '"usage:wipe"'),
     "a link to itself": lambda h: h.link_to_itself("callers.toml"),
+    "keys in a file that cannot be": lambda h: h.edit("callers.toml", MERCHANT, "a\\u0000b"),
     "keys gone": lambda h: (h.data / MERCHANT).unlink(),
     "keys that are not JSON": lambda h: h.put_keys("{"),
     "keys that are nested without end": lambda h: h.put_keys('{"keys":' * 5000),
