@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 _AGAIN_S = 30.0
 """What was refused is tried again then, though no file has changed: a mistake may be elsewhere (an adapter that is not
-there, a port that is taken, no file descriptor left). A load holds the process for some 8 ms: not at every look."""
+there, no file descriptor left). A load holds the process for some 8 ms: not at every look."""
 
 
 class Component(StrEnum):

@@ -117,13 +117,8 @@ class Registry:
                 continue
             transport = _transport(name, one, settings)
             begun[name] = Working(name, one.block, one.adapter, one.keys, transport, one.operations)
-        try:
-            for working in begun.values():
-                await working.transport.open()
-        except OSError:
-            for working in begun.values():
-                await working.close()
-            raise
+        for working in begun.values():
+            await working.transport.open()
         for name, working in list(self._working.items()):
             if name in begun or name not in checked or not checked[name].block.enabled:
                 self._end(working)

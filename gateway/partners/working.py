@@ -41,7 +41,9 @@ class Exchange(Protocol):
         """
         ...
 
-    async def open(self) -> None: ...
+    async def open(self) -> None:
+        """Raises nothing: what cannot be reached now is tried again."""
+
     async def close(self) -> None: ...
 
 

@@ -1,4 +1,4 @@
-"""partners.toml: every mistake is named by its path; a changed block is taken up without a restart."""
+"""partners.toml: every mistake is named by its path."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ import pytest
 
 import adapters
 from gateway.domain.operations import Balance
-from gateway.domain.outcome import Approved, NotSent, Unknown
+from gateway.domain.outcome import Approved, NotSent
 from gateway.partners.breaker import Breaker
 from gateway.partners.call import Partners
 from gateway.partners.phases import Why
@@ -19,7 +19,7 @@ from gateway.partners.registry import read
 from gateway.settings import SettingsError
 from tests.contract.case import SM2_OURS
 from tests.contract.cases.example import PURCHASE
-from tests.partners.peers import Talk, approval, block, configure, partners, peer, purchase
+from tests.partners.peers import block, configure, partners, peer, purchase
 from tests.running import free_port
 from tests.tls import make_certificates
 
@@ -180,9 +180,9 @@ access_token = { env = "TOKEN" }
 """
 
 
-def signed(folder: Path, bearer: str = "Bearer s3cret", mode: int = 0o600) -> None:
+def signed(folder: Path, mode: int = 0o600) -> None:
     configure(folder)
-    for name, text in (("ours.sm2", SM2_OURS), ("bearer", bearer)):
+    for name, text in (("ours.sm2", SM2_OURS), ("bearer", "Bearer s3cret")):
         (folder / name).touch(0o600)
         (folder / name).write_text(text + "\n")
     (folder / "bearer").chmod(mode)
@@ -222,19 +222,6 @@ def test_a_secret_of_a_dialect_that_others_may_read_is_refused(tmp_path: Path) -
     assert "authorization: " in found and "others may read it" in found
 
 
-@pytest.mark.usefixtures("environment")
-async def test_a_changed_secret_of_a_dialect_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOKEN", "t0ken")
-    signed(tmp_path)
-    async with partners(tmp_path, SIGNED) as made:
-        before = made.registry.get("signed")
-        assert not await made.registry.reload_if_changed()
-        signed(tmp_path, bearer="Bearer another-one")
-        configure(tmp_path, SIGNED)
-        assert await made.registry.reload_if_changed()
-        assert made.registry.get("signed") is not before
-
-
 @pytest.mark.parametrize("name", ["mac.key", "us.key"])
 def test_a_key_file_that_others_may_read_is_refused(name: str, tmp_path: Path) -> None:
     configure(tmp_path, GOOD)
@@ -265,66 +252,8 @@ async def test_what_is_not_routed_is_not_sent(tmp_path: Path) -> None:
         assert bank.connections == 0
 
 
-@pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reload reads what the process was started with."""
-    monkeypatch.setenv("CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-
-
 async def call(made: Partners, name: str = "bank") -> object:
     return await made.call(name, purchase(), time.monotonic() + 1)
-
-
-@pytest.mark.usefixtures("environment")
-async def test_a_changed_block_is_taken_up_and_calls_end_on_the_old_one(tmp_path: Path) -> None:
-    arrived, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slow(talk: Talk) -> None:
-        request = await talk.request()
-        arrived.set()
-        await go_on.wait()
-        await talk.answer(approval(request))
-
-    async with (
-        peer(slow) as old,
-        peer() as new,
-        partners(tmp_path, block("bank", old.port, "concurrency_max = 2"), block("other", new.port)) as made,
-    ):
-        other = made.registry.get("other")
-        running = asyncio.create_task(call(made))
-        await arrived.wait()
-        configure(tmp_path, block("bank", new.port), block("other", new.port), block("third", new.port))
-        assert await made.registry.reload_if_changed()
-        assert isinstance(await call(made), Approved)
-        assert isinstance(await call(made, "third"), Approved)
-        assert len(new.requests) == 2
-        assert made.registry.get("other") is other, "what has not changed goes on, with its breaker and connections"
-        assert not running.done()
-        go_on.set()
-        assert isinstance(await running, Approved)
-        assert len(old.requests) == 1
-        configure(tmp_path, block("other", new.port))
-        assert await made.registry.reload_if_changed()
-        assert await call(made) == NotSent(Why.NO_PARTNER)
-        assert not await made.registry.reload_if_changed()
-
-
-@pytest.mark.usefixtures("environment")
-async def test_a_change_with_a_mistake_is_refused(tmp_path: Path) -> None:
-    async with peer() as bank, partners(tmp_path, block("bank", bank.port)) as made:
-        configure(tmp_path, block("bank", bank.port).replace('"M1"', '"no good"'))
-        assert not await made.registry.reload_if_changed()
-        assert isinstance(await call(made), Approved)
-
-
-@pytest.mark.usefixtures("environment")
-async def test_a_changed_key_is_taken_up(tmp_path: Path) -> None:
-    async with peer() as bank, partners(tmp_path, block("bank", bank.port)) as made:
-        assert isinstance(await call(made), Approved)
-        (tmp_path / "mac.key").write_text("ff" * 20)
-        assert await made.registry.reload_if_changed()
-        assert isinstance(await call(made), Unknown), "the peer signs with the old key"
 
 
 async def test_the_retry_budget_is_a_share_of_the_calls(tmp_path: Path) -> None:
