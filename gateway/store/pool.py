@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     AnyConnection = Connection | PooledConnection
 
 Place = tuple[int, int]
-"""Where a row is (`ctid`). One that this transaction has inserted or locked stays there until it changes it itself, or
-ends: to find it so costs less than to find it by its key once more."""
+"""Where a row of a table without partitions is (`ctid`). One that this transaction has inserted or locked stays there
+until it changes it itself, or ends: to find it so costs less than to find it by its key once more."""
 
 APP_ROLE = "yikatong_app"
 """Has no UPDATE or DELETE on events; the role that owns the tables is used by migrations alone."""
