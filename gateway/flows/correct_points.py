@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import asyncpg
+
 from gateway.domain.points import ISSUED, TransferKind, expires_on, take
 from gateway.domain.times import CHINA
 from gateway.store import points
@@ -51,7 +53,7 @@ async def correct_once(
                     made = await _made(another, transfer_id, corrects, amount, note)
             finally:
                 another.terminate()
-        except (*GONE, UnfitDatabase):
+        except (*GONE, UnfitDatabase, asyncpg.PostgresError):
             raise NotKnown(transfer_id) from error
         if made is None:
             raise NotCorrected("the connection to the database was lost") from error

@@ -122,16 +122,16 @@ def test_a_merchant_is_told_all_that_it_cannot_act_without(path: str, fields: li
             settings(path, fields={field: ""})
 
 
-def test_a_lot_knows_the_car_and_says_its_fee() -> None:
-    settings("parking_fee", fields={"plate": ""})
-    settings("parking_fee", fields={"ticket": ""})
-    for wrong in ({"fields": {"plate": "", "ticket": ""}}, {"answers": {"fee_fen": ""}}):
-        with pytest.raises(msgspec.ValidationError, match=r"needed with paths\.parking_fee"):
-            settings("parking_fee", **wrong)
-    settings("open_barrier", answers={"fee_fen": ""})
-
-
-def test_who_is_asked_can_say_that_it_knows_of_nothing() -> None:
-    settings("query_status", declines={"4": "not_found"})
-    with pytest.raises(msgspec.ValidationError, match=r"not_found is needed with paths\.query_status"):
-        settings("query_status", declines={"7": "not_allowed"})
+@pytest.mark.parametrize(
+    ("path", "enough", "wrong"),
+    [
+        ("parking_fee", {"fields": {"plate": ""}}, {"fields": {"plate": "", "ticket": ""}}),
+        ("parking_fee", {"fields": {"ticket": ""}}, {"answers": {"fee_fen": ""}}),
+        ("query_status", {"declines": {"4": "not_found"}}, {"declines": {"7": "not_allowed"}}),
+    ],
+)
+def test_who_is_asked_knows_of_what_and_can_answer(path: str, enough: dict[str, Any], wrong: dict[str, Any]) -> None:
+    settings(path, **enough)
+    settings("open_barrier", **wrong)
+    with pytest.raises(msgspec.ValidationError, match=rf"needed with paths\.{path}"):
+        settings(path, **wrong)
