@@ -247,9 +247,9 @@ class SceneBenefits:
         return _greatest_first((percent, benefit_id) for percent, benefit_id in parts if percent is not None)
 
     def in_kind(self, entitled: Entitled) -> tuple[str, ...]:
-        """Those that are no discount, in the order of the file."""
+        """Those that are no discount."""
         some = (*entitled.free_of_caps, *entitled.capped)
-        return self.in_order(benefit_id for benefit_id in some if self._benefits[benefit_id].discount is None)
+        return tuple(benefit_id for benefit_id in some if self._benefits[benefit_id].discount is None)
 
     def in_order(self, benefit_ids: Iterable[str]) -> tuple[str, ...]:
         """As they stand in benefits.toml."""

@@ -162,9 +162,18 @@ name = "x"
 scenes = ["hotel.checkin"]
 discount = { fen = 500 }
 caps = { month = 1 }
+[benefits."hotel.least"]
+name = "x"
+scenes = ["hotel.checkin"]
+discount = { percent = 5 }
+caps = { month = 1 }
 [benefits."hotel.breakfast"]
 name = "x"
 scenes = ["hotel.checkin", "parking.entry"]
+caps = { month = 2 }
+[benefits."hotel.bath"]
+name = "x"
+scenes = ["hotel.checkin"]
 caps = { month = 2 }
 [benefits."parking.coupon"]
 name = "x"
@@ -187,17 +196,18 @@ async def test_one_discount_that_has_an_effect_is_used_up_and_all_that_is_in_kin
         return bool(answer["benefits"] == [*benefits])
 
     await eventually(lambda: is_given("dining.card_discount", "dining.soup"), 60, "the change is taken up")
-    card, breakfast = await street.card(), ["hotel.breakfast"]
+    card, twice = await street.card(), ["hotel.breakfast", "hotel.bath"]
     assert (await street.due(card))["benefits"] == ["parking.first_hour_free", "dining.soup"]
     for name, rate, in_kind in (
-        ("hotel.fifth", 80, breakfast), ("hotel.seventh", 85, breakfast), ("hotel.member_rate", 90, []),
+        ("hotel.fifth", 80, twice), ("hotel.seventh", 85, twice), ("hotel.member_rate", 90, []),
     ):  # fmt: skip
         _, answer = await street.visit(card, "hotel.checkin", "H-1", booking="B-17")
         assert answer["rate_percent"] == rate
         assert sorted(answer["benefits"]) == sorted([name, "hotel.late_checkout", *in_kind])
     assert (await street.visit(await street.card(), "parking.entry", "L-1"))[1]["benefits"] == ["hotel.breakfast"]
-    used = "SELECT count(*) FROM benefit_use WHERE benefit IN ('hotel.voucher', 'parking.coupon') AND used > 0"
-    assert await street.fetch(used) == 0
+    # the last takes less off than one that has no cap
+    unused = ["hotel.voucher", "parking.coupon", "hotel.least"]
+    assert await street.fetch("SELECT count(*) FROM benefit_use WHERE benefit = ANY($1) AND used > 0", unused) == 0
     put(street.running, file, text)
     await eventually(lambda: is_given("dining.card_discount"), 60, "it is as before")
 

@@ -19,7 +19,7 @@ from gateway.flows.settle_payment import Banks, SettlePayment
 from gateway.flows.write_outcomes import WriteOutcomes
 from gateway.settings import load
 from gateway.store import idempotency, payments
-from gateway.store.payments import Payment
+from gateway.store.payments import Move, Payment
 from gateway.store.pool import FOR_EFFECTS, Pool, connect
 from tests.conftest import Database
 from tests.keyed import add_data_key, keyed
@@ -147,3 +147,20 @@ async def test_what_may_have_been_sent_stays_unknown_when_it_cannot_be_asked_abo
             ended = (stands.state, *await is_free(connection, one))
             unknown = (_S.UNKNOWN, False, False)
             assert (ended == unknown) == (kind is SettlePayment), (what, ended)
+
+
+async def test_who_was_overtaken_at_its_intent_does_not_end_the_lease_of_another(
+    database: Database, tmp_path: Path
+) -> None:
+    async with desk(database, tmp_path / "keys", SettlePayment) as (settle, _, _, connection, _):
+        one = await begun(connection, _K.PAYMENT)
+        await payments.try_now(connection, one)
+        (first,) = await payments.due(connection, 1, -LEASE)
+        (second,) = await payments.due(connection, 1, LEASE)
+        assert await payments.move(connection, Move(second, (_S.INTENT,), _S.UNKNOWN, None, LEASE))
+        ends_at = "SELECT next_try_at FROM payment WHERE reference = $1"
+        before = await connection.fetchval(ends_at, one.reference)
+        await settle.again(first)
+        assert await connection.fetchval(ends_at, one.reference) == before
+        await settle.again(second._replace(state=_S.UNKNOWN))
+        assert await connection.fetchval(ends_at, one.reference) < before, "its own it ends"
