@@ -27,6 +27,9 @@ class Wire:
         self._real = next(Path(parse_qs(urlsplit(dsn).query)["host"][0]).glob(".s.PGSQL.*[0-9]"))
         self.path = folder / self._real.name
         self.cuts, self.passes, self.dials_max = True, True, 2
+        self.goes_on = asyncio.Event()
+        """What is passed after the cut waits for it."""
+        self.goes_on.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.dials_max -= 1
@@ -43,6 +46,9 @@ class Wire:
                     self.cuts, cut = False, True
                 if cut and not self.passes:
                     break
+                if cut and not self.goes_on.is_set():
+                    writer.transport.abort()
+                    await self.goes_on.wait()
                 to_database.write(data)
                 await to_database.drain()
             to_database.close()
@@ -105,7 +111,17 @@ async def test_a_lost_acknowledgement_is_no_second_correction(database: Database
     wire.dials_max, elsewhere = 9, []
     made, was_there = await once(-60, caught.value.transfer_id)
     assert (made.points, was_there, await balance()) == (-60, True, 30)
-    with pytest.raises(NotCorrected, match="another one"):
-        await once(-20, caught.value.transfer_id)
+    for amount, note in ((-20, "x"), (-60, "y")):
+        with pytest.raises(NotCorrected, match="another one"):
+            await correct_once(dial, caught.value.transfer_id, old, amount, note, 24)
     assert await balance() == 30 and await broken_rules(owner) == {}
+
+    wire.cuts = True
+    wire.goes_on.clear()
+    correcting = asyncio.ensure_future(once(5))
+    while not await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+        assert not correcting.done(), "it waits for who has sent the commit"
+    wire.goes_on.set()
+    made, was_there = await correcting
+    assert (made.points, was_there, await balance()) == (5, False, 35)
     await owner.close()
