@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import pytest
 
 from gateway.configuration import Visits
@@ -266,12 +267,14 @@ async def test_a_paid_exit_without_its_data_key_is_due_again(
     (NotSent(Why.BREAKER_OPEN), 60, VisitState.UNSURE), (NotSent(Why.NO_CONNECTION), 60, VisitState.UNSURE),
     (NotSent(Why.BREAKER_OPEN), 400, VisitState.UNKNOWN), (NotSent(Why.NO_PARTNER), 60, VisitState.UNKNOWN),
     (Unknown(Why.LATE), 60, VisitState.UNKNOWN), (Approved(), 400, VisitState.DONE),
+    (Unknown(Why.LATE), 0, VisitState.UNSURE), (Declined(DeclineCode.NOT_FOUND), 0, VisitState.UNSURE),
 ])  # fmt: skip
 async def test_who_could_not_be_asked_in_time_is_asked_a_while_longer(
     database: Database, tmp_path: Path, outcome: Outcome, over_s: int, state: VisitState
 ) -> None:
     async with keyed(database.dsn, tmp_path / "keys") as (pool, data_keys, _):
         one, begun = Mute(pool, data_keys, outcome, writes=True), visit(VisitState.INTENT)
+        one._settings = msgspec.structs.replace(SETTINGS, deadline_ms=10_000)  # what was sent last may be on its way
         unsure = begun._replace(
             state=VisitState.UNSURE, expires_at=begun.created_at - dt.timedelta(seconds=over_s), details_sealed=None
         )

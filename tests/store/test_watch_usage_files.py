@@ -152,6 +152,20 @@ async def test_a_month_without_its_partition_holds_no_file(desk: Desk) -> None:
     assert await desk.recorded(lines) == sorted(each["id"] for each in lines)
 
 
+async def test_a_row_that_a_check_refuses_holds_its_file(desk: Desk) -> None:
+    """By the same SQLSTATE as one without a partition; the next file is taken up."""
+    sender, owner = Sender(desk), await asyncpg.connect(desk.dsn)
+    lines = [sender.drop("1.day", terminal_id="odd"), sender.drop("2.day")]
+    try:
+        await owner.execute("ALTER TABLE usage_event ADD CONSTRAINT odd CHECK (terminal_id <> 'odd') NOT VALID")
+        await sender.turn()
+    finally:
+        await owner.execute("ALTER TABLE usage_event DROP CONSTRAINT odd")
+        await owner.close()
+    assert (sender.lying("held"), sender.lying("")) == (["1.day", "1.day.report.json"], [])
+    assert await desk.recorded(lines) == [lines[1]["id"]]
+
+
 async def test_control_a_fault_that_is_not_held_comes_again_each_turn(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
