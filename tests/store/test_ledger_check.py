@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -244,6 +244,12 @@ async def test_the_command_says_what_is_broken_and_ends_with_1(ledger: Ledger, t
     old = str(await ledger.owner.fetchval(of_person(ledger, "SELECT LAST")))
     code, said = await run("correct", old, "--note", "a typing mistake", "--", "-3")
     assert code == 0 and "-3 points" in said and old in said, said
+    made, rest = said.split()[1].rstrip(":"), ("--note", "a typing mistake", "--", "-3")
+    for transfer_id, ended, last in (
+        (made, 0, "it was corrected already"), (str(uuid4()), 1, "an earlier try has said"),
+    ):  # fmt: skip
+        code, said = await run("correct", old, "--transfer-id", transfer_id, *rest)
+        assert code == ended and said.endswith(f"{last}\n"), said
     code, said = await run("check")
     assert code == 0 and said.count("good ") == len(RULES), said
     plant, undo, _ = PLANTED["an account's balance is the sum of its entries"]
