@@ -16,6 +16,7 @@ import asyncpg
 import msgspec
 import structlog
 
+from gateway import directory
 from gateway.crypto.caller_keys import algorithm_of, published
 from gateway.crypto.certificates import client_context
 from gateway.domain.callers import Caller, KeyPurpose
@@ -87,7 +88,7 @@ class PublishedKeys:
         Raises Problem 503, asyncpg.PostgresError; what was fetched by then is kept.
         """
         with suppress(SettingsError):  # the workers say so; the last good callers stay
-            self._settings = await asyncio.to_thread(load)
+            self._settings = await asyncio.to_thread(_good)
         places = asyncio.Semaphore(_AT_ONCE)
 
         async def one(ask: _Ask) -> None:
@@ -142,6 +143,13 @@ class PublishedKeys:
             return msgspec.json.decode(body)
         except (msgspec.DecodeError, RecursionError):
             raise ValueError("not JSON") from None
+
+
+def _good() -> Settings:
+    """The configuration, if the workers take it up too. Raises SettingsError."""
+    settings = load()
+    directory.read(settings)
+    return settings
 
 
 def _asks(settings: Settings) -> Iterator[_Ask]:

@@ -19,6 +19,7 @@ from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import KeyPurpose
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
+from gateway.sandbox.callers import write_callers
 from gateway.settings import Settings, SettingsError, load
 from gateway.store import caller_keys
 from gateway.store.pool import Pool
@@ -138,6 +139,7 @@ async def make_bench(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = load()
+    write_callers(settings)  # the others' keys
     pool = Pool(Secret(database.dsn), settings.gateway.database, "test")
     await pool.open()
     bench = Bench(partner, settings, pool)
@@ -283,6 +285,15 @@ async def test_revoked_keys_are_not_taken_and_make_no_third(bench: Bench, tmp_pa
     callers.write_text(callers.read_text().replace(line, line + '\nrevoked_kids = ["k-1"]', 1))
     assert await bench.publish(public("k-1"), public("k-2"), public("k-3")) == "changed"
     assert await bench.in_force() == ["k-2", "k-3"]
+
+
+async def test_a_change_that_the_workers_refuse_is_none_here(bench: Bench, tmp_path: Path) -> None:
+    """For the key file of another caller, say: it would be half in force."""
+    callers = tmp_path / "config" / "callers.toml"
+    line = 'signing_algorithm = "ed25519"'
+    text = callers.read_text().replace(line, line + '\nrevoked_kids = ["k-1"]', 1)
+    callers.write_text(text.replace("public/demo-region.json", "public/gone.json"))
+    assert await bench.publish(public("k-1")) == "changed" and await bench.in_force() == ["k-1"]
 
 
 HOSTS = ["", '"127.0.0.2:1"', '"127.0.0.1"', '"keys.example"']
