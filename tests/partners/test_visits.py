@@ -11,7 +11,7 @@ from gateway.domain.cards import CardStatus
 from gateway.store.embedded import EmbeddedPostgres
 from tests.api.test_changes import put
 from tests.api.test_evidence import show
-from tests.running import eventually
+from tests.running import eventually, labelled
 from tests.visits import CHEAP, DEAR, ENDS_S, Street, barriers, street_at
 
 
@@ -63,6 +63,12 @@ async def test_an_exit_that_a_benefit_makes_free_opens_at_once(street: Street) -
     })  # fmt: skip
     assert barriers(await street.book(answer["reference"])) == ["out"]
     assert await street.steps(answer["reference"]) == ["asking", "intent", "done"]
+
+    async def counted() -> bool:
+        granted = labelled(await street.running.metrics(), "yikatong_benefits_total")
+        return granted.get(("parking.first_hour_free", "granted"), 0) > 0
+
+    await eventually(counted, ENDS_S, "the worker has handed over what it counts")
 
 
 async def test_an_exit_is_paid_and_opens_once(street: Street) -> None:
