@@ -72,6 +72,8 @@ _GAUGE_PERIOD_S = 1.0
 _A_CARD_REF = "{card_ref:(?!redemptions$)[^{}/]+}"
 """In paths: /v1/points/redemptions is another resource."""
 _CLAIM_LOCK_MS = "200"
+_SIGNATURES_TOGETHER = 8
+"""Of SM2, where so many wait: their effects are one transaction, where each would be one of its own."""
 
 
 class Gateway:
@@ -92,7 +94,11 @@ class Gateway:
         self.pseudonyms = Pseudonyms(keys.working_keys(KeyUse.PSEUDONYM))
         self.data_keys = DataKeys(self.pool, self._keys, config.sealing.algorithm)
         self.slow_lane = SlowLane(
-            config.sm2.threads, config.sm2.waiting_max, config.sm2.timeout_ms / 1000, config.sm2.per_second
+            config.sm2.threads,
+            config.sm2.waiting_max,
+            config.sm2.timeout_ms / 1000,
+            config.sm2.per_second,
+            together=_SIGNATURES_TOGETHER,
         )
         self.index = BlindIndex(keys.working_keys(KeyUse.INDEX)[-1])
         self.find_card = FindCard(self.index, self.pseudonyms, keys.working_keys(KeyUse.CARD_PROOF)[-1])

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import os
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Lock
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from gateway.crypto.sm2 import chosen
 from gateway.domain.errors import overloaded, unavailable
@@ -20,36 +21,36 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Pace:
-    """Lets threads begin one after the other, `gap_s` apart."""
+class _Check(NamedTuple):
+    who: str
+    function: Callable[[], Any]
+    answer: "asyncio.Future[Any]"
 
-    def __init__(self, gap_s: float) -> None:
-        self._gap_s = gap_s
-        self._next = 0.0
-        self._turn = Lock()
 
-    def wait(self) -> None:
-        with self._turn:
-            begin = max(time.monotonic(), self._next)
-            self._next = begin + self._gap_s
-        time.sleep(max(begin - time.monotonic(), 0.0))
+_Outcome = tuple[Any, BaseException | None]
 
 
 class SlowLane:
     """Made for one event loop. At most `threads` run and `waiting_max` wait; what nobody awaits any more is skipped.
 
     No more than `per_second` are begun in a second: a thread that never rests takes the interpreter and a core from
-    everybody else's requests (loadtests/README.md).
+    everybody else's requests (loadtests/README.md). Where more than one waits, up to `together` are answered together,
+    so that what follows them (an effect's transaction) is done together too, for a part of the cost.
     """
 
-    def __init__(self, threads: int, waiting_max: int, deadline_s: float, per_second: int) -> None:
+    def __init__(self, threads: int, waiting_max: int, deadline_s: float, per_second: int, together: int = 1) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="slow-lane", initializer=_give_way)
         self._places = threads + waiting_max
         self._taken = 0
         self._taken_by: Counter[str] = Counter()
         self._deadline_s = deadline_s
         self._closed = False
-        self._pace = Pace(1 / per_second)
+        self._gap_s = 1 / per_second
+        # the first of them waits for the last: no more than a tenth of its time
+        self._together = max(min(together, int(deadline_s * per_second / 10)), 1)
+        self._waiting: deque[_Check] = deque()
+        self._next = 0.0
+        self._turn = Lock()
 
     def __len__(self) -> int:
         """Checks that run or wait."""
@@ -66,18 +67,10 @@ class SlowLane:
             raise overloaded("too many signatures of a slow algorithm are waiting to be checked")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-
-        def work() -> None:
-            # a place is given back by the thread, not by who stops waiting: the bound is on the work there is
-            if not answer.done():
-                self._pace.wait()
-            outcome = None if answer.done() else _outcome(function, *args, **kwargs)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(self._deliver, who, answer, outcome)
-
         self._taken += 1
         self._taken_by[who] += 1
-        self._executor.submit(work)
+        self._waiting.append(_Check(who, partial(function, *args, **kwargs), answer))
+        self._executor.submit(self._check, loop)
         try:
             async with asyncio.timeout(self._deadline_s) as deadline:
                 return await answer
@@ -86,20 +79,40 @@ class SlowLane:
                 raise  # the function's own
             raise overloaded("the signature could not be checked in time") from None
 
-    def _deliver(
-        self, who: str, answer: "asyncio.Future[Any]", outcome: "tuple[Any, BaseException | None] | None"
-    ) -> None:
-        self._taken -= 1
-        self._taken_by[who] -= 1
-        if not self._taken_by[who]:
-            del self._taken_by[who]
-        if answer.done() or outcome is None:
-            return
-        result, error = outcome
-        if error is None:
-            answer.set_result(result)
-        else:
-            answer.set_exception(error)
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A turn of a thread. There is one for each check; those that come to nothing are over at once."""
+        done: list[tuple[_Check, _Outcome | None]] = []
+        while len(done) < self._together and (each := self._next_one()) is not None:
+            done.append((each, None if each.answer.done() else _outcome(each.function)))
+        # a place is given back by the thread, not by who stops waiting: the bound is on the work there is
+        if done:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(self._deliver, done)
+
+    def _next_one(self) -> _Check | None:
+        """When it is time for it; None if none waits."""
+        with self._turn:
+            if not self._waiting:
+                return None
+            each = self._waiting.popleft()
+            if not each.answer.done():
+                time.sleep(max(self._next - time.monotonic(), 0.0))
+                self._next = max(self._next, time.monotonic()) + self._gap_s
+            return each
+
+    def _deliver(self, done: "Sequence[tuple[_Check, _Outcome | None]]") -> None:
+        for (who, _, answer), outcome in done:
+            self._taken -= 1
+            self._taken_by[who] -= 1
+            if not self._taken_by[who]:
+                del self._taken_by[who]
+            if answer.done() or outcome is None:
+                continue
+            result, error = outcome
+            if error is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(error)
 
     def close(self) -> None:
         """Take nothing more; what runs ends by itself, what waits is told at its deadline."""
@@ -114,8 +127,8 @@ def _give_way() -> None:
             os.nice(NICENESS)
 
 
-def _outcome(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T | None, BaseException | None]:
+def _outcome(function: Callable[[], Any]) -> _Outcome:
     try:
-        return function(*args, **kwargs), None
+        return function(), None
     except Exception as error:  # noqa: BLE001 - handed to who awaits it
         return None, error

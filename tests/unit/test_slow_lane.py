@@ -23,8 +23,10 @@ Make = Callable[..., SlowLane]
 async def lane() -> AsyncIterator[Make]:
     made: list[SlowLane] = []
 
-    def make(threads: int = 1, waiting_max: int = 2, deadline_s: float = 5.0, pace: int = 10_000) -> SlowLane:
-        made.append(SlowLane(threads, waiting_max, deadline_s, pace))
+    def make(
+        threads: int = 1, waiting_max: int = 2, deadline_s: float = 5.0, pace: int = 10_000, together: int = 1
+    ) -> SlowLane:
+        made.append(SlowLane(threads, waiting_max, deadline_s, pace, together))
         return made[-1]
 
     yield make
@@ -105,6 +107,43 @@ async def test_no_more_are_begun_than_its_pace_allows(lane: Make) -> None:
         began = time.monotonic()
         await asyncio.gather(*(slow.run(str(number), time.monotonic) for number in range(20)))
         assert least <= time.monotonic() - began <= most
+
+
+async def turns_of(slow: SlowLane, count: int) -> int:
+    """In how many turns of the loop so many were answered that are handed in at once."""
+    turns: list[int] = []
+
+    async def one(who: str) -> None:
+        await slow.run(who, min, 3, 7)
+        turns.append(turn)
+
+    turn, waiting = 0, [asyncio.create_task(one(str(number))) for number in range(count)]
+    async with asyncio.timeout(5):
+        while len(turns) < count:
+            await asyncio.sleep(0)
+            turn += 1
+    await asyncio.gather(*waiting)
+    return len(set(turns))
+
+
+async def test_those_that_wait_are_answered_together(lane: Make) -> None:
+    """The first may have been alone (a loop that stands still answers several apart at once); in the same pace."""
+    assert await turns_of(lane(waiting_max=20, pace=50), 8) > 3
+    began = time.monotonic()
+    assert await turns_of(lane(waiting_max=20, pace=50, together=4), 8) <= 3
+    assert time.monotonic() - began >= 7 / 50
+
+
+async def test_the_first_of_them_waits_a_tenth_of_its_time_at_most(lane: Make) -> None:
+    slow = lane(waiting_max=20, deadline_s=1.0, pace=20, together=8)
+    assert await turns_of(slow, 6) >= 3
+
+
+async def test_one_that_is_alone_waits_for_nobody(lane: Make) -> None:
+    slow = lane(pace=1, deadline_s=80.0, together=8)
+    began = time.monotonic()
+    assert await slow.run("one", max, 3, 7) == 7
+    assert time.monotonic() - began < 0.5
 
 
 async def test_when_it_is_full_it_refuses_at_once(lane: Make) -> None:
