@@ -71,7 +71,7 @@ class Plan:
     once: bool = False
     """Send each request once, in their order, and end when they are used up. Closed loop only."""
     patient: bool = False
-    """`once`: wait after a 503 for as long as its Retry-After says."""
+    """`once`: wait after a 503 for as long as its Retry-After says, and a part of that again."""
     keep_answers: bool = False
 
 
@@ -206,7 +206,8 @@ class Load:
         if status == 503 and isinstance(connection, KeepingConnection):
             self._again.append(connection.request)
             if self.plan.patient:
-                asyncio.get_running_loop().call_later(wire.retry_after_s(data), self._resume, connection)
+                wait = wire.retry_after_s(data) * random.uniform(1, 1.5)  # as our clients do
+                asyncio.get_running_loop().call_later(wait, self._resume, connection)
                 return
         self._use(connection, now)
 
@@ -332,7 +333,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bodies", type=Path, help="one body a line; each request takes one at random")
     parser.add_argument("--headers", type=Path, help="a JSON object")
     parser.add_argument("--requests", type=Path, help="whole requests, each sent once, instead of all of the above")
-    parser.add_argument("--patient", action="store_true", help="with --requests: wait after a 503 as Retry-After says")
+    parser.add_argument("--patient", action="store_true", help="with --requests: wait after a 503, as our clients do")
     parser.add_argument("--answers", type=Path, help="where to write the bodies of all 2xx answers, one a line")
     parser.add_argument("--connections", type=int, default=64, choices=range(1, 5001), metavar="1-5000")
     parser.add_argument("--seconds", type=float, default=10.0, help="at most 900")

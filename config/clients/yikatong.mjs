@@ -129,7 +129,8 @@ export class Client {
       } catch (error) {
         if (attempt === ATTEMPTS) throw error;
       }
-      await new Promise((resume) => setTimeout(resume, wait * 1000));
+      const apart = 1 + Math.random() / 2; // not in step with the others that were refused
+      await new Promise((resume) => setTimeout(resume, wait * apart * 1000));
     }
   }
 

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import http.client
 import json
+import random
 import sys
 import time
 import uuid
@@ -163,7 +164,7 @@ class Client:
             except (OSError, http.client.HTTPException):
                 if attempt == ATTEMPTS:
                     raise
-            time.sleep(wait)
+            time.sleep(wait * random.uniform(1, 1.5))  # noqa: S311 - not in step with others that were refused
         raise AssertionError
 
     def _effect_headers(self, target: str, raw: bytes, key: str) -> dict[str, str]:

@@ -252,7 +252,7 @@ class HotLane:
                 if len(self._waiting) == 1:
                     self._gateway.start_loading_data_keys().add_done_callback(self._end_waiting)
                 return
-            problem = Problem("unavailable", headers={"Retry-After": "1"})
+            problem = Problem("unavailable")
         else:
             exception = describe(type(error), error.__traceback__)
             log.error("request failed", request_id=begun.request_id, exception=exception)

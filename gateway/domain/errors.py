@@ -93,8 +93,8 @@ def invalid(field: str, message: str) -> Problem:
 
 
 def overloaded(detail: str) -> Problem:
-    return Problem("overloaded", detail, headers={"Retry-After": "1"})
+    return Problem("overloaded", detail)
 
 
 def unavailable(detail: str) -> Problem:
-    return Problem("unavailable", detail, headers={"Retry-After": "1"})
+    return Problem("unavailable", detail)

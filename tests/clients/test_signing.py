@@ -1,6 +1,8 @@
 """What the clients send, looked at by an independent implementation, without a gateway."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ class Listener:
         self.seen: list[oracle.Message] = []
         self.next: list[web.Response | None] = []
         """None: hangs up without an answer."""
+        self.refuses_first = False
+        self.came: dict[str, list[float]] = {}
+        """When, by idempotency key."""
 
     async def answer(self, request: web.Request) -> web.Response:
         body = await request.read()
@@ -38,6 +43,10 @@ class Listener:
         url = f"http://{request.headers['Host']}{request.raw_path}"
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.seen.append(oracle.Message(request.method, url, headers, body))
+        came = self.came.setdefault(headers["idempotency-key"], [])
+        came.append(time.monotonic())
+        if self.refuses_first and len(came) == 1:
+            return web.json_response({}, status=503, headers={"Retry-After": "1"})
         answer = self.next.pop(0) if self.next else web.json_response({"reference": "r-1"})
         if answer is None:
             assert request.transport is not None
@@ -116,6 +125,15 @@ async def test_a_retry_keeps_the_key_and_is_signed_anew(listener: Listener, lang
     assert len({message.body for message in listener.seen}) == len(listener.assertions) == 1
     first, second, third = (oracle.verify(message, caller["signing"]) for message in listener.seen)
     assert first < second < third
+
+
+async def test_who_was_refused_together_does_not_come_back_together(listener: Listener, language: str) -> None:
+    caller, listener.refuses_first = caller_of(listener, "ed25519"), True
+    keys = [f"key-{number}" for number in range(8)]
+    assert await asyncio.gather(*(call(language, caller, "effect", REPORT, {}, key) for key in keys)) == [200] * 8
+    waits = [second - first for first, second in listener.came.values()]
+    assert min(waits) >= 0.99, "not before Retry-After"
+    assert max(waits) - min(waits) > 0.05, "in step"  # by chance once in a million runs
 
 
 async def test_a_caller_without_a_signing_key_sends_unsigned(listener: Listener, language: str) -> None:

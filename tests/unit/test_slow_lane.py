@@ -155,7 +155,7 @@ async def test_when_it_is_full_it_refuses_at_once(lane: Make) -> None:
     with pytest.raises(Problem) as refused:
         await slow.run("one", max, 3, 7)
     assert time.monotonic() - began < 0.05
-    assert (refused.value.code, refused.value.headers) == ("overloaded", {"Retry-After": "1"})
+    assert refused.value.code == "overloaded"
     gate.set()
     assert await asyncio.gather(*waiting) == [True, True, True]
     assert await slow.run("one", max, 3, 7) == 7, "a place is free again"
