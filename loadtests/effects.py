@@ -36,7 +36,7 @@ RELEASE_TRIES = 3
 BESIDE_SLACK_S = 6.0
 """The second driver is at work for so much longer than verify is measured."""
 DRAIN_S = 20.0
-BESIDE_CONNECTIONS = 192  # more than the lane of one worker takes ([sm2] threads + waiting_max)
+BESIDE_CONNECTIONS = 192  # more than a worker's lane takes from one caller ([sm2]: half of its places)
 BESIDE_OPEN_CONNECTIONS = 256
 _REFERENCE = re.compile(rb'"reference":"([0-9a-f-]{36})"')
 

@@ -17,17 +17,26 @@ from gateway.domain.errors import overloaded, unavailable
 NICENESS = 10
 """Below the event loop: a check that has a core gives it to a request that comes. On Linux it is the thread's own."""
 
+RESERVE = 0.1
+"""The share of its time that an answer may take after its check has begun. A check that has less left is not begun:
+where more come than can be checked, each would be begun at the end of its time, and be too late."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_Outcome = tuple[Any, Exception | None]
 
 
 class _Check(NamedTuple):
     who: str
     function: Callable[[], Any]
-    answer: "asyncio.Future[Any]"
+    begin_by: float
+    answer: "asyncio.Future[_Outcome | None]"
+    """None: there was no time for it."""
 
-
-_Outcome = tuple[Any, BaseException | None]
+    def can_be_in_time(self) -> bool:
+        """And somebody awaits it."""
+        return not self.answer.done() and time.monotonic() < self.begin_by
 
 
 class SlowLane:
@@ -40,14 +49,17 @@ class SlowLane:
 
     def __init__(self, threads: int, waiting_max: int, deadline_s: float, per_second: int, together: int = 1) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="slow-lane", initializer=_give_way)
+        self._threads = threads
+        self._at_work = 0
+        """Threads, as far as the loop knows: one that ends while more comes is woken again by _rest()."""
         self._places = threads + waiting_max
         self._taken = 0
         self._taken_by: Counter[str] = Counter()
         self._deadline_s = deadline_s
         self._closed = False
         self._gap_s = 1 / per_second
-        # the first of them waits for the last: no more than a tenth of its time
-        self._together = max(min(together, int(deadline_s * per_second / 10)), 1)
+        # the first of them waits for the last, and all threads share the pace
+        self._together = max(min(together, int(RESERVE * deadline_s * per_second / threads)), 1)
         self._waiting: deque[_Check] = deque()
         self._next = 0.0
         self._turn = Lock()
@@ -66,58 +78,75 @@ class SlowLane:
         if self._taken >= self._places or self._taken_by[who] >= max(self._places // 2, 1):
             raise overloaded("too many signatures of a slow algorithm are waiting to be checked")
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
+        begin_by = time.monotonic() + self._deadline_s * (1 - RESERVE)
+        check = _Check(who, partial(function, *args, **kwargs), begin_by, loop.create_future())
         self._taken += 1
         self._taken_by[who] += 1
-        self._waiting.append(_Check(who, partial(function, *args, **kwargs), answer))
-        self._executor.submit(self._check, loop)
+        self._waiting.append(check)
+        self._wake_a_thread(loop)
         try:
-            async with asyncio.timeout(self._deadline_s) as deadline:
-                return await answer
+            async with asyncio.timeout(self._deadline_s):
+                outcome = await check.answer
         except TimeoutError:
-            if not deadline.expired():
-                raise  # the function's own
-            raise overloaded("the signature could not be checked in time") from None
+            outcome = None
+        if outcome is None:
+            raise overloaded("the signature could not be checked in time")
+        result: T
+        result, error = outcome
+        if error is not None:
+            raise error
+        return result
 
-    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A turn of a thread. There is one for each check; those that come to nothing are over at once."""
-        done: list[tuple[_Check, _Outcome | None]] = []
-        while len(done) < self._together and (each := self._next_one()) is not None:
-            done.append((each, None if each.answer.done() else _outcome(each.function)))
-        # a place is given back by the thread, not by who stops waiting: the bound is on the work there is
-        if done:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+    def _wake_a_thread(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._waiting and self._at_work < self._threads and not self._closed:
+            self._executor.submit(self._work, loop)
+            self._at_work += 1
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """What a thread does while any wait."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            while done := self._check_some():
                 loop.call_soon_threadsafe(self._deliver, done)
+            loop.call_soon_threadsafe(self._rest, loop)
 
-    def _next_one(self) -> _Check | None:
-        """When it is time for it; None if none waits."""
+    def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._at_work -= 1
+        self._wake_a_thread(loop)  # for what has come since the thread looked
+
+    def _check_some(self) -> list[tuple[_Check, _Outcome | None]]:
+        """Checks that are done, or skipped; none if none waits."""
+        done: list[tuple[_Check, _Outcome | None]] = []
+        while len(done) < self._together and not self._closed and (taken := self._take_one()) is not None:
+            check, begins = taken
+            done.append((check, _outcome(check.function) if begins else None))
+        return done
+
+    def _take_one(self) -> tuple[_Check, bool] | None:
+        """The next one, and whether it is to be checked, when it is time for that; None if none waits."""
         with self._turn:
             if not self._waiting:
                 return None
-            each = self._waiting.popleft()
-            if not each.answer.done():
-                time.sleep(max(self._next - time.monotonic(), 0.0))
+            time.sleep(max(self._next - time.monotonic(), 0.0))
+            check = self._waiting.popleft()
+            begins = check.can_be_in_time()
+            if begins:
                 self._next = max(self._next, time.monotonic()) + self._gap_s
-            return each
+            return check, begins
 
     def _deliver(self, done: "Sequence[tuple[_Check, _Outcome | None]]") -> None:
-        for (who, _, answer), outcome in done:
+        # a place is given back for what a thread has done, not by who stops waiting: the bound is on the work there is
+        for (who, _, _, answer), outcome in done:
             self._taken -= 1
             self._taken_by[who] -= 1
             if not self._taken_by[who]:
                 del self._taken_by[who]
-            if answer.done() or outcome is None:
-                continue
-            result, error = outcome
-            if error is None:
-                answer.set_result(result)
-            else:
-                answer.set_exception(error)
+            if not answer.done():
+                answer.set_result(outcome)
 
     def close(self) -> None:
         """Take nothing more; what runs ends by itself, what waits is told at its deadline."""
         self._closed = True
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False)
 
 
 def _give_way() -> None:
@@ -128,7 +157,12 @@ def _give_way() -> None:
 
 
 def _outcome(function: Callable[[], Any]) -> _Outcome:
+    """The function's result, or what it raised, for who awaits it."""
     try:
         return function(), None
-    except Exception as error:  # noqa: BLE001 - handed to who awaits it
+    except Exception as error:  # noqa: BLE001 - handed on
         return None, error
+    except BaseException as error:  # noqa: BLE001 - a library's panic: it is not to end the thread, nor the event loop
+        failed = RuntimeError("a check failed")
+        failed.__cause__ = error
+        return None, failed

@@ -1,10 +1,14 @@
 """The slow lane: off the loop's thread, bounded, each wait with a deadline, no harm to who waits beside it."""
 
 import asyncio
+import gc
 import os
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from functools import partial
 
 import pytest
 from blockbuster import BlockingError, blockbuster_ctx
@@ -139,6 +143,11 @@ async def test_the_first_of_them_waits_a_tenth_of_its_time_at_most(lane: Make) -
     assert await turns_of(slow, 6) >= 3
 
 
+async def test_threads_that_share_the_pace_share_that_tenth(lane: Make) -> None:
+    slow = lane(threads=2, waiting_max=20, deadline_s=1.0, pace=40, together=8)
+    assert await turns_of(slow, 8) >= 4
+
+
 async def test_one_that_is_alone_waits_for_nobody(lane: Make) -> None:
     slow = lane(pace=1, deadline_s=80.0, together=8)
     began = time.monotonic()
@@ -173,15 +182,94 @@ async def test_past_its_deadline_it_answers_and_what_still_waits_is_skipped(lane
     assert ran == []
 
 
-async def test_a_caller_who_hangs_up_leaves_nothing_behind(lane: Make) -> None:
-    slow, gate = lane(), threading.Event()
-    task = asyncio.create_task(slow.run("one", gate.wait))
-    await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+async def test_where_more_come_than_can_be_checked_its_pace_is_kept(lane: Make) -> None:
+    """Each of eighty asks again as soon as it is answered: were the oldest checked at the end of their time, none of
+    them would be answered in it."""
+    slow, checked = lane(waiting_max=100, deadline_s=0.2, pace=100, together=8), 0
+    end = time.monotonic() + 1
+
+    async def client(who: str) -> None:
+        nonlocal checked
+        while time.monotonic() < end:
+            try:
+                await slow.run(who, max, 3, 7)
+                checked += 1
+            except Problem:
+                pass
+
+    await asyncio.gather(*(client(str(number)) for number in range(80)))
+    assert checked > 60
+
+
+async def test_while_it_is_full_it_keeps_nothing_of_what_was_answered(lane: Make) -> None:
+    slow, left, kept = lane(waiting_max=50, together=8), 2000, -1
+
+    async def client(who: str) -> None:
+        nonlocal left, kept
+        while left > 0:
+            left -= 1
+            await slow.run(who, max, 3, 7)
+        if kept < 0:
+            kept = sum(type(each) is Future for each in gc.get_objects())
+
+    await asyncio.gather(*(client(str(number)) for number in range(40)))
+    assert 0 < kept < 10, "turns of its threads"
+
+
+class Name(str):
+    """One to which there can be a weak reference."""
+
+
+async def test_it_keeps_no_caller(lane: Make) -> None:
+    slow, caller = lane(), Name("one")
+    kept = weakref.ref(caller)
+    assert await slow.run(caller, max, 3, 7) == 7
+    del caller
+    gc.collect()
+    assert kept() is None
+
+
+async def test_what_comes_while_its_thread_goes_to_rest_is_checked(lane: Make) -> None:
+    slow = lane(deadline_s=1.0)
+    first = asyncio.create_task(slow.run("one", max, 3, 7))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(slow.run("two", max, 4, 8))
+    time.sleep(0.1)  # noqa: ASYNC251 - the thread has ended by then; the loop hears of it after the second has come
+    assert (await first, await second) == (7, 8)
+
+
+class Panic(BaseException):
+    """As of a library in Rust."""
+
+
+@pytest.mark.parametrize("kind", [Panic, StopIteration])
+async def test_what_no_coroutine_can_raise_is_a_failure_of_one_check(lane: Make, kind: type[BaseException]) -> None:
+    def fails() -> bool:
+        raise kind
+
+    slow, gate = lane(waiting_max=5, deadline_s=1.0, together=3), threading.Event()
+    checks: list[Callable[[], bool]] = [gate.wait, fails, bool]
+    waiting = [asyncio.create_task(slow.run(str(number), check)) for number, check in enumerate(checks)]
+    await asyncio.sleep(0)
     gate.set()
-    await emptied(slow)
+    before, failed, after = await asyncio.gather(*waiting, return_exceptions=True)
+    assert (before, type(failed), after) == (True, RuntimeError, False)
+    assert len(slow) == 0
+    assert await slow.run("one", max, 3, 7) == 7
+
+
+async def test_who_hangs_up_leaves_nothing_behind_and_harms_nobody(lane: Make) -> None:
+    slow, gate, ran = lane(waiting_max=3, together=3), threading.Event(), list[int]()
+    checks: list[Callable[[], object]] = [gate.wait, partial(ran.append, 1), int]
+    running, waiting, other = [asyncio.create_task(slow.run(str(number), check)) for number, check in enumerate(checks)]
+    await asyncio.sleep(0.01)
+    for task in (running, waiting):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    gate.set()
+    assert await other == 0
+    assert (len(slow), ran) == (0, [])
     assert await slow.run("one", max, 3, 7) == 7
 
 
@@ -199,3 +287,17 @@ async def test_closed_it_takes_nothing_more(lane: Make) -> None:
     with pytest.raises(Problem) as refused:
         await slow.run("one", max, 3, 7)
     assert refused.value.code == "unavailable"
+
+
+async def test_closed_it_begins_nothing_more(lane: Make) -> None:
+    slow, gate, ran, failed = lane(deadline_s=0.2, together=3), threading.Event(), list[int](), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+    first = asyncio.create_task(slow.run("one", gate.wait))
+    others = [asyncio.create_task(slow.run(str(number), ran.append, number)) for number in range(2)]
+    await asyncio.sleep(0)
+    slow.close()
+    gate.set()
+    assert await first is True
+    ended = await asyncio.gather(*others, return_exceptions=True)
+    assert ([getattr(each, "code", each) for each in ended], ran) == (["overloaded"] * 2, [])
+    assert failed == []
