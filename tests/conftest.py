@@ -2,12 +2,14 @@
 
 import itertools
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
 import hypothesis
+import psutil
 import pytest
 
 from gateway.crypto.key_files import create_missing, open_folder, write_private
@@ -34,12 +36,34 @@ class Database(NamedTuple):
     name: str
 
 
+_MEMORY = Path("/dev/shm")
+_ROOM_BYTES = 3 << 30
+"""For one server: its log of writes may come to 2 GB (max_wal_size)."""
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("pg"))
+    """In memory if there is room: a database is hundreds of files, and most tests have one of their own.
+
+    What is said of a disk, or of what is killed, is shown of a server on a disk (tests/faults: `home`).
+    """
+    folder, servers = tmp_path_factory.mktemp("pg"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if _MEMORY.is_dir() and _room() > servers * _ROOM_BYTES:
+        for other in _MEMORY.glob("yikatong-tests-*"):  # whose tests were killed
+            if not psutil.pid_exists(int(other.name.rpartition("-")[2])):
+                shutil.rmtree(other, ignore_errors=True)
+        folder = _MEMORY / f"yikatong-tests-{os.getpid()}"
+        folder.mkdir()
+    server = EmbeddedPostgres(folder)
     server.start()
     yield server
     server.stop()
+    shutil.rmtree(folder)
+
+
+def _room() -> int:
+    """Bytes that files in memory may take."""
+    return min(shutil.disk_usage(_MEMORY).total, psutil.virtual_memory().available)
 
 
 @pytest.fixture(scope="session")

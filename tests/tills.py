@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -92,15 +94,13 @@ def order_of(presentation: dict[str, Any], amount_fen: int, order_id: str = "") 
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-async def till(
-    postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Till]:
-    folder = tmp_path_factory.mktemp("till")
+@asynccontextmanager
+async def till_at(folder: Path, postgres: EmbeddedPostgres, template: str, **environment: str) -> AsyncIterator[Till]:
     database = await make_database(postgres, template)
     bank = await Bank(folder / "book").open()
     config = str(short_config(folder))
-    gateway = Served(folder / "data", DATABASE_URL=database.dsn, CONFIG_DIR=config, BANK_PORT=str(bank.port))
+    environment |= {"DATABASE_URL": database.dsn, "CONFIG_DIR": config, "BANK_PORT": str(bank.port)}
+    gateway = Served(folder / "data", **environment)
     prepare_data_dir(gateway.data_dir, gateway.port)
     await gateway.start()
     settings = load({"DATA_DIR": str(gateway.data_dir), "CONFIG_DIR": config})
@@ -112,3 +112,11 @@ async def till(
     await gateway.stop()
     await bank.close()
     await drop_database(postgres, database)
+
+
+@pytest.fixture(scope="module")
+async def till(
+    postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Till]:
+    async with till_at(tmp_path_factory.mktemp("till"), postgres, template) as made:
+        yield made

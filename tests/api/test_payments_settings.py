@@ -1,13 +1,25 @@
 """Scenes change while the gateway runs, and what was paid before is still answered as it was."""
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
+from gateway.store.embedded import EmbeddedPostgres
 from tests.api.test_changes import put
 from tests.faults.load import VERIFY
+from tests.faults.planted import plant
 from tests.running import eventually, verify_body
-from tests.tills import PATH, Till, order
-from tests.tills import till as till
+from tests.tills import PATH, Till, order, till_at
+
+
+@pytest.fixture(scope="module")
+async def till(
+    postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Till]:
+    async with till_at(tmp_path_factory.mktemp("till"), postgres, template, **plant("looks_often")) as made:
+        yield made
 
 
 async def test_a_repeated_verify_has_its_answer_though_its_scene_is_gone(till: Till) -> None:

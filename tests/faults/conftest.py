@@ -3,10 +3,14 @@
 import datetime as dt
 import json
 import os
+import subprocess
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
+from gateway.store.embedded import EmbeddedPostgres
+from gateway.store.migrate import migrate
 from tests.conftest import Database
 from tests.faults.home import Figure, Home
 from tests.running import ROOT
@@ -40,11 +44,30 @@ def figure(request: pytest.FixtureRequest, record_property: Callable[[str, objec
 
 
 @pytest.fixture
-async def home(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Home]:
-    """A gateway with its own PostgreSQL, not started yet. Its folder has a short name, as a unix socket's path must."""
+async def newcomer(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Home]:
+    """A gateway that has yet to make its own PostgreSQL. Its folder has a short name, as a unix socket's path must."""
     made = Home(tmp_path_factory.mktemp("home"), WORKERS="2")
     yield made
     await made.end()
+
+
+@pytest.fixture(scope="session")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of a PostgreSQL that has ended, with the migrated database: copied, as making one takes long."""
+    folder = tmp_path_factory.mktemp("cluster")
+    server = EmbeddedPostgres(folder)
+    server.start()
+    await migrate(server.dsn)
+    server.stop()
+    return folder / "postgres" / "data"
+
+
+@pytest.fixture
+def home(newcomer: Home, cluster: Path) -> Home:
+    """A gateway with its own PostgreSQL, not started yet."""
+    (folder := newcomer.data_dir / "postgres").mkdir()
+    subprocess.run(["cp", "-a", str(cluster), str(folder)], check=True)  # with its owner
+    return newcomer
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Planted bugs: a gateway that breaks one promise, to show that the test of that promise notices.
 
 A plant is a folder with a `sitecustomize.py`, which Python imports before anything else: so it reaches the gateway's
-workers as well, and the gateway's own code has no switch for it.
+workers as well, and the gateway's own code has no switch for it. A few are no bugs: what is allowed and seldom, or
+what takes long, comes at once.
 """
 
 import os

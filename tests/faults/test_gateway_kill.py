@@ -97,15 +97,15 @@ async def test_a_killed_worker_is_replaced(home: Home, cycles: int, figure: Figu
 
 
 @pytest.mark.parametrize("moment", ["PG_VERSION", "postmaster.pid"])
-async def test_killed_while_it_makes_its_database(home: Home, moment: str, figure: Figure) -> None:
+async def test_killed_while_it_makes_its_database(newcomer: Home, moment: str, figure: Figure) -> None:
     """The next start makes it anew, or goes on with what is there."""
-    folder = home.data_dir / "postgres"
-    starting = await home.running.launch()
+    folder = newcomer.data_dir / "postgres"
+    starting = await newcomer.running.launch()
     await until(lambda: any(folder.glob(f"data*/{moment}")), 20, f"{moment} in the first start")
-    processes = tree(home.running.pid)
+    processes = tree(newcomer.running.pid)
     send(processes[:1], signal.SIGKILL)
     left = await gone(processes, NOTHING_LEFT_S)
     await starting.wait()
     began = time.monotonic()
-    await home.start()
+    await newcomer.start()
     figure(kills=1, nothing_left_s=left, ready_s=time.monotonic() - began)

@@ -20,7 +20,7 @@ from tests.running import eventually, labelled
 async def desk(
     postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Desk]:
-    async with desk_at(tmp_path_factory.mktemp("desk"), postgres, stuck_after_s=1) as made:
+    async with desk_at(tmp_path_factory.mktemp("desk"), postgres, "looks_often", stuck_after_s=1) as made:
         yield made
 
 

@@ -19,7 +19,7 @@ from tests.visits import CHEAP, DEAR, ENDS_S, Street, barriers, street_at
 async def street(
     postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Street]:
-    async with street_at(tmp_path_factory.mktemp("street"), postgres) as made:
+    async with street_at(tmp_path_factory.mktemp("street"), postgres, "looks_often") as made:
         yield made
 
 
