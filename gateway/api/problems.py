@@ -11,7 +11,8 @@ from gateway.domain.errors import PROBLEMS, FieldError
 
 _ENDING = ("receive_timeout", "body_too_large")
 """The rest of the body may still come: nobody will read it."""
-RETRY_AFTER_S = (1, 3)
+
+_RETRY_AFTER_S = (1, 3)
 """From and to, whole seconds. Not the same for all: who was refused in one moment would come back in one moment, a herd
 that stops the event loop, and everybody else's requests, until it is refused again (loadtests/README.md)."""
 
@@ -33,6 +34,6 @@ def problem_reply(
         errors=[ProblemField(*error) for error in errors],
     )
     if status == 503 and "Retry-After" not in headers:
-        headers = {"Retry-After": str(random.randint(*RETRY_AFTER_S)), **headers}  # noqa: S311 - jitter
+        headers = {"Retry-After": str(random.randint(*_RETRY_AFTER_S)), **headers}  # noqa: S311 - jitter
     headers = {"Content-Type": "application/problem+json", **headers}
     return Reply(_encode(body), status, headers, request_id, closes=code in _ENDING)

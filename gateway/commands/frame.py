@@ -13,6 +13,8 @@ from gateway.settings import Settings, SettingsError, load
 
 def settings_or_exit() -> Settings:
     """The checked configuration; every mistake is a line, and ends the command."""
+    if not __debug__:  # what counts the rows that were written is an assert, too: a lost one would be told as done
+        give_up("cannot start: python -O (PYTHONOPTIMIZE) takes checks away that the gateway needs")
     try:
         return load()
     except SettingsError as error:

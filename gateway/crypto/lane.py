@@ -17,7 +17,7 @@ from gateway.domain.errors import overloaded, unavailable
 NICENESS = 10
 """Below the event loop: a check that has a core gives it to a request that comes. On Linux it is the thread's own."""
 
-RESERVE = 0.1
+_RESERVE = 0.1
 """The share of its time that an answer may take after its check has begun. A check that has less left is not begun:
 where more come than can be checked, each would be begun at the end of its time, and be too late."""
 
@@ -59,7 +59,7 @@ class SlowLane:
         self._closed = False
         self._gap_s = 1 / per_second
         # the first of them waits for the last, and all threads share the pace
-        self._together = max(min(together, int(RESERVE * deadline_s * per_second / threads)), 1)
+        self._together = max(min(together, int(_RESERVE * deadline_s * per_second / threads)), 1)
         self._waiting: deque[_Check] = deque()
         self._next = 0.0
         self._turn = Lock()
@@ -78,7 +78,7 @@ class SlowLane:
         if self._taken >= self._places or self._taken_by[who] >= max(self._places // 2, 1):
             raise overloaded("too many signatures of a slow algorithm are waiting to be checked")
         loop = asyncio.get_running_loop()
-        begin_by = time.monotonic() + self._deadline_s * (1 - RESERVE)
+        begin_by = time.monotonic() + self._deadline_s * (1 - _RESERVE)
         check = _Check(who, partial(function, *args, **kwargs), begin_by, loop.create_future())
         self._taken += 1
         self._taken_by[who] += 1

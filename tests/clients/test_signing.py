@@ -129,11 +129,11 @@ async def test_a_retry_keeps_the_key_and_is_signed_anew(listener: Listener, lang
 
 async def test_who_was_refused_together_does_not_come_back_together(listener: Listener, language: str) -> None:
     caller, listener.refuses_first = caller_of(listener, "ed25519"), True
-    keys = [f"key-{number}" for number in range(8)]
-    assert await asyncio.gather(*(call(language, caller, "effect", REPORT, {}, key) for key in keys)) == [200] * 8
+    keys = [f"key-{number}" for number in range(12)]
+    assert await asyncio.gather(*(call(language, caller, "effect", REPORT, {}, key) for key in keys)) == [200] * 12
     waits = [second - first for first, second in listener.came.values()]
     assert min(waits) >= 0.99, "not before Retry-After"
-    assert max(waits) - min(waits) > 0.05, "in step"  # by chance once in a million runs
+    assert max(waits) - min(waits) > 0.1, "in step"  # by chance once in millions of runs
 
 
 async def test_a_caller_without_a_signing_key_sends_unsigned(listener: Listener, language: str) -> None:

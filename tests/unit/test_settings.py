@@ -1,6 +1,8 @@
 """Settings: every mistake is named by its path, and nothing starts with one."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -372,3 +374,9 @@ def test_a_stream_without_tls_is_on_loopback_alone(config: Path, url: str, good:
     else:
         (mistake,) = mistakes_of(config)
         assert mistake.startswith("gateway.toml: outbox.nats.url: ") and "example" not in mistake
+
+
+def test_without_asserts_nothing_starts() -> None:
+    command = [sys.executable, "-O", "-m", "gateway", "check-config"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "PYTHONOPTIMIZE" in ended.stderr) == (1, True), ended.stderr
