@@ -35,7 +35,7 @@ load: $(VENV)/.dev
 	$(BIN)/python -m loadtests.loss_delay
 
 faults: $(VENV)/.dev
-	FAULT_CYCLES=$${FAULT_CYCLES:-100} $(BIN)/python -m pytest tests/faults tests/api/test_effects.py tests/api/test_contract.py --timeout=7200 -s
+	FAULT_CYCLES=$${FAULT_CYCLES:-100} $(BIN)/python -m pytest tests/faults tests/contract tests/api/test_effects.py tests/api/test_contract.py --timeout=7200 -s
 
 clean:
 	rm -rf $(VENV) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

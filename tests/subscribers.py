@@ -177,6 +177,17 @@ class Relay:
             )
         return time
 
+    async def rests_until(self) -> dt.datetime | None:
+        """Before that no turn does anything, whatever its process remembers; None: it may try at any time."""
+        async with self.pool.acquire() as connection:
+            time: dt.datetime | None = await connection.fetchval(
+                "SELECT CASE WHEN next_try_at IS NOT NULL THEN least(next_try_at,"
+                " (SELECT min(next_try_at) FROM outbox_held WHERE subscriber = $1)) END"
+                " FROM outbox_subscriber WHERE name = $1",
+                self.name,
+            )
+        return time
+
     async def rows_of(self, table: str) -> int:
         async with self.pool.acquire() as connection:
             count: int = await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608 - a test's own name

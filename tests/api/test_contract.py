@@ -19,7 +19,7 @@ from gateway.domain.errors import PROBLEMS
 from tests.ledger import add_holder
 from tests.running import MANY, ROOT, Client, Running, request, send_raw
 
-EXAMPLES = 300 if MANY else 40
+EXAMPLES = 300 if MANY else 15
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 CONTRACT = {
     ("POST", "/oauth2/token"), ("GET", "/.well-known/jwks.json"), ("POST", "/v1/cards/verify"),

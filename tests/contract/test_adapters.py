@@ -12,7 +12,7 @@ from gateway.domain.outcome import Unknown
 from gateway.partners.contract import HttpReply, LinkFrame
 from tests.contract.case import Case, Example, context
 from tests.contract.checks import CHECKS, gaps, made
-from tests.running import ROOT
+from tests.running import MANY, ROOT
 
 
 def dialects(folder: Path) -> list[str]:
@@ -44,7 +44,7 @@ def test_contract(case: Case, example: Example, check: Callable[[Case, Example],
 
 
 @pytest.mark.parametrize(("case", "example"), EXAMPLES)
-@settings(max_examples=150)
+@settings(max_examples=150 if MANY else 40)
 @given(body=st.binary(max_size=600), status=st.integers(100, 599), header=st.text(max_size=50))
 def test_nothing_random_is_an_answer(case: Case, example: Example, body: bytes, status: int, header: str) -> None:
     adapter, ctx = made(case), context(case.keys)

@@ -43,7 +43,7 @@ TRIES = 5
 PATIENCE_S = 10 if MANY else 5
 """More than an effect's deadline; a return of usage has longer, and is not waited for."""
 GROUP = 12
-EACH_FAILURE = 24 if MANY else 6
+EACH_FAILURE = 24 if MANY else 2
 PASSWORD = "C4n4ry-Passw0rd"
 
 

@@ -49,7 +49,10 @@ async def go(relay: Relay, time: dt.timedelta, step: dt.timedelta = MINUTE) -> N
     end = relay.now + time
     while relay.now < end:
         await turn_through(relay)
+        rests_until = await relay.rests_until()
         relay.now += step
+        while rests_until is not None and relay.now < min(end, rests_until):  # turns that would come to nothing
+            relay.now += step
 
 
 async def an_hour_behind_a_bad_scene(dsn: str) -> tuple[int, int, list[str]]:
