@@ -11,16 +11,17 @@ async def refuse_steps(dsn: str, table: Literal["payment", "visit"], after: str,
     try:
         await owner.execute(
             f"""
+            DROP SEQUENCE IF EXISTS refusals;
             CREATE SEQUENCE refusals;
             GRANT USAGE ON SEQUENCE refusals TO yikatong_app;
-            CREATE FUNCTION refuses() RETURNS trigger LANGUAGE plpgsql AS $$
+            CREATE OR REPLACE FUNCTION refuses() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN
                 IF nextval('refusals') <= {times} THEN
                     RAISE EXCEPTION 'refused';
                 END IF;
                 RETURN NEW;
             END $$;
-            CREATE TRIGGER refuses BEFORE UPDATE ON {table} FOR EACH ROW
+            CREATE OR REPLACE TRIGGER refuses BEFORE UPDATE ON {table} FOR EACH ROW
             WHEN (OLD.state = 'intent' AND NEW.state = '{after}') EXECUTE FUNCTION refuses();
             """
         )

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -17,6 +18,24 @@ from tests.running import eventually
 from tests.visits import CHEAP, DEAR, ENDS_S, PATH, Street, barriers, body_of, street_at
 
 KNOWN = "SELECT reference FROM visit ORDER BY created_at DESC LIMIT 1"
+Streets = Callable[[str], Awaitable[Street]]
+
+
+@pytest.fixture(scope="module")
+async def streets(
+    postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Streets]:
+    """A street for each plant, made when it is first asked for; nothing fails there at first."""
+    made: dict[str, Street] = {}
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def at(bug: str) -> Street:
+            if bug not in made:
+                made[bug] = await stack.enter_async_context(street_at(tmp_path_factory.mktemp("street"), postgres, bug))
+            await made[bug].breaker_is_closed()
+            return made[bug]
+
+        yield at
 
 
 @pytest.mark.parametrize("bug", ["dies_before_it_tells", "tells_again"], ids=["as it is", "control"])
@@ -64,20 +83,18 @@ async def test_killed_while_the_lot_answers_the_key_gets_what_it_came_to(
 
 
 @pytest.mark.parametrize("bug", ["commit_unheard", "pending_in_doubt"], ids=["as it is", "control"])
-async def test_what_was_not_told_is_not_said_to_be_pending(
-    tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str
-) -> None:
+async def test_what_was_not_told_is_not_said_to_be_pending(streets: Streets, bug: str) -> None:
     """That the lot was not told is committed, which nobody heard of: the key is free, so nothing else may be said."""
-    async with street_at(tmp_path, postgres, bug) as street:
-        card = await street.card()
-        (street.running.data_dir / "unheard").write_text("2")
-        await street.host.kill()
-        status, _ = await street.visit(card, "parking.entry", "L-1", key="unheard")
-        assert status == (503 if bug == "commit_unheard" else 202)
-        assert await street.fetch("SELECT state FROM visit") == "not_sent"
-        await street.host.start()
-        status, answer = await street.visit(card, "parking.entry", "L-1", key="unheard")
-        assert (status, answer["status"]) == (200, "opened")
+    street = await streets(bug)
+    card = await street.card()
+    (street.running.data_dir / "unheard").write_text("2")
+    await street.host.kill()
+    status, _ = await street.visit(card, "parking.entry", "L-1", key="unheard")
+    assert status == (503 if bug == "commit_unheard" else 202)
+    assert await street.fetch("SELECT state FROM visit ORDER BY created_at DESC LIMIT 1") == "not_sent"
+    await street.host.start()
+    status, answer = await street.visit(card, "parking.entry", "L-1", key="unheard")
+    assert (status, answer["status"]) == (200, "opened")
 
 
 @pytest.mark.parametrize(
@@ -92,44 +109,46 @@ async def test_what_was_not_told_is_not_said_to_be_pending(
     ids=["unheard once", "unheard", "refused once", "control: refused", "control: said to be pending"],
 )
 async def test_a_paid_exit_that_was_not_told_is_due_again(
-    tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str, unheard: int, refused: int,
+    streets: Streets, bug: str, unheard: int, refused: int,
     answers: tuple[int, int],
 ) -> None:  # fmt: skip
     """However the database takes the word for it: the driver stands there, and has paid."""
-    async with street_at(tmp_path, postgres, bug) as street:
-        card = await street.card(account=True)
-        due, payment = await street.due(card), await street.pay(card, 1000)
-        await refuse_steps(street.dsn, "visit", "due", refused)
-        (street.running.data_dir / "unheard").write_text(str(unheard))
-        await street.host.kill()
-        first, _ = await street.open(due["reference"], payment, key="paid")
-        await street.host.start()
-        then, answer = await street.open(due["reference"], payment, key="paid")
-        assert (first, then) == answers, answer
-        if then == 200:
-            assert answer["status"] == "opened"
-            assert await street.steps(due["reference"]) == ["asking", "due", "intent", "due", "intent", "done"]
-        else:  # taken for told: the lot knows nothing of it, and the payment is used up
-            assert await street.came_to(due["reference"]) == "refused"
-        assert barriers(await street.book(due["reference"])) == (["out"] if then == 200 else [])
+    street = await streets(bug)
+    card = await street.card(account=True)
+    key = f"paid-{unheard}-{refused}"
+    due, payment = await street.due(card), await street.pay(card, 1000)
+    await refuse_steps(street.dsn, "visit", "due", refused)
+    (street.running.data_dir / "unheard").write_text(str(unheard))
+    await street.host.kill()
+    first, _ = await street.open(due["reference"], payment, key=key)
+    await street.host.start()
+    then, answer = await street.open(due["reference"], payment, key=key)
+    assert (first, then) == answers, answer
+    if then == 200:
+        assert answer["status"] == "opened"
+        assert await street.steps(due["reference"]) == ["asking", "due", "intent", "due", "intent", "done"]
+    else:  # taken for told: the lot knows nothing of it, and the payment is used up
+        assert await street.came_to(due["reference"]) == "refused"
+    assert barriers(await street.book(due["reference"])) == (["out"] if then == 200 else [])
 
 
 @pytest.mark.parametrize("bug", ["", "told_anew"], ids=["as it is", "control"])
-async def test_a_lost_answer_opens_once(tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str) -> None:
-    async with street_at(tmp_path, postgres, bug) as street:
-        await street.host.faults({"kind": "drop_after"})
-        _, answer = await street.visit(await street.card(), "parking.entry", "L-1")
-        await street.host.faults()
-        assert await street.came_to(answer["reference"]) == "opened"
-        assert (len(barriers(await street.host.lines())) == 1) == (not bug)
+async def test_a_lost_answer_opens_once(streets: Streets, bug: str) -> None:
+    street = await streets(bug)
+    before = len(barriers(await street.host.lines()))
+    await street.host.faults({"kind": "drop_after"})
+    _, answer = await street.visit(await street.card(), "parking.entry", "L-1")
+    await street.host.faults()
+    assert await street.came_to(answer["reference"]) == "opened"
+    assert (len(barriers(await street.host.lines())) == before + 1) == (not bug)
 
 
 @pytest.mark.parametrize("bug", ["", "merchants_believed"], ids=["as it is", "control"])
-async def test_a_forged_answer_is_none(tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str) -> None:
-    async with street_at(tmp_path, postgres, bug) as street:
-        await street.host.faults({"kind": "bad_signature"}, {"kind": "decline"})
-        _, answer = await street.visit(await street.card(), "parking.entry", "L-1")
-        assert answer["status"] == ("refused" if bug else "pending")
+async def test_a_forged_answer_is_none(streets: Streets, bug: str) -> None:
+    street = await streets(bug)
+    await street.host.faults({"kind": "bad_signature"}, {"kind": "decline"})
+    _, answer = await street.visit(await street.card(), "parking.entry", "L-1")
+    assert answer["status"] == ("refused" if bug else "pending")
 
 
 PLATES = "浙F9K7X3", "浙F9K7X4"
@@ -137,30 +156,28 @@ TICKET, BOOKING, BILL = "TICKET-Q7Z5", "BOOKING-K8W3", "BILL-M5V1"
 
 
 @pytest.mark.parametrize("bug", ["", "bodies_kept"], ids=["as it is", "control"])
-async def test_of_a_visit_that_has_ended_nothing_says_whose_it_was(
-    tmp_path: Path, postgres: EmbeddedPostgres, template: str, bug: str
-) -> None:
+async def test_of_a_visit_that_has_ended_nothing_says_whose_it_was(streets: Streets, bug: str) -> None:
     """Not with all keys; what was signed can be proved all the same."""
 
     async def found() -> set[str]:
         held = await street.stored()
         return {value for value in (*PLATES, TICKET, BOOKING, BILL) if any(form in held for form in forms(value))}
 
-    async with street_at(tmp_path, postgres, bug) as street:
-        card = await street.card(account=True)
-        _, entry = await street.visit(card, "parking.entry", "L-1", plate=PLATES[0], ticket=TICKET)
-        await street.visit(card, "hotel.checkin", "H-1", booking=BOOKING)
-        await street.visit(card, "dining.till", "D-1", ticket=BILL, amount_fen=2000)
-        due = await street.due(card, PLATES[1])
-        assert PLATES[1] in await found(), "while it is due it is sealed"
-        status, opened = await street.open(due["reference"], await street.pay(card, 1000))
-        assert (status, opened["status"]) == (200, "opened")
-        assert await found() == ({*PLATES, TICKET, BOOKING, BILL} if bug else set())
-        code, said = await show(street.running, entry["reference"], "--body")
-        assert code == 0 and "WRONG" not in said and said.count("\ngood ") == (6 if bug else 5), said
-        assert ("not kept" in said) == (not bug) == (TICKET not in said)
-        code, said = await show(street.running, opened["operation"], "--body")
-        assert code == 0 and opened["payment"] in said, "an opening names a payment alone"
+    street = await streets(bug)
+    card = await street.card(account=True)
+    _, entry = await street.visit(card, "parking.entry", "L-1", plate=PLATES[0], ticket=TICKET)
+    await street.visit(card, "hotel.checkin", "H-1", booking=BOOKING)
+    await street.visit(card, "dining.till", "D-1", ticket=BILL, amount_fen=2000)
+    due = await street.due(card, PLATES[1])
+    assert PLATES[1] in await found(), "while it is due it is sealed"
+    status, opened = await street.open(due["reference"], await street.pay(card, 1000))
+    assert (status, opened["status"]) == (200, "opened")
+    assert await found() == ({*PLATES, TICKET, BOOKING, BILL} if bug else set())
+    code, said = await show(street.running, entry["reference"], "--body")
+    assert code == 0 and "WRONG" not in said and said.count("\ngood ") == (6 if bug else 5), said
+    assert ("not kept" in said) == (not bug) == (TICKET not in said)
+    code, said = await show(street.running, opened["operation"], "--body")
+    assert code == 0 and opened["payment"] in said, "an opening names a payment alone"
 
 
 async def _in_book(street: Street) -> str:
