@@ -134,7 +134,7 @@ class Sm2(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_second: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
     """Checks that are begun in a second, so that the others' requests hardly notice."""
     timeout_ms: Annotated[int, msgspec.Meta(ge=10, le=5000)]
-    """From the handing in of a check to its result; past it: 503. It is not begun when less than a tenth is left."""
+    """From the handing in of a check to its result; past it: 503. It is not begun when less than a quarter is left."""
 
 
 class CallersKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,9 +17,12 @@ from gateway.domain.errors import overloaded, unavailable
 NICENESS = 10
 """Below the event loop: a check that has a core gives it to a request that comes. On Linux it is the thread's own."""
 
-_RESERVE = 0.1
-"""The share of its time that an answer may take after its check has begun. A check that has less left is not begun:
-where more come than can be checked, each would be begun at the end of its time, and be too late."""
+_LEAST_SHARE = 0.25
+"""A check that has less of its time left is not begun: where more come than can be checked, each would be begun at the
+end of its time, and be too late. Threads that give way may have to wait for a core, too."""
+
+_TOGETHER_SHARE = 0.1
+"""The first of those that are answered together waits for the last, for no more of its time."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,8 +61,8 @@ class SlowLane:
         self._deadline_s = deadline_s
         self._closed = False
         self._gap_s = 1 / per_second
-        # the first of them waits for the last, and all threads share the pace
-        self._together = max(min(together, int(_RESERVE * deadline_s * per_second / threads)), 1)
+        # all threads share the pace
+        self._together = max(min(together, int(_TOGETHER_SHARE * deadline_s * per_second / threads)), 1)
         self._waiting: deque[_Check] = deque()
         self._next = 0.0
         self._turn = Lock()
@@ -78,7 +81,7 @@ class SlowLane:
         if self._taken >= self._places or self._taken_by[who] >= max(self._places // 2, 1):
             raise overloaded("too many signatures of a slow algorithm are waiting to be checked")
         loop = asyncio.get_running_loop()
-        begin_by = time.monotonic() + self._deadline_s * (1 - _RESERVE)
+        begin_by = time.monotonic() + self._deadline_s * (1 - _LEAST_SHARE)
         check = _Check(who, partial(function, *args, **kwargs), begin_by, loop.create_future())
         self._taken += 1
         self._taken_by[who] += 1
