@@ -5,6 +5,7 @@ Sources: domain.md §1.2 (on-card data [S]), §1.3 (AAZ500, AAZ501 and the trap 
 """
 
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 from gateway.domain.verdicts import Reason
 
@@ -39,6 +40,7 @@ class CardAction(StrEnum):
     REPORT_TEMPORARY = "report_temporary"  # 临时挂失
     REPORT_FORMAL = "report_formal"  # 正式挂失
     RELEASE = "release"  # 解挂
+    LOWER = "lower"  # a formal report is taken back, the temporary loss from before it stands
     LOCK = "lock"  # six wrong PINs
     UNLOCK = "unlock"  # 密码重置
     CANCEL = "cancel"  # 注销
@@ -55,6 +57,7 @@ TRANSITIONS: dict[tuple[CardStatus, CardAction], CardStatus] = {
     (_S.LOST_TEMPORARY, _A.REPORT_FORMAL): _S.LOST_FORMAL,
     (_S.LOST_TEMPORARY, _A.RELEASE): _S.NORMAL,
     (_S.LOST_FORMAL, _A.RELEASE): _S.NORMAL,  # only while no replacement was started
+    (_S.LOST_FORMAL, _A.LOWER): _S.LOST_TEMPORARY,
     # asked for what is already so: a success that changes nothing (domain.md §1.5); a formal loss is never weakened
     (_S.LOST_TEMPORARY, _A.REPORT_TEMPORARY): _S.LOST_TEMPORARY,
     (_S.LOST_FORMAL, _A.REPORT_TEMPORARY): _S.LOST_FORMAL,
@@ -77,6 +80,26 @@ REPORT: dict[LossKind, CardAction] = {
 }
 
 LOST = frozenset({CardStatus.LOST_TEMPORARY, CardStatus.LOST_FORMAL})
+
+
+class Standing(NamedTuple):
+    """What an accepted report has made of its card, as far as that is still so."""
+
+    made: CardStatus
+    lost: bool
+    """The card is lost since this report."""
+    raised: bool
+    """The card was lost before, by whoever's word, and is formally lost since this report."""
+
+    def release(self, status: CardStatus) -> CardAction | None:
+        """What releasing the report does to its card, which has this status now; None: it is lost by another's word.
+
+        Nobody takes back what another has said: who raises a loss and releases it again leaves the loss as it was.
+        """
+        if status not in LOST or (self.lost and status is self.made):
+            return CardAction.RELEASE
+        return CardAction.LOWER if self.raised and status is self.made else None
+
 
 STATUS_REASON: dict[CardStatus, Reason] = {
     CardStatus.SEALED: Reason.NOT_ACTIVATED,

@@ -30,7 +30,7 @@ from gateway.flows.tell_bank import (
 )
 from gateway.store import ecards, loss_notices, losses
 from gateway.store.loss_notices import Holder, Notice
-from gateway.store.losses import Card, Wanted
+from gateway.store.losses import Card, Change, Wanted
 from gateway.store.operations import Operation
 from gateway.store.payments import created_at
 from gateway.store.pool import Place
@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 _encode = msgspec.json.Encoder().encode
 _AT_ONCE = dt.timedelta(0)
 _SHOWN = {status: status.name.lower() for status in CardStatus}
+OTHER_REPORT = "other_report"
+"""Why a release is refused: the card is lost by another's word."""
+
 _NOT_TOLD = BankSide(NOT_CONNECTED)
+_STAYS_FROZEN = BankSide(REFUSED, OTHER_REPORT)
 _OF_CODES = frozenset({Reason.CODE_EXPIRED, Reason.CODE_REPLAYED, Reason.CODE_INVALID})
 """Reasons before any card: a code that is not good is nobody's."""
 
@@ -142,16 +146,15 @@ class ReleaseLoss:
             if preset or (release.card is not None and given.get(item) != cards[item][0].card_id):
                 done.append(_refused(self.name, asked, preset or Reason.UNRECOGNISED.value, cards[item][0]))
                 continue
-            card, lost_by_it = cards[item]
+            card, standing = cards[item]
             status = changes.status(card)
-            # who made a card lost releases it, not who found it lost already: that may have been the registry, or a
-            # formal report of another caller
-            if status in LOST and not lost_by_it:
-                done.append(_refused(self.name, asked, "other_report", card))
+            action = standing.release(status)
+            if action is None:
+                done.append(_refused(self.name, asked, OTHER_REPORT, card))
             elif status is CardStatus.LOST_FORMAL and card.replacement_started:
                 done.append(_refused(self.name, asked, "replacement_started", card))
             else:
-                before, after = changes.apply(card, CardAction.RELEASE)
+                before, after = changes.apply(card, action)
                 if after is None:
                     done.append(_refused(self.name, asked, STATUS_REASON[before].value, card))
                 else:
@@ -175,18 +178,21 @@ class _Changes:
     """What a batch makes of its cards: several effects of one card follow one another, and it is written once."""
 
     def __init__(self) -> None:
-        self.statuses: dict[Place, CardStatus] = {}
-        """Of the cards that have another one now."""
+        self.made: dict[Place, Change] = {}
+        """Of the cards that have another status now."""
 
     def status(self, card: Card) -> CardStatus:
-        return self.statuses.get(card.place, card.status)
+        change = self.made.get(card.place)
+        return card.status if change is None else change.status
 
     def apply(self, card: Card, action: CardAction) -> tuple[CardStatus, CardStatus | None]:
         """(status before, status after or None if the table refuses)."""
         before = self.status(card)
         after = TRANSITIONS.get((before, action))
         if after is not None and after is not before:
-            self.statuses[card.place] = after
+            earlier = self.made.get(card.place)
+            lost = after in LOST and (before not in LOST or (earlier is not None and earlier.lost))
+            self.made[card.place] = Change(after, lost, before in LOST and after is CardStatus.LOST_FORMAL)
         return before, after
 
 
@@ -200,7 +206,8 @@ async def _end(
     """Write the changes, and record what the banks are to be told of them, in their order.
 
     One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order. That is
-    so also where the bank cannot be told now: it would be told of the last one later, and never of this one.
+    so also where the bank cannot be told now: it would be told of the last one later, and never of this one. A release
+    that leaves the card lost is not told: the account stays frozen for the report that stands.
     """
     # the social security side is done, and never changed; the notice says what the bank's came to
     name, result = kind.value, ACCEPTED if kind is NoticeKind.LOSS else RELEASED
@@ -208,7 +215,7 @@ async def _end(
     busy: set[UUID] = set()
     changed = {each.card_id for each in done if isinstance(each, _Changed)}
     if changed:
-        busy = await losses.change(connection, changes.statuses, changed)
+        busy = await losses.change(connection, changes.made, changed)
         if busy or tell.has_routes:
             holders = await loss_notices.holders(connection, changed)
     ended: Results = []
@@ -220,8 +227,10 @@ async def _end(
             continue
         operation, holder = _operation(name, result, each), holders.get(each.card_id)
         if holder is None or not (each.card_id in busy or tell.can_tell(holder.bank)):
-            side = SocialSecuritySide(operation.result, card_status=_SHOWN[each.after])
-            ended.append(Done(_not_connected(each.asked, side), operation))
+            ended.append(Done(_answer(each.asked, _here(each, result), _NOT_TOLD), operation))
+            continue
+        if kind is NoticeKind.RELEASE and each.after in LOST:
+            ended.append(Done(_answer(each.asked, _here(each, result), _STAYS_FROZEN), operation))
             continue
         notice = _notice(kind, each, holder)
         notices.append(notice)
@@ -254,12 +263,16 @@ def _notice(kind: NoticeKind, changed: _Changed, holder: Holder) -> Notice:
 def _refused(kind: str, asked: Asked, reason: str, card: Card | None = None) -> Done:
     card_id = card and card.card_id
     operation = Operation(asked.reference, kind, asked.caller_id, card_id, _parent(asked), REFUSED, reason)
-    return Done(_not_connected(asked, SocialSecuritySide(REFUSED, reason)), operation)
+    return Done(_answer(asked, SocialSecuritySide(REFUSED, reason), _NOT_TOLD), operation)
 
 
 def _parent(asked: Asked) -> UUID | None:
     return asked.what.reference if isinstance(asked.what, Release) else None
 
 
-def _not_connected(asked: Asked, side: SocialSecuritySide) -> Answer:
-    return Answer(200, _encode(LossAnswer(str(asked.reference), side, _NOT_TOLD)))
+def _here(changed: _Changed, result: str) -> SocialSecuritySide:
+    return SocialSecuritySide(result, card_status=_SHOWN[changed.after])
+
+
+def _answer(asked: Asked, side: SocialSecuritySide, bank: BankSide) -> Answer:
+    return Answer(200, _encode(LossAnswer(str(asked.reference), side, bank)))

@@ -43,7 +43,8 @@ _chance = SystemRandom()
 
 
 class SocialSecuritySide(msgspec.Struct, frozen=True, gc=False):
-    """`accepted` (the card is lost now), `released` (it is not any more) or `refused` with a reason."""
+    """`accepted` (the card is lost now), `released` (the report is taken back: `card_status` says whether the card is
+    still lost, by an earlier word) or `refused` with a reason."""
 
     status: str
     reason: str | msgspec.UnsetType = msgspec.UNSET
@@ -53,7 +54,8 @@ class SocialSecuritySide(msgspec.Struct, frozen=True, gc=False):
 class BankSide(msgspec.Struct, frozen=True, gc=False):
     """What the bank says to the same report: `accepted`, `refused` with its reason, or `pending`: it is told until it
     answers, and `GET /v1/operations/{reference}` says what it came to. `not_connected`: the bank was not told (there is
-    none, it cannot be told, or the report was refused here); the holder has to report to the bank."""
+    none, it cannot be told, or the report was refused here); the holder has to report to the bank. Of a release that
+    leaves the card lost by an earlier word, `refused / other_report`: the account stays frozen, the bank is not told."""
 
     status: str
     reason: str | msgspec.UnsetType = msgspec.UNSET

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-from gateway.domain.cards import LOST, CardStatus
+from gateway.domain.cards import LOST, CardStatus, Standing
 from gateway.store.operations import recorded_between
 from gateway.store.pool import Place
 
@@ -30,6 +30,14 @@ class Card(NamedTuple):
     card_id: UUID
     status: CardStatus
     replacement_started: bool
+
+
+class Change(NamedTuple):
+    """What a card becomes; whether it is lost, or its loss is raised to a formal one, since this transaction."""
+
+    status: CardStatus
+    lost: bool = False
+    raised: bool = False
 
 
 _STATUS = {int(status): status for status in CardStatus}
@@ -67,24 +75,30 @@ ORDER BY card_id FOR UPDATE OF card
 
 _LOCK_REPORTED = """
 WITH found AS (
-    SELECT asked.item, o.card_id,
-           CASE WHEN o.card_status_before <> o.card_status_after THEN o.recorded_at END AS lost_by_it
+    SELECT asked.item, o.card_id, o.recorded_at, o.card_status_before AS before, o.card_status_after AS made
     FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[])
          WITH ORDINALITY AS asked(reference, caller, since, until, item)
     JOIN operation o ON o.reference = asked.reference AND o.caller = asked.caller AND o.kind = $5
         AND o.recorded_at BETWEEN asked.since AND asked.until AND o.result = 'accepted'
 )
-SELECT item, card.ctid, card_id, status, replacement_started, coalesce(lost_at = lost_by_it, false)
+SELECT item, card.ctid, card_id, status, replacement_started, made,
+       coalesce(before <> ALL($6::smallint[]) AND lost_at = recorded_at, false),
+       coalesce(before <> made AND before = ANY($6) AND raised_at = recorded_at, false)
 FROM found JOIN card USING (card_id) ORDER BY card_id FOR UPDATE OF card
 """
 
 _CHANGE = """
 WITH changed AS (
-    UPDATE card SET status = new.status, lost_at = CASE WHEN new.status = ANY($3::smallint[]) THEN now() END
-    FROM unnest($1::tid[], $2::smallint[]) AS new(place, status) WHERE card.ctid = new.place RETURNING true
+    UPDATE card SET
+        status = new.status,
+        lost_at = CASE WHEN new.lost THEN now() WHEN new.status = ANY($5::smallint[]) THEN lost_at END,
+        raised_at = CASE WHEN new.raised THEN now() END
+    FROM unnest($1::tid[], $2::smallint[], $3::boolean[], $4::boolean[]) AS new(place, status, lost, raised)
+    WHERE card.ctid = new.place RETURNING true
 )
-SELECT count(*), ARRAY(SELECT card_id FROM loss_notice WHERE card_id = ANY($4) AND next_try_at IS NOT NULL) FROM changed
+SELECT count(*), ARRAY(SELECT card_id FROM loss_notice WHERE card_id = ANY($6) AND next_try_at IS NOT NULL) FROM changed
 """
+_LOST = [int(status) for status in LOST]
 
 
 async def find_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> dict[int, UUID]:
@@ -105,12 +119,12 @@ async def lock_wanted(connection: "AnyConnection", wanted: Sequence[Wanted]) -> 
 
 async def lock_reported(
     connection: "AnyConnection", references: Sequence[UUID], callers: Sequence[str], kind: str
-) -> dict[int, tuple[Card, bool]]:
-    """The cards of accepted reports of these callers by their place in `references`, each with whether it is this
-    report that has made the card lost."""
+) -> dict[int, tuple[Card, Standing]]:
+    """The cards of accepted reports of these callers by their place in `references`, each with what is still so of its
+    report."""
     since, until = zip(*map(recorded_between, references), strict=True)
-    rows = await connection.fetch(_LOCK_REPORTED, references, callers, list(since), list(until), kind)
-    return {row[0] - 1: (_card(row), row[5]) for row in rows}
+    rows = await connection.fetch(_LOCK_REPORTED, references, callers, list(since), list(until), kind, _LOST)
+    return {row[0] - 1: (_card(row), Standing(_STATUS[row[5]], row[6], row[7])) for row in rows}
 
 
 def _card(row: "asyncpg.Record") -> Card:
@@ -118,14 +132,14 @@ def _card(row: "asyncpg.Record") -> Card:
 
 
 async def change(
-    connection: "AnyConnection", cards: Mapping[Place, CardStatus], of_interest: Collection[UUID]
+    connection: "AnyConnection", cards: Mapping[Place, Change], of_interest: Collection[UUID]
 ) -> set[UUID]:
-    """Write the status of locked cards that have another one now; lost they are since this transaction. How fresh the
-    registry's word is stays as it was.
+    """Write the status of locked cards that have another one now. How fresh the registry's word is stays as it was.
 
     Returns which of the locked cards `of_interest` have a loss notice that is not decided: read after the locks, and
     on the same way to the database.
     """
-    row = await connection.fetchrow(_CHANGE, list(cards), list(cards.values()), list(LOST), list(of_interest))
+    columns = [list(column) for column in zip(*cards.values(), strict=True)] or [[], [], []]
+    row = await connection.fetchrow(_CHANGE, list(cards), *columns, _LOST, list(of_interest))
     assert row is not None and row[0] == len(cards), "a card that is locked stays in its place"
     return set(row[1])

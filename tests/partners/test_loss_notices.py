@@ -65,6 +65,18 @@ async def test_a_temporary_report_does_not_weaken_a_formal_loss_at_the_bank(desk
     assert await desk.told(*references) == ["3", "3"]
 
 
+async def test_an_account_stays_frozen_while_a_loss_stands(desk: Desk) -> None:
+    card = await desk.card()
+    first, raised = [(await desk.kiosk.report_loss(card, kind))["reference"] for kind in ("temporary", "formal")]
+    lowered = await desk.kiosk.release_loss(raised)
+    assert lowered["social_security"] == {"status": "released", "card_status": "lost_temporary"}
+    assert lowered["bank"] == {"status": "refused", "reason": "other_report"}
+    released = await desk.kiosk.release_loss(first)
+    assert released["social_security"] == {"status": "released", "card_status": "normal"}
+    assert released["bank"] == {"status": "accepted"}
+    assert await desk.told(first, raised, lowered["reference"], released["reference"]) == ["2", "3", "4"]
+
+
 async def test_a_refusal_of_the_bank_is_final_and_leaves_the_card_lost(desk: Desk) -> None:
     card = await desk.card(account=new_account()[:-5] + "0000")  # nobody's
     report = await desk.kiosk.report_loss(card)

@@ -16,7 +16,7 @@ from gateway.domain.ids import uuid7
 from gateway.domain.masking import Secret
 from gateway.settings import load
 from gateway.store import idempotency, losses, operations
-from gateway.store.losses import Card, Wanted
+from gateway.store.losses import Card, Change, Wanted
 from gateway.store.operations import Operation
 from gateway.store.pool import FOR_EFFECTS, connect
 from tests.conftest import Database
@@ -64,7 +64,7 @@ async def two(database: Database, keys: KeyStore) -> AsyncIterator[Two]:
     owner = await asyncpg.connect(database.dsn)
     chip = await owner.fetchval("SELECT chip_index FROM card WHERE card_id = $1", card_id)
     both = Two(owner, one, other, (card_id, chip))
-    report = Operation(both.report, "loss_report", "demo-kiosk", card_id, None, "accepted")
+    report = Operation(both.report, "loss_report", "demo-kiosk", card_id, None, "accepted", None, NORMAL, LOST)
     await operations.record(one, [report], {})
     yield both
     for connection in (one, other, owner):
@@ -79,10 +79,10 @@ async def test_who_has_waited_for_a_card_changes_it_where_it_is_now(two: Two, wa
         await mine.start()
         waiting = asyncio.create_task(two.lock(two.other, way))
         await until(two.waits, 5, "the other one waits for the card")
-        await losses.change(two.one, {before.place: LOST}, [])
+        await losses.change(two.one, {before.place: Change(LOST, lost=True)}, [])
     found = await waiting
     assert (found.status, found.place != before.place) == (LOST, True)
-    await losses.change(two.other, {found.place: NORMAL}, [])
+    await losses.change(two.other, {found.place: Change(NORMAL)}, [])
     await mine.commit()
     assert await two.status() is NORMAL
 
@@ -90,9 +90,9 @@ async def test_who_has_waited_for_a_card_changes_it_where_it_is_now(two: Two, wa
 async def test_a_place_that_a_card_has_left_is_refused(two: Two) -> None:
     async with two.one.transaction():
         left = (await two.lock(two.one, "chip")).place
-        await losses.change(two.one, {left: LOST}, [])
+        await losses.change(two.one, {left: Change(LOST, lost=True)}, [])
         with pytest.raises(AssertionError, match="stays in its place"):
-            await losses.change(two.one, {left: NORMAL}, [])
+            await losses.change(two.one, {left: Change(NORMAL)}, [])
     assert await two.status() is LOST
 
 
