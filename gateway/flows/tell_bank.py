@@ -55,7 +55,7 @@ class BankSide(msgspec.Struct, frozen=True, gc=False):
     """What the bank says to the same report: `accepted`, `refused` with its reason, or `pending`: it is told until it
     answers, and `GET /v1/operations/{reference}` says what it came to. `not_connected`: the bank was not told (there is
     none, it cannot be told, or the report was refused here); the holder has to report to the bank. Of a release that
-    leaves the card lost by an earlier word, `refused / other_report`: the account stays frozen, the bank is not told."""
+    leaves the card lost by an earlier word, `refused / other_report`: the account stays frozen, no bank is told."""
 
     status: str
     reason: str | msgspec.UnsetType = msgspec.UNSET
