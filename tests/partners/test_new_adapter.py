@@ -18,7 +18,8 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("tests/__init__.py", "pyproject.toml"):
         shutil.copy(ROOT / file, tmp_path / file)
-    (tmp_path / "tests/running.py").write_text("from pathlib import Path\nROOT = Path(__file__).parent.parent\n")
+    running = "from pathlib import Path\nROOT, MANY = Path(__file__).parent.parent, False\n"
+    (tmp_path / "tests/running.py").write_text(running)
     return tmp_path
 
 
