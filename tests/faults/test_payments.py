@@ -12,9 +12,8 @@ from tests.faults.market import KILLED, Market
 from tests.faults.market import market as market
 from tests.faults.payments import PATH, Effect, Findings, Sale, check, shop_at, steps_of
 from tests.faults.test_effects_kill import set_hold, until_it_stands
-from tests.running import MANY
 
-PER_ROUND = 250 if MANY else 120
+PER_ROUND = 250
 
 
 async def test_every_payment_ends_and_the_banks_books_are_ours(market: Market, cycles: int, figure: Figure) -> None:
