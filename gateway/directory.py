@@ -222,7 +222,7 @@ def _keys(settings: Settings, caller_id: str, caller: Caller, mistakes: list[str
         return []
     try:
         document = _read_json(settings.data_dir / caller.keys_file)
-        return read_signing_jwks(document, algorithm_of(caller, KeyPurpose.TOKEN) or "")
+        return read_signing_jwks(document, algorithm_of(caller, KeyPurpose.TOKEN) or "", KeyPurpose.TOKEN)
     except (OSError, ValueError) as error:
         mistakes.append(_mistake(f"callers.{caller_id}.keys_file", settings.data_dir / caller.keys_file, error))
         return []

@@ -160,7 +160,15 @@ class Jwks(msgspec.Struct, frozen=True):
 
 
 _Coordinate = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
-_Kid = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=f"^[!-~]+{END}")]
+_Kid = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=100,
+        pattern=NO_CONTROLS,
+        description='Of a signing key: visible ASCII without `"` and `\\`, as a signature names it',
+    ),
+]
 
 
 class PublicJwk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -16,6 +16,7 @@ from multidict import CIMultiDictProxy, istr
 
 from gateway.crypto.digests import DIGESTS
 from gateway.crypto.signatures import VerifyKey
+from gateway.domain.caller_keys import SIGNING_KID
 from gateway.domain.errors import Problem
 from gateway.flows.effects import Evidence
 
@@ -29,7 +30,7 @@ _CONTENT_DIGEST = istr("Content-Digest")
 _ONCE = (hdrs.HOST, hdrs.AUTHORIZATION, istr("Idempotency-Key"), _CONTENT_DIGEST, _SIGNATURE_INPUT, _SIGNATURE)
 
 _INPUT = re.compile(
-    rf'sig1=({re.escape(COMPONENTS)};created=(0|[1-9][0-9]{{0,11}});keyid="([\x21\x23-\x5b\x5d-\x7e]{{1,100}})"'
+    rf'sig1=({re.escape(COMPONENTS)};created=(0|[1-9][0-9]{{0,11}});keyid="({SIGNING_KID})"'
     rf';alg="([a-z0-9-]{{1,40}})";tag="{TAG}")'
 )
 _BYTES = "([A-Za-z0-9+/]{1,400}={0,2})"

@@ -1,7 +1,6 @@
 """Which keys of a caller are in force: those of its file or its URL, those it gave us itself, less what is out."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -31,12 +30,14 @@ def in_force(
     for row in rows:
         if row.kid in out or row.kid in found or row.source != counts or row.jwk is None or algorithm is None:
             continue
-        if (key := _stored(row.kid, row.jwk, algorithm)) is not None:
+        if (key := _stored(row.kid, row.jwk, algorithm, purpose)) is not None:
             found[row.kid] = key
     return list(found.values())[:KEYS_MAX]
 
 
-def published(document: Any, algorithm: str, revoked: Sequence[str]) -> list[VerifyKey]:
+def published(
+    document: Any, algorithm: str, revoked: Sequence[str], use: KeyPurpose = KeyPurpose.SIGNING
+) -> list[VerifyKey]:
     """The one or two keys of the algorithm in a JWKS that a caller publishes; keys for other things may be beside them.
 
     Raises ValueError saying what is wrong, without the keys' values.
@@ -44,14 +45,14 @@ def published(document: Any, algorithm: str, revoked: Sequence[str]) -> list[Ver
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list) or not 1 <= len(keys) <= _DOCUMENT_KEYS_MAX:
         raise ValueError(f"expected a JWKS with 1 to {_DOCUMENT_KEYS_MAX} keys")
-    if not all(isinstance(jwk, dict) and is_kid(jwk.get("kid")) for jwk in keys):
-        raise ValueError("every key needs a kid of 1 to 100 visible ASCII characters")
+    if not all(isinstance(jwk, dict) and isinstance(jwk.get("kid"), str) for jwk in keys):
+        raise ValueError("every key needs a kid")
     if any(name in jwk for jwk in keys for name in ("d", "k")):
         raise ValueError("a private or secret key was published")
     if len({jwk["kid"] for jwk in keys}) != len(keys):
         raise ValueError("two keys have the same kid")
     found = [
-        read_signing_jwk(jwk, algorithm)
+        read_signing_jwk(jwk, algorithm, use)
         for jwk in keys
         if jwk["kid"] not in revoked and mismatch(jwk, algorithm) is None
     ]
@@ -60,18 +61,11 @@ def published(document: Any, algorithm: str, revoked: Sequence[str]) -> list[Ver
     return found
 
 
-def is_kid(text: Any) -> bool:
-    """Whether we would keep it as the name of a key."""
-    return isinstance(text, str) and _KID.fullmatch(text) is not None
-
-
-_KID = re.compile(r"[!-~]{1,100}")
-
-
 @lru_cache(maxsize=4096)
-def _stored(kid: str, jwk: str, algorithm: str) -> VerifyKey | None:
-    """None for a key that would not be taken today: the caller has another algorithm now, or it is one of no owner."""
+def _stored(kid: str, jwk: str, algorithm: str, use: KeyPurpose) -> VerifyKey | None:
+    """None for a key that would not be taken today: the caller has another algorithm now, it is one of no owner, or no
+    signature can name it."""
     try:
-        return read_signing_jwk(json.loads(jwk) | {"kid": kid}, algorithm)
+        return read_signing_jwk(json.loads(jwk) | {"kid": kid}, algorithm, use)
     except ValueError:
         return None

@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from gateway.crypto import ed25519_points, sm2
 from gateway.crypto.sm2_forms import STANDARD, Forms, SignatureForm
+from gateway.domain.caller_keys import unfit_kid
+from gateway.domain.callers import KeyPurpose
 
 ED25519 = "ed25519"
 ES256 = "ecdsa-p256-sha256"
@@ -94,14 +96,14 @@ def sm2_public_jwk(kid: str, point: bytes) -> dict[str, str]:
     }
 
 
-def read_signing_jwk(jwk: Any, algorithm: str) -> VerifyKey:
-    """One public key of the algorithm. Raises ValueError saying what is wrong, without the key's values.
+def read_signing_jwk(jwk: Any, algorithm: str, use: KeyPurpose = KeyPurpose.SIGNING) -> VerifyKey:
+    """One public key of the algorithm, its kid one for this use. Raises ValueError saying what is wrong, without the key's values.
 
     Refused are a private key, members that contradict the algorithm (mismatch()), and what is not the one form of a
     point of the curve (RFC 7518 §6.2.1.2, SEC 1 §3.2.2.1; for Ed25519 see ed25519_points.py). The point at infinity
     has no such form, and P-256 and SM2 have no points of small order.
     """
-    kid = _kid_of(jwk)
+    kid = _kid_of(jwk, use)
     if "d" in jwk:
         raise ValueError("this is a private key: give the public part only")
     if member := mismatch(jwk, algorithm):
@@ -131,18 +133,18 @@ def mismatch(jwk: dict[str, Any], algorithm: str) -> str | None:
     return next((member for member, fit in fits.items() if not fit), None)
 
 
-def read_signing_jwks(document: Any, algorithm: str) -> list[VerifyKey]:
+def read_signing_jwks(document: Any, algorithm: str, use: KeyPurpose = KeyPurpose.SIGNING) -> list[VerifyKey]:
     """One or two keys of a JWKS. Raises ValueError naming the key that is wrong."""
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list) or not 1 <= len(keys) <= KEYS_MAX:
         raise ValueError("expected a JWKS with one or two keys")
     found = []
     for jwk in keys:
-        kid = _kid_of(jwk)
         try:
-            found.append(read_signing_jwk(jwk, algorithm))
+            found.append(read_signing_jwk(jwk, algorithm, use))
         except ValueError as error:
-            raise ValueError(f"key {kid!r}: {error}") from None
+            kid = jwk.get("kid") if isinstance(jwk, dict) else None
+            raise ValueError(f"key {str(kid)[:100]!r}: {error}") from None
     if len({key.kid for key in found}) != len(found):
         raise ValueError("two keys have the same kid")
     return found
@@ -171,10 +173,11 @@ def verify(key: VerifyKey, message: bytes, signature: bytes) -> bool:
     return True
 
 
-def _kid_of(jwk: Any) -> str:
-    if not isinstance(jwk, dict) or not isinstance(kid := jwk.get("kid"), str) or not 1 <= len(kid) <= 100:
-        raise ValueError("every key needs a kid")
-    return kid
+def _kid_of(jwk: Any, use: KeyPurpose) -> str:
+    kid = jwk.get("kid") if isinstance(jwk, dict) else None
+    if needed := unfit_kid(kid, use):
+        raise ValueError(f"its kid has to be {needed}")
+    return str(kid)
 
 
 def _coordinate(text: Any) -> bytes:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from gateway.crypto.caller_keys import algorithm_of, in_force, is_kid
+from gateway.crypto.caller_keys import algorithm_of, in_force
 from gateway.crypto.signatures import KEYS_MAX, VerifyKey, read_signing_jwk
 from gateway.directory import KnownCaller
-from gateway.domain.caller_keys import CallerKey
+from gateway.domain.caller_keys import CallerKey, unfit_kid
 from gateway.domain.callers import KeyPurpose
 from gateway.domain.errors import Problem, invalid
 from gateway.flows.effects import Answer, Asked, Done
@@ -132,10 +132,10 @@ def _read(known: KnownCaller, use: KeyPurpose, jwk: dict[str, Any]) -> VerifyKey
     algorithm = algorithm_of(known.caller, use)
     if algorithm is None:
         raise invalid("$.use", "this caller is not registered with a signing algorithm")
-    if not is_kid(jwk.get("kid")):
-        raise invalid("$.jwk.kid", "1 to 100 visible ASCII characters")
+    if needed := unfit_kid(jwk.get("kid"), use):
+        raise invalid("$.jwk.kid", f"has to be {needed}")
     try:
-        return read_signing_jwk(jwk, algorithm)
+        return read_signing_jwk(jwk, algorithm, use)
     except ValueError as error:  # its texts hold nothing that was submitted
         raise invalid("$.jwk", str(error)) from None
 

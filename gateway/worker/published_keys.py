@@ -105,7 +105,7 @@ class PublishedKeys:
         line = log.bind(caller=ask.caller_id, use=ask.use.value)
         try:
             document = await self._fetch(ask.url)
-            keys = published(document, ask.algorithm, ask.caller.revoked_kids)
+            keys = published(document, ask.algorithm, ask.caller.revoked_kids, ask.use)
             async with self._writing, self._pool.acquire(_TURN_MAX_S) as connection, connection.transaction():
                 taken = await take(connection, ask.caller_id, ask.use, keys, dt.datetime.now(dt.UTC))
         except Unreachable as error:
