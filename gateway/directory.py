@@ -160,10 +160,9 @@ def read(settings: Settings) -> tuple[dict[str, KnownCaller], dict[str, KnownSce
         slot = quota_slot(caller_id)
         if caller.quota_per_second and slots.setdefault(slot, caller_id) != caller_id:
             mistakes.append(f"callers.toml: callers.{caller_id}: shares its quota slot with {slots[slot]}: rename one")
-        from_files = {
-            KeyPurpose.TOKEN: tuple(_keys(settings, caller_id, caller, mistakes)),
-            KeyPurpose.SIGNING: tuple(_signing_keys(settings, caller_id, caller, mistakes)),
-        }
+        keys = _keys(settings, caller_id, caller, mistakes)
+        signing = _signing_keys(settings, caller_id, caller, keys, mistakes)
+        from_files = {KeyPurpose.TOKEN: tuple(keys), KeyPurpose.SIGNING: tuple(signing)}
         callers[caller_id] = _known(caller, slot, from_files, {})
     if settings.jwks_ca_file is not None:
         try:
@@ -228,12 +227,18 @@ def _keys(settings: Settings, caller_id: str, caller: Caller, mistakes: list[str
         return []
 
 
-def _signing_keys(settings: Settings, caller_id: str, caller: Caller, mistakes: list[str]) -> list[VerifyKey]:
+def _signing_keys(
+    settings: Settings, caller_id: str, caller: Caller, token_keys: list[VerifyKey], mistakes: list[str]
+) -> list[VerifyKey]:
     if caller.signing_algorithm is None or caller.signing_keys_file is None:
         return []
     try:
         document = _read_json(settings.data_dir / caller.signing_keys_file)
-        return read_signing_jwks(document, caller.signing_algorithm)
+        found = read_signing_jwks(document, caller.signing_algorithm)
+        for key in found:
+            if key.jwk in {other.jwk for other in token_keys}:
+                raise ValueError(f"key {key.kid!r}: it is in keys_file too: each use needs keys of its own")
+        return found
     except (OSError, ValueError) as error:
         file = settings.data_dir / caller.signing_keys_file
         mistakes.append(_mistake(f"callers.{caller_id}.signing_keys_file", file, error))

@@ -45,6 +45,8 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "no point": ({"x": b64url(b"\2" + bytes(31))}, "curve"),
 }
 """Public keys of Ed25519 that are none: what to change in a good one, and what is said of it."""
+UNFIT_KIDS = ('bureau_"2026"', "a\\b", "bureau key 1", "a\nb", "a\n", "\x7f", "人社局-1", "", "k" * 101)
+"""Names that no signature can say as its `keyid`."""
 FOR_OTHERS: dict[str, dict[str, Any]] = {
     "use": {"use": "enc"},
     "alg": {"alg": "ES256"},

@@ -97,11 +97,11 @@ def sm2_public_jwk(kid: str, point: bytes) -> dict[str, str]:
 
 
 def read_signing_jwk(jwk: Any, algorithm: str, use: KeyPurpose = KeyPurpose.SIGNING) -> VerifyKey:
-    """One public key of the algorithm, its kid one for this use. Raises ValueError saying what is wrong, without the key's values.
+    """One public key of the algorithm. Raises ValueError saying what is wrong, without the key's values.
 
-    Refused are a private key, members that contradict the algorithm (mismatch()), and what is not the one form of a
-    point of the curve (RFC 7518 §6.2.1.2, SEC 1 §3.2.2.1; for Ed25519 see ed25519_points.py). The point at infinity
-    has no such form, and P-256 and SM2 have no points of small order.
+    Refused are a kid that does not fit the use, a private key, members that contradict the algorithm (mismatch()), and
+    what is not the one form of a point of the curve (RFC 7518 §6.2.1.2, SEC 1 §3.2.2.1; for Ed25519 see
+    ed25519_points.py). The point at infinity has no such form, and P-256 and SM2 have no points of small order.
     """
     kid = _kid_of(jwk, use)
     if "d" in jwk:

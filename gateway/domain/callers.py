@@ -39,6 +39,11 @@ class KeyPurpose(StrEnum):
     TOKEN = "token"  # noqa: S105 - its client assertions
     SIGNING = "signing"  # its signatures under effects
 
+    @property
+    def other(self) -> "KeyPurpose":
+        """What a key for this must not be for: each use has keys of its own (domain.md §5)."""
+        return KeyPurpose.SIGNING if self is KeyPurpose.TOKEN else KeyPurpose.TOKEN
+
 
 AnyScope = Literal["any"]
 ANY_SCOPE: AnyScope = "any"

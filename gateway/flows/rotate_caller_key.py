@@ -73,6 +73,7 @@ async def rotate(
         kids.remove(retire)
     if new is not None:
         _refuse_used(known, use, rows, new)
+        _refuse_shared(known, use.other, await caller_keys.of_caller(connection, caller_id, use.other), new)
         if sum(row.added_at > now - dt.timedelta(days=1) for row in rows if row.jwk) >= NEW_KEYS_A_DAY_MAX:
             raise Problem("too_many_keys", f"at most {NEW_KEYS_A_DAY_MAX} new keys a day")
         if len(kids) >= KEYS_MAX:
@@ -145,3 +146,9 @@ def _refuse_used(known: KnownCaller, use: KeyPurpose, rows: list[CallerKey], new
     there = {row.kid for row in rows} | {key.kid for key in known.from_files[use]} | set(known.caller.revoked_kids)
     if new.kid in there or new.jwk in {row.jwk for row in rows} | {key.jwk for key in known.from_files[use]}:
         raise Problem("key_exists")
+
+
+def _refuse_shared(known: KnownCaller, other: KeyPurpose, rows: list[CallerKey], new: VerifyKey) -> None:
+    """A key is for one use, also when it is out."""
+    if new.jwk in {row.jwk for row in rows} | {key.jwk for key in known.from_files[other]}:
+        raise Problem("key_exists", f"it is a {other} key of this caller: each use needs keys of its own")

@@ -20,11 +20,17 @@ class Taken(NamedTuple):
 
 
 async def take(
-    connection: "AnyConnection", caller_id: str, use: KeyPurpose, keys: Sequence[VerifyKey], now: dt.datetime
+    connection: "AnyConnection",
+    caller_id: str,
+    use: KeyPurpose,
+    keys: Sequence[VerifyKey],
+    now: dt.datetime,
+    others: Sequence[VerifyKey] = (),
 ) -> Taken:
     """Inside the caller's transaction. A key that had disappeared may come back: the caller is the one who says so.
 
-    Raises ValueError if a kid is now another key: then nothing is taken.
+    `others` are the keys that its file holds for the other use. Raises ValueError if a kid is now another key, or a new
+    one is a key for the other use too: then nothing is taken.
     """
     await caller_keys.lock(connection, caller_id)
     known = {row.kid: row for row in await caller_keys.of_caller(connection, caller_id, use)}
@@ -32,6 +38,9 @@ async def take(
         if key.kid in known and (known[key.kid].jwk, known[key.kid].source) != (key.jwk, "jwks"):
             raise ValueError("a kid is used again for another key")
     added = [key for key in keys if key.kid not in known or known[key.kid].retired]
+    rows = await caller_keys.of_caller(connection, caller_id, use.other)
+    if {key.jwk for key in added} & ({row.jwk for row in rows} | {key.jwk for key in others}):
+        raise ValueError(f"a key is a {use.other} key of this caller too: each use needs keys of its own")
     for key in added:
         if not await caller_keys.add(connection, caller_id, use, key.kid, key.jwk, "jwks", now):
             await caller_keys.restore(connection, caller_id, use, key.kid)

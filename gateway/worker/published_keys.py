@@ -6,7 +6,7 @@ in bounded time. Whatever goes wrong: the last good keys stay.
 
 import asyncio
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from typing import NamedTuple
@@ -19,6 +19,7 @@ import structlog
 from gateway import directory
 from gateway.crypto.caller_keys import algorithm_of, published
 from gateway.crypto.certificates import client_context
+from gateway.crypto.signatures import VerifyKey
 from gateway.domain.callers import Caller, KeyPurpose
 from gateway.domain.errors import CannotStart
 from gateway.flows.take_published_keys import take
@@ -52,6 +53,8 @@ class _Ask(NamedTuple):
     use: KeyPurpose
     url: str
     algorithm: str
+    others: tuple[VerifyKey, ...]
+    """Of its file, for the other use."""
 
 
 class PublishedKeys:
@@ -59,16 +62,18 @@ class PublishedKeys:
 
     def __init__(self, settings: Settings, pool: Pool) -> None:
         self._settings = settings
+        self._callers: Mapping[str, directory.KnownCaller] = {}
         self._pool = pool
         self._session: aiohttp.ClientSession | None = None
         self._writing = asyncio.Lock()  # one connection of the pool is enough
 
     async def open(self) -> None:
-        """Raises CannotStart for certificates that cannot be read."""
+        """Raises CannotStart for certificates or key files that cannot be read."""
         try:
             context = await asyncio.to_thread(client_context, self._settings.jwks_ca_file)
         except ValueError as error:
             raise CannotStart(f"gateway.toml: callers_keys.ca_file: {error}") from None
+        self._callers, _ = await asyncio.to_thread(directory.read, self._settings)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=_AT_ONCE, ssl=context, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -88,7 +93,7 @@ class PublishedKeys:
         Raises Problem 503, asyncpg.PostgresError; what was fetched by then is kept.
         """
         with suppress(SettingsError):  # the workers say so; the last good callers stay
-            self._settings = await asyncio.to_thread(_good)
+            self._settings, self._callers = await asyncio.to_thread(_good)
         places = asyncio.Semaphore(_AT_ONCE)
 
         async def one(ask: _Ask) -> None:
@@ -96,7 +101,7 @@ class PublishedKeys:
                 result = await self._pull(ask)
             JWKS_PULLS.labels(ask.caller_id, result.value).inc()
 
-        ends = await asyncio.gather(*(one(ask) for ask in _asks(self._settings)), return_exceptions=True)
+        ends = await asyncio.gather(*(one(ask) for ask in _asks(self._callers)), return_exceptions=True)
         for end in ends:
             if end is not None:
                 raise end
@@ -107,7 +112,7 @@ class PublishedKeys:
             document = await self._fetch(ask.url)
             keys = published(document, ask.algorithm, ask.caller.revoked_kids, ask.use)
             async with self._writing, self._pool.acquire(_TURN_MAX_S) as connection, connection.transaction():
-                taken = await take(connection, ask.caller_id, ask.use, keys, dt.datetime.now(dt.UTC))
+                taken = await take(connection, ask.caller_id, ask.use, keys, dt.datetime.now(dt.UTC), ask.others)
         except Unreachable as error:
             line.warning("published keys not fetched; the last ones stay", error=str(error))
             return Result.UNREACHABLE
@@ -145,16 +150,16 @@ class PublishedKeys:
             raise ValueError("not JSON") from None
 
 
-def _good() -> Settings:
+def _good() -> tuple[Settings, Mapping[str, directory.KnownCaller]]:
     """The configuration, if the workers take it up too. Raises SettingsError."""
     settings = load()
-    directory.read(settings)
-    return settings
+    return settings, directory.read(settings)[0]
 
 
-def _asks(settings: Settings) -> Iterator[_Ask]:
-    for caller_id, caller in settings.callers.items():
+def _asks(callers: Mapping[str, directory.KnownCaller]) -> Iterator[_Ask]:
+    for caller_id, known in callers.items():
+        caller = known.caller
         for use in KeyPurpose:
             url, algorithm = caller.keys_url_of(use), algorithm_of(caller, use)
             if url is not None and algorithm is not None and caller.enabled:
-                yield _Ask(caller_id, caller, use, url, algorithm)
+                yield _Ask(caller_id, caller, use, url, algorithm, known.from_files[use.other])

@@ -1,5 +1,6 @@
 """Keys that callers publish: fetched over real TLS, kept in a real database, the last good ones stay."""
 
+import datetime as dt
 import gzip
 import json
 import shutil
@@ -13,12 +14,13 @@ from prometheus_client import REGISTRY
 
 from gateway.crypto import ed25519_points
 from gateway.crypto.caller_keys import in_force
-from gateway.crypto.signatures import verify
+from gateway.crypto.signatures import ED25519, read_signing_jwk, verify
 from gateway.directory import Directory
 from gateway.domain.caller_keys import CallerKey
 from gateway.domain.callers import KeyPurpose
 from gateway.domain.errors import CannotStart
 from gateway.domain.masking import Secret
+from gateway.flows.take_published_keys import take
 from gateway.sandbox.callers import write_callers
 from gateway.settings import Settings, SettingsError, load
 from gateway.store import caller_keys
@@ -26,7 +28,7 @@ from gateway.store.pool import Pool
 from gateway.worker import published_keys
 from gateway.worker.published_keys import PublishedKeys
 from tests.conftest import Database
-from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT, private, public
+from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT, UNFIT_KIDS, private, public
 from tests.running import ROOT
 from tests.tls import make_certificates
 
@@ -217,6 +219,35 @@ async def test_a_key_of_no_owner_leaves_the_last_good_keys(bench: Bench) -> None
         assert await bench.publish(good, public("weak") | change) == "refused", how
         assert await bench.in_force() == ["k-1"]
     assert await bench.publish(good, public("k-2")) == "changed"
+
+
+async def test_a_kid_that_no_signature_can_name_leaves_the_last_good_keys(bench: Bench) -> None:
+    await bench.publish(public("k-1"))
+    for kid in UNFIT_KIDS:
+        assert await bench.publish(public(kid)) == "refused", kid
+        assert await bench.in_force() == ["k-1"]
+    assert await bench.publish(public("k-2"), public('for "tokens"', "ES256")) == "changed", "another's may be anything"
+
+
+async def test_a_key_for_the_other_use_leaves_the_last_good_keys(bench: Bench) -> None:
+    """Whether it is in a file, was given by the caller, or is out by now."""
+    await bench.publish(public("k-1"))
+    settings = bench.settings
+    (in_file,) = json.loads((settings.data_dir / "sandbox/callers/public/demo-merchant.json").read_text())["keys"]
+    given, now = public("t-9"), dt.datetime.now(dt.UTC)
+    jwk = read_signing_jwk(given, ED25519).jwk
+    async with bench.pool.acquire() as connection:
+        await caller_keys.add(connection, "demo-merchant", KeyPurpose.TOKEN, "t-9", jwk, "self", now)
+    assert await bench.publish(in_file) == "refused" and await bench.publish(given | {"kid": "s-9"}) == "refused"
+    async with bench.pool.acquire() as connection:
+        await caller_keys.retire(connection, "demo-merchant", KeyPurpose.TOKEN, "t-9", now)
+        assert await bench.publish(given) == "refused"
+        (row,) = await bench.rows()
+        signing = [read_signing_jwk(json.loads(row.jwk or "") | {"kid": "t-10"}, ED25519)]
+        with pytest.raises(ValueError, match="each use needs keys of its own"):
+            await take(connection, "demo-merchant", KeyPurpose.TOKEN, signing, now)
+    assert await bench.in_force() == ["k-1"]
+    assert await bench.publish(public("k-2")) == "changed"
 
 
 async def test_a_key_for_something_else_does_not_hold_up_the_others(bench: Bench) -> None:

@@ -28,7 +28,7 @@ from gateway.settings import load
 from gateway.store import caller_keys
 from gateway.store.pool import connect
 from tests.conftest import Database
-from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT, private, public
+from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT, UNFIT_KIDS, private, public
 from tests.keyed import keyed
 
 NOW = dt.datetime(2026, 11, 23, 8, tzinfo=dt.UTC)
@@ -122,6 +122,35 @@ async def test_what_is_refused(connection: Any) -> None:
     assert await caller.refused(public("s-2"), "s-1") == "key_exists", "a kid that is out"
     assert await caller.refused(other | {"kid": "s-4"}, "s-1") == "key_exists", "a key that is out"
     assert await caller.in_force() == ["s-1", "s-3"]
+
+
+async def test_a_key_is_for_one_use(connection: Any) -> None:
+    """Neither that of a file, nor one that was given, nor one that is out becomes a key for the other use."""
+    caller = Shop(connection, shop(signing_algorithm="ecdsa-p256-sha256"))
+    (in_file,) = caller.known.from_files[TOKEN]
+    assert await caller.refused(json.loads(in_file.jwk) | {"kid": "s-1"}) == "key_exists"
+    own = public("s-1", "ES256")
+    await caller.rotate(own)
+    assert await caller.refused(own | {"kid": "t-2"}, use=TOKEN) == "key_exists"
+    await caller.rotate(public("s-2", "ES256"), "s-1")
+    assert await caller.refused(own | {"kid": "t-2"}, use=TOKEN) == "key_exists"
+    assert await caller.in_force() == ["s-2"] and await caller.in_force(TOKEN) == ["t-1"]
+
+
+async def test_a_signing_key_that_no_signature_can_name_is_refused(connection: Any) -> None:
+    caller = Shop(connection, shop(public("s-1")))
+    for kid in UNFIT_KIDS:
+        assert await caller.refused(public(kid), "s-1") == "validation_failed", kid
+    assert (await caller.rotate(public('t "2"', "ES256"), use=TOKEN)).kid == 't "2"', "in a JWT any text is right"
+
+
+async def test_one_that_was_taken_before_does_not_count(connection: Any) -> None:
+    """Its caller could not sign with it: it neither fills a place nor is it a last key."""
+    caller = Shop(connection, shop(public("s-1")))
+    jwk = read_signing_jwk(public("s-2"), ED25519).jwk
+    await caller_keys.add(connection, "shop", SIGNING, 's "2"', jwk, "self", NOW)
+    assert await caller.in_force() == ["s-1"] and await caller.refused(retire="s-1") == "last_key"
+    assert (await caller.rotate(public("s-3"))).keys == ["s-1", "s-3"]
 
 
 async def test_a_key_of_no_owner_or_for_something_else_is_refused(connection: Any) -> None:

@@ -14,9 +14,10 @@ from gateway.crypto import ed25519_points
 from gateway.crypto.signatures import verify
 from gateway.directory import QUOTA_SLOTS, Directory, quota_slot
 from gateway.domain.benefits import Entitled, Facts
+from gateway.domain.callers import KeyPurpose
 from gateway.sandbox.callers import write_callers
 from gateway.settings import Settings, SettingsError, load
-from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT
+from tests.jwks import ANYBODYS, FOR_OTHERS, FORGED, UNFIT, UNFIT_KIDS
 from tests.running import ROOT
 
 MERCHANT = "sandbox/callers/public/demo-merchant.json"
@@ -197,13 +198,57 @@ def test_an_unfit_key_of_a_file_is_named_with_its_caller(house: House, file: str
     assert said in mistake and str(change.get("x", "no x")) not in mistake
 
 
+def kept_the_last_good(directory: Directory, house: House) -> str:
+    """The one mistake of the configuration as it is now: said at a start, and a running directory stays as it was."""
+    before = directory.callers
+    assert directory.reload_if_changed() is False and directory.callers is before
+    with pytest.raises(SettingsError) as caught:
+        Directory(house.settings())
+    (mistake,) = caught.value.mistakes
+    return mistake
+
+
+@pytest.mark.parametrize("kid", UNFIT_KIDS)
+def test_a_signing_key_of_a_file_has_a_kid_that_a_signature_can_name(house: House, kid: str) -> None:
+    directory = Directory(house.settings())
+    house.put_keys({"keys": [house.keys("demo-merchant.signing")["keys"][0] | {"kid": kid}]}, "demo-merchant.signing")
+    mistake = kept_the_last_good(directory, house)
+    assert mistake.startswith("callers.toml: callers.demo-merchant.signing_keys_file: ")
+    assert mistake.endswith(f'key {kid[:100]!r}: its kid has to be 1 to 100 visible ASCII characters without " and \\')
+    assert directory.callers["demo-merchant"].holds(KeyPurpose.SIGNING, "demo-merchant-signing-1")
+
+
+@pytest.mark.parametrize("kid", ['bureau_"2026"', "a\\b", "bureau key 1", "人社局-1"])
+def test_a_token_key_of_a_file_has_any_printable_kid(house: House, kid: str) -> None:
+    """It stands in a JWT, as text."""
+    house.put_keys({"keys": [house.keys()["keys"][0] | {"kid": kid}]})
+    assert Directory(house.settings()).callers["demo-merchant"].token_kids == {kid}
+
+
+@pytest.mark.parametrize("kid", ["a\nb", "a\0b", "", "k" * 101])
+def test_a_token_key_of_a_file_has_no_other_kid(house: House, kid: str) -> None:
+    """PostgreSQL takes no NUL: asking for such a kid would fail for the keys of all."""
+    directory = Directory(house.settings())
+    house.put_keys({"keys": [house.keys()["keys"][0] | {"kid": kid}]})
+    assert kept_the_last_good(directory, house).endswith("its kid has to be 1 to 100 printable characters")
+
+
+def test_a_key_is_not_in_both_files(house: House) -> None:
+    directory = Directory(house.settings())
+    house.put_keys({"keys": [house.keys()["keys"][0] | {"kid": "s-1"}]}, "demo-merchant.signing")
+    mistake = kept_the_last_good(directory, house)
+    assert mistake.startswith("callers.toml: callers.demo-merchant.signing_keys_file: ")
+    assert mistake.endswith("key 's-1': it is in keys_file too: each use needs keys of its own")
+
+
 def test_without_the_check_a_key_of_no_owner_would_be_in_force(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above: what anybody can write is taken for the caller's signature."""
     monkeypatch.setattr(ed25519_points, "refuse_unfit", lambda encoded: None)
-    for name in ("demo-merchant", "demo-merchant.signing"):
+    for name in ("demo-merchant", "demo-kiosk.signing"):
         house.put_keys({"keys": [house.keys(name)["keys"][0] | {"x": ANYBODYS}]}, name)
-    known = Directory(house.settings()).callers["demo-merchant"]
-    assert all(verify(key, b"pay me", FORGED) for key in (*known.keys, *known.signing_keys))
+    callers = Directory(house.settings()).callers
+    keys = *callers["demo-merchant"].keys, *callers["demo-kiosk"].signing_keys
+    assert len(keys) == 2 and all(verify(key, b"pay me", FORGED) for key in keys)
 
 
 def test_a_repaired_change_is_taken_up(house: House) -> None:

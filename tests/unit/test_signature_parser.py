@@ -8,18 +8,20 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.api import signatures
+from gateway.crypto.signatures import ED25519, read_signing_jwk
 from gateway.domain.errors import Problem
 from tests.api.mutations import digest_of
+from tests.jwks import UNFIT_KIDS, public
 
 PATH = "/v1/cards/loss-reports"
 
 
-def some_headers(created: int | None = None, **changes: str) -> "CIMultiDictProxy[str]":
+def some_headers(created: int | None = None, kid: str = "k", **changes: str) -> "CIMultiDictProxy[str]":
     """Headers of the right form; nobody checks their signature here."""
     now = int(time.time()) if created is None else created
     given = {
         "Host": "gateway", "Authorization": "Bearer x", "Idempotency-Key": "k", "Content-Digest": digest_of(b""),
-        "Signature-Input": f'sig1={signatures.COMPONENTS};created={now};keyid="k";alg="ed25519";tag="yikatong-v1"',
+        "Signature-Input": f'sig1={signatures.COMPONENTS};created={now};keyid="{kid}";alg="ed25519";tag="yikatong-v1"',
         "Signature": "sig1=:AAAA:",
     }  # fmt: skip
     return CIMultiDictProxy(CIMultiDict(given | {name.replace("_", "-"): value for name, value in changes.items()}))
@@ -78,6 +80,31 @@ def test_the_parser_only_ever_refuses(name: str, value: str) -> None:
     else:
         assert value == _GOOD[name] or name == "Signature", value
         assert claimed.base.isascii()
+
+
+KEY = public("k")
+_VISIBLE = st.characters(min_codepoint=0x20, max_codepoint=0x7F)
+
+
+@settings(max_examples=500)
+@given(st.text(_VISIBLE, max_size=101) | st.text(max_size=101))
+@example("".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"\\'))
+@example('k";alg="ed25519')
+def test_a_kid_is_one_that_we_take_exactly_if_a_signature_can_name_it(kid: str) -> None:
+    """All ways of a key to us end in this reader."""
+    try:
+        taken = read_signing_jwk(KEY | {"kid": kid}, ED25519).kid
+    except ValueError:
+        with pytest.raises(Problem, match="invalid_signature"):
+            signatures.read("POST", PATH, some_headers(kid=kid), b"", ":80")
+    else:
+        assert signatures.read("POST", PATH, some_headers(kid=taken), b"", ":80").key_id == kid
+
+
+@pytest.mark.parametrize("kid", [*UNFIT_KIDS, "\ud800", None, 7])
+def test_a_key_that_no_signature_can_name_is_not_taken(kid: object) -> None:
+    with pytest.raises(ValueError, match="its kid has to be 1 to 100 visible ASCII characters"):
+        read_signing_jwk(KEY | {"kid": kid}, ED25519)
 
 
 HUGE = 16 * 1024
