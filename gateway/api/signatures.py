@@ -35,7 +35,7 @@ _INPUT = re.compile(
 )
 _BYTES = "([A-Za-z0-9+/]{1,400}={0,2})"
 _VALUE = re.compile(f"sig1=:{_BYTES}:")
-_DIGEST = re.compile(f"(sha-256|sm3)=:{_BYTES}:")
+_DIGEST = re.compile(f"({'|'.join(map(re.escape, DIGESTS))})=:{_BYTES}:")
 _AUTHORITY = re.compile(r"([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}

@@ -1,4 +1,4 @@
-"""Ciphers and macs by one name each: SM4-GCM and AES-256-GCM with a full tag, SM4-CBC with padding, HMAC-SM3.
+"""Ciphers and macs by one name each: SM4-GCM and AES-256-GCM with a full tag, HMAC-SM3. Partners': shared_keys.py.
 
 GCM here is always a nonce of 12 bytes and a tag of 16 behind the ciphertext. cryptography has no SM4 in its AEAD
 classes; its GCM by parts takes short tags and gives plaintext before the tag is checked, so neither leaves this file.
@@ -10,14 +10,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import SM4
-from cryptography.hazmat.primitives.ciphers.modes import CBC, GCM
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.hashes import SM3
 from cryptography.hazmat.primitives.hmac import HMAC
-from cryptography.hazmat.primitives.padding import PKCS7
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
-_BLOCK_BYTES = 16
 
 
 class DoesNotOpen(Exception):
@@ -82,26 +80,6 @@ class Aes256Gcm:
             return self._cipher.decrypt(nonce, sealed, associated)
         except InvalidTag:
             raise DoesNotOpen from None
-
-
-def sm4_cbc_encrypt(key: bytes, iv: bytes, plaintext: bytes) -> bytes:
-    """PKCS #7 padding. Whoever can alter the ciphertext can alter the plaintext: only inside what is signed."""
-    padder = PKCS7(128).padder()
-    encryptor = Cipher(SM4(key), CBC(iv)).encryptor()
-    return encryptor.update(padder.update(plaintext) + padder.finalize()) + encryptor.finalize()
-
-
-def sm4_cbc_decrypt(key: bytes, iv: bytes, ciphertext: bytes) -> bytes:
-    """Raises DoesNotOpen for padding that is wrong or missing; tell nobody which (padding oracles)."""
-    if not ciphertext or len(ciphertext) % _BLOCK_BYTES:
-        raise DoesNotOpen
-    decryptor = Cipher(SM4(key), CBC(iv)).decryptor()
-    padded = decryptor.update(ciphertext) + decryptor.finalize()
-    unpadder = PKCS7(128).unpadder()
-    try:
-        return unpadder.update(padded) + unpadder.finalize()
-    except ValueError:
-        raise DoesNotOpen from None
 
 
 def hmac_sm3(key: bytes, message: bytes) -> bytes:

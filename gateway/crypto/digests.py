@@ -1,9 +1,9 @@
-"""Digests that a caller may name (RFC 9530): of what arrived, before anything is made of it."""
+"""Digests: of what arrives, by the name that its sender gives (RFC 9530, the daily file), and of what we keep."""
 
 import hashlib
 from collections.abc import Callable, Mapping
 
-from cryptography.hazmat.primitives.hashes import SM3, Hash
+from cryptography.hazmat.primitives.hashes import SHA256, SM3, Hash
 
 
 def sha256(data: bytes) -> bytes:
@@ -19,3 +19,13 @@ def sm3(data: bytes) -> bytes:
 
 DIGESTS: Mapping[str, Callable[[bytes], bytes]] = {"sha-256": sha256, "sm3": sm3}
 """By their names in Content-Digest."""
+
+kept_digest = sm3
+"""32 bytes, of what rows keep: of one algorithm for ever, or old ones would match no more."""
+
+_ALGORITHMS = {"sha-256": SHA256, "sm3": SM3}
+
+
+def running(name: str) -> Hash:
+    """One of DIGESTS by parts: update() with each, then finalize(). Raises KeyError."""
+    return Hash(_ALGORITHMS[name]())

@@ -96,6 +96,23 @@ def sm2_public_jwk(kid: str, point: bytes) -> dict[str, str]:
     }
 
 
+def new_private_jwk(jose_name: str) -> dict[str, Any]:
+    """A new key of an algorithm of JOSE_NAMES, private and public."""
+    if jose_name == JOSE_NAMES[ED25519]:
+        key = Ed25519PrivateKey.generate()
+        x, d = key.public_key().public_bytes_raw(), key.private_bytes_raw()
+        return {"kty": "OKP", "crv": "Ed25519", "alg": jose_name, "x": _base64url(x), "d": _base64url(d)}
+    numbers = ec.generate_private_key(ec.SECP256R1()).private_numbers()
+    x, y, d = (
+        number.to_bytes(32, "big")
+        for number in (numbers.public_numbers.x, numbers.public_numbers.y, numbers.private_value)
+    )
+    return {
+        "kty": "EC", "crv": "P-256", "alg": jose_name,
+        "x": _base64url(x), "y": _base64url(y), "d": _base64url(d),
+    }  # fmt: skip
+
+
 def read_signing_jwk(jwk: Any, algorithm: str, use: KeyPurpose = KeyPurpose.SIGNING) -> VerifyKey:
     """One public key of the algorithm. Raises ValueError saying what is wrong, without the key's values.
 

@@ -77,6 +77,10 @@ class PartnerKey(SecretPlace, frozen=True, forbid_unknown_fields=True, kw_only=T
     user_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] = "1234567812345678"
 
 
+class CryptoRefused(ValueError):
+    """A ciphertext does not open, or a key is missing or of a kind that cannot do this. The text holds no value."""
+
+
 class PartnerBreaker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """After so many failures in a row the partner is left alone for open_s, then tried with one call."""
 

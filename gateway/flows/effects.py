@@ -24,7 +24,7 @@ import structlog
 from asyncpg.pgproto import pgproto
 
 from gateway.crypto.blind_index import BlindIndex
-from gateway.crypto.digests import sm3
+from gateway.crypto.digests import kept_digest
 from gateway.crypto.key_store import KeyStoreError
 from gateway.crypto.randomness import RandomBytes
 from gateway.crypto.sealing import SealError, UnknownDataKey
@@ -337,7 +337,7 @@ class Effects:
             key_id=evidence.key_id,
             algorithm=evidence.algorithm,
             signed_at=dt.datetime.fromtimestamp(evidence.created, dt.UTC),
-            base_digest=sm3(evidence.base),
+            base_digest=kept_digest(evidence.base),
             signature=evidence.signature,
             public_jwk=evidence.jwk,
             proof_sealed=self._data_keys.sealer.seal(
@@ -350,12 +350,12 @@ class Effects:
 
 
 def facts_digest(operation: Operation) -> bytes:
-    """SM3 of what an operation says was done, sealed with its proof: a row that was changed since does not match."""
+    """Of what an operation says was done, sealed with its proof: a row that was changed since does not match."""
     facts = (
         operation.kind, operation.caller, operation.card_id, operation.parent, operation.result, operation.reason,
         operation.card_status_before, operation.card_status_after,
     )  # fmt: skip
-    return sm3("\x1f".join("" if fact is None else str(fact) for fact in facts).encode())
+    return kept_digest("\x1f".join("" if fact is None else str(fact) for fact in facts).encode())
 
 
 def _failure(error: Exception, effect: Effect) -> Problem:

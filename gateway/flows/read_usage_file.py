@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from cryptography.hazmat.primitives.hashes import SM3, Hash
-
-from gateway.crypto.digests import sm3
+from gateway.crypto.digests import kept_digest, running
 from gateway.domain.usage_files import (
     HEADER_MAX_BYTES,
     SIGNATURE_MAX_BYTES,
@@ -45,7 +43,7 @@ class Head(NamedTuple):
 
     @property
     def file_id(self) -> bytes:
-        return sm3(self.signed)
+        return kept_digest(self.signed)
 
 
 class _Line(NamedTuple):
@@ -96,7 +94,8 @@ class UsageFile:
 
     def totals(self, head: Head, on_lines: Callable[[int], None]) -> Totals:
         """Of the data, read from beginning to end. `on_lines` is told of some thousand lines at a time. Raises Held."""
-        digest, count, total, told = Hash(SM3()), 0, 0, 0
+        name = head.header.digest.partition(":")[0]
+        digest, count, total, told = running(name), 0, 0, 0
         for line in breathing(self._from(head.data_at, digest.update)):
             if line.content:
                 count += 1
@@ -106,7 +105,7 @@ class UsageFile:
                     told = count
         on_lines(count - told)
         self.assert_unchanged()
-        return Totals(count, total, "sm3:" + digest.finalize().hex())
+        return Totals(count, total, f"{name}:{digest.finalize().hex()}")
 
     def chunk(self, head: Head, at_line: int, lines_max: int) -> Chunk:
         """The lines from one of the data on. Found by reading up to it, except behind the last chunk. Raises Held."""

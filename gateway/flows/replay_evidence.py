@@ -5,7 +5,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-from gateway.crypto.digests import DIGESTS, sm3
+from gateway.crypto.digests import DIGESTS, kept_digest
 from gateway.crypto.key_store import KeyStore
 from gateway.crypto.sealing import Sealer
 from gateway.crypto.signatures import read_signing_jwk, verify
@@ -59,7 +59,7 @@ async def replay(connection: "AnyConnection", keys: KeyStore, reference: UUID) -
     checks = {
         "what was done and for whom is what was recorded": facts == facts_digest(operation),
         "the token in it is that caller's": (subject_of(token) or ("",))[0] == operation.caller,
-        "the signature base is the one that was recorded": sm3(base) == operation.base_digest,
+        "the signature base is the one that was recorded": kept_digest(base) == operation.base_digest,
         "the signature under it is good": _is_good(operation, base),
         "it names the recorded key and time": parameters in values["@signature-params"],
     }

@@ -9,14 +9,11 @@ import msgspec
 
 from gateway.domain.operations import LinkMessage, Operation, QueryStatus
 from gateway.domain.outcome import Outcome
+from gateway.domain.partners import CryptoRefused as CryptoRefused
 
 
 class CannotBuild(Exception):
     """The operation cannot be put into this dialect. Nothing was sent. The text holds no value of the operation."""
-
-
-class CryptoRefused(ValueError):
-    """A ciphertext does not open, or a key is missing or of a kind that cannot do this. The text holds no value."""
 
 
 class Transport(Enum):

@@ -16,11 +16,12 @@ import msgspec
 from gateway.config_watch import Component, ConfigWatch
 from gateway.crypto.key_files import refuse_loose
 from gateway.crypto.key_store import KeyStoreError
+from gateway.crypto.shared_keys import SharedKey, read_key
 from gateway.domain.masking import Secret
 from gateway.domain.operations import OPERATIONS, Operation
 from gateway.domain.partners import Partner, PartnerHttp, PartnerLink, SecretPlace
 from gateway.partners.contract import Adapter, Transport
-from gateway.partners.keys import Keys, SharedKey, fingerprint, read_key
+from gateway.partners.keys import Keys, fingerprint
 from gateway.partners.link import LinkExchange
 from gateway.partners.tls import tls_context
 from gateway.partners.transport_http import HttpTransport

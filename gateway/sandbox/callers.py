@@ -1,15 +1,11 @@
 """The sandbox's callers: a key pair for each, made once; what a newcomer needs to call is left in one file a caller."""
 
-import base64
 import json
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from gateway.crypto import sm2
 from gateway.crypto.key_files import write_private
-from gateway.crypto.signatures import SM2_SM3, sm2_public_jwk
+from gateway.crypto.signatures import JOSE_NAMES, SM2_SM3, new_private_jwk, sm2_public_jwk
 from gateway.settings import Settings
 
 PUBLIC = "sandbox/callers/public/"
@@ -25,7 +21,7 @@ def write_callers(settings: Settings) -> list[str]:
             continue
         file = folder / f"{client_id}.json"
         old = json.loads(file.read_text()) if file.exists() else {}
-        private = old.get("private_jwk") or _new_private_jwk(caller.algorithm) | {"kid": f"{client_id}-1", "use": "sig"}
+        private = old.get("private_jwk") or new_private_jwk(caller.algorithm) | {"kid": f"{client_id}-1", "use": "sig"}
         document = {
             "client_id": client_id,
             "issuer": settings.issuer,
@@ -57,7 +53,7 @@ def _new_signing(algorithm: str, kid: str) -> dict[str, Any]:
     if algorithm == SM2_SM3:
         secret, point = sm2.generate()
         return {"alg": algorithm, "kid": kid, "private_key_hex": secret.hex(), "public_key_hex": point.hex()}
-    jwk = _new_private_jwk({"ed25519": "EdDSA", "ecdsa-p256-sha256": "ES256"}[algorithm])
+    jwk = new_private_jwk(JOSE_NAMES[algorithm])
     return {"alg": algorithm, "kid": kid, "private_jwk": jwk | {"kid": kid, "use": "sig"}}
 
 
@@ -66,20 +62,3 @@ def _public_signing_jwk(signing: dict[str, Any]) -> dict[str, Any]:
         return sm2_public_jwk(signing["kid"], bytes.fromhex(signing["public_key_hex"]))
     jwk: dict[str, Any] = signing["private_jwk"]
     return jwk
-
-
-def _new_private_jwk(algorithm: str) -> dict[str, Any]:
-    if algorithm == "EdDSA":
-        key = Ed25519PrivateKey.generate()
-        x = key.public_key().public_bytes_raw()
-        return {"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "x": _b64(x), "d": _b64(key.private_bytes_raw())}
-    numbers = ec.generate_private_key(ec.SECP256R1()).private_numbers()
-    point_x, point_y, secret = (
-        _b64(number.to_bytes(32, "big"))
-        for number in (numbers.public_numbers.x, numbers.public_numbers.y, numbers.private_value)
-    )
-    return {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": point_x, "y": point_y, "d": secret}
-
-
-def _b64(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

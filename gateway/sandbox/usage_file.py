@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cryptography.hazmat.primitives.hashes import SM3, Hash
-
+from gateway.crypto.digests import running
 from gateway.crypto.sm2 import PrivateKey
 from gateway.domain.times import CHINA
 from gateway.domain.usage_files import FORMAT
@@ -56,7 +55,7 @@ def _to_write(path: Path) -> BinaryIO:
 
 def _write_data(path: Path, cards: list[dict[str, str]], lines: int, encoding: str) -> tuple[str, int]:
     """(digest, sum of the amounts)."""
-    hasher, total = Hash(SM3()), 0
+    hasher, total = running("sm3"), 0
     with path.open("wb") as out:
         for use in _uses(cards, lines):
             raw = json.dumps(use, ensure_ascii=False, separators=(",", ":")).encode(encoding) + b"\n"

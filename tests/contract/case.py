@@ -25,12 +25,13 @@ from typing import Any, Literal
 import gmalg
 import msgspec
 
+from gateway.crypto.shared_keys import SharedKey, read_key
 from gateway.crypto.sm2_forms import SignatureForm, write_signature
 from gateway.domain.operations import LinkMessage, Operation
 from gateway.domain.outcome import DeclineCode, Outcome
 from gateway.domain.partners import KeyKind, PartnerKey
 from gateway.partners.contract import Adapter, CallContext, LinkFrame, WireReply, WireRequest
-from gateway.partners.keys import Keys, SharedKey, read_key
+from gateway.partners.keys import Keys
 
 NOW = dt.datetime(2026, 11, 23, 10, 0, tzinfo=dt.timezone(dt.timedelta(hours=8)))
 NONCE = bytes(range(16))

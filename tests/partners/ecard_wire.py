@@ -15,12 +15,13 @@ import aiohttp
 from aiohttp import web
 
 from adapters.ecard_platform import Adapter, Dialect
+from gateway.crypto.shared_keys import read_key
 from gateway.domain.masking import Secret
 from gateway.domain.operations import Operation, VerifyEcardCode
 from gateway.domain.outcome import NotSent, Outcome, Unknown
 from gateway.domain.partners import PartnerKey
 from gateway.partners.contract import CallContext, HttpReply, HttpRequest
-from gateway.partners.keys import Keys, read_key
+from gateway.partners.keys import Keys
 from gateway.sandbox.county import Citizen, County
 from gateway.sandbox.peers import ecard_platform_host as host
 from gateway.sandbox.peers.control import Book, Faults

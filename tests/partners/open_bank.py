@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from adapters.bank_signed_http import Adapter, BankSettings, Merchant
+from gateway.crypto.shared_keys import read_key
 from gateway.domain.cards import LossKind
 from gateway.domain.masking import Secret
 from gateway.domain.operations import (
@@ -29,7 +30,7 @@ from gateway.domain.operations import (
 from gateway.domain.outcome import Approved, NotSent, Outcome, Unknown
 from gateway.domain.partners import KeyKind, PartnerKey
 from gateway.partners.contract import CallContext, HttpReply, HttpRequest
-from gateway.partners.keys import Keys, read_key
+from gateway.partners.keys import Keys
 from gateway.sandbox.peers.control import HOST, Book, Faults, control_application
 from gateway.sandbox.peers.open_bank_host import OPENING_FEN, OpenBank, open_keys
 from gateway.sandbox.peers.open_bank_ledger import Ledger

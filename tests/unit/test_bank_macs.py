@@ -3,8 +3,8 @@
 import gmalg
 import pytest
 
+from gateway.crypto.shared_keys import read_key
 from gateway.domain.partners import KeyKind, PartnerKey
-from gateway.partners.keys import read_key
 
 KEY = bytes.fromhex("0123456789abcdeffedcba9876543210")
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.crypto.shared_keys import SharedKey, read_key
 from gateway.domain.partners import PartnerKey
 from gateway.partners.breaker import Breaker, State
 from gateway.partners.bulkhead import Bulkhead, RetryBudget
 from gateway.partners.contract import CryptoRefused
-from gateway.partners.keys import Keys, SharedKey, read_key
+from gateway.partners.keys import Keys
 from tests.contract.case import SM2_OURS
 
 

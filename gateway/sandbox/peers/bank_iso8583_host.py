@@ -19,8 +19,8 @@ import iso8583
 from aiohttp import web
 from iso8583 import specs
 
+from gateway.crypto.shared_keys import SharedKey, read_key
 from gateway.domain.partners import PartnerKey
-from gateway.partners.keys import SharedKey, read_key
 from gateway.sandbox.peers.bank_iso8583_ledger import Answer, Asked, Ledger
 from gateway.sandbox.peers.control import Book, Fault, Faults, arguments, control_application, started
 

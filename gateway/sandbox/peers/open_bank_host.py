@@ -18,8 +18,9 @@ from uuid import UUID
 from aiohttp import web
 
 from gateway.crypto import sm2
-from gateway.crypto.ciphers import DoesNotOpen, sm4_cbc_decrypt, sm4_cbc_encrypt
 from gateway.crypto.key_files import write_private
+from gateway.crypto.shared_keys import SharedKey, read_key
+from gateway.domain.partners import PartnerKey
 from gateway.sandbox.peers.control import (
     Book,
     BookLine,
@@ -52,7 +53,7 @@ class Keys(NamedTuple):
 
     own: sm2.PrivateKey
     gateway: sm2.PublicKey
-    shared: bytes
+    shared: SharedKey
 
 
 def open_keys(folder: Path) -> Keys:
@@ -66,7 +67,7 @@ def open_keys(folder: Path) -> Keys:
         write_private(folder / "encrypt.key", secrets.token_hex(16) + "\n")
     own, gateway = ([bytes.fromhex(h) for h in (folder / f"{n}.key").read_text().split()] for n in ("bank", "sign"))
     write_private(folder / "partner.key", own[1].hex() + "\n")
-    shared = bytes.fromhex((folder / "encrypt.key").read_text())
+    shared = read_key(PartnerKey(kind="sm4-cbc"), (folder / "encrypt.key").read_text())
     return Keys(sm2.PrivateKey(own[0], own[1]), sm2.PublicKey(gateway[1]), shared)
 
 
@@ -116,16 +117,16 @@ class OpenBank:
             raise NotOurs(401, BAD_SIGNATURE, "验签失败")
         try:
             raw = bytes.fromhex(sealed)
-            content: Content = json.loads(sm4_cbc_decrypt(self._keys.shared, raw[:16], raw[16:]))
+            content: Content = json.loads(self._keys.shared.decrypt(raw[16:], raw[:16]))
             UUID(content["mesgId"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DoesNotOpen):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise NotOurs(400, BAD_FORMAT, "报文格式错误") from None
         return content
 
     def _seal(self, content: Content, asked: Mapping[str, str], forged: bool) -> tuple[bytes, dict[str, str]]:
         """(body, headers) of an answer: sealed and signed as requests are, with the request's interaction id."""
         iv = secrets.token_bytes(16)
-        text = (iv + sm4_cbc_encrypt(self._keys.shared, iv, _compact(content))).hex().upper()
+        text = (iv + self._keys.shared.encrypt(_compact(content), iv)).hex().upper()
         headers = {name: asked[name] for name in ("x-aob-bankID", "x-aob-interaction-id") if name in asked}
         message = _compact(headers | {"bizContent": text}) + (b" " if forged else b"")
         headers["x-aob-signature"] = self._keys.own.sign(message).hex().upper()
