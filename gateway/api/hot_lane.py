@@ -82,6 +82,11 @@ class Whole(NamedTuple):
         given = self.headers.get(hdrs.CONTENT_TYPE, "")
         return JSON if given == JSON else parse_content_type(given)[0]
 
+    @property
+    def charset(self) -> str | None:
+        given = self.headers.get(hdrs.CONTENT_TYPE, "")
+        return None if given == JSON else parse_content_type(given)[1].get("charset")
+
 
 class Writable(Protocol):
     """A connection that waits for an answer."""

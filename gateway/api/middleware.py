@@ -42,6 +42,7 @@ _IDEMPOTENCY_KEY = istr("Idempotency-Key")
 _REQUEST_ID = istr("X-Request-Id")
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 NDJSON = "application/x-ndjson"
+_UTF_8 = (None, "utf-8", "utf8")
 
 
 _process, _numbers = secrets.token_hex(6), itertools.count(1)
@@ -77,6 +78,8 @@ class Requested(Protocol):
     def query(self) -> "MultiMapping[str]": ...
     @property
     def content_type(self) -> str: ...
+    @property
+    def charset(self) -> str | None: ...
 
 
 class Call(NamedTuple):
@@ -242,6 +245,8 @@ async def _body(request: Requested, whole: bytes | None, takes: _Takes) -> bytes
         raise Problem("unsupported_media_type", "Content-Encoding is not accepted")
     if request.content_type not in takes.content_types:
         raise Problem("unsupported_media_type", f"the body must be {' or '.join(takes.content_types)}")
+    if request.content_type in (JSON, NDJSON) and (request.charset and request.charset.lower()) not in _UTF_8:
+        raise Problem("unsupported_media_type", "JSON is UTF-8")  # RFC 8259 §8.1; a form is ASCII, whatever it says
     if whole is None:
         assert isinstance(request, web.Request), "only aiohttp's has a body that may be on its way"
         whole = await _arriving(request, takes)

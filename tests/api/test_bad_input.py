@@ -236,6 +236,34 @@ async def test_a_body_of_just_256_kib_is_read(merchant: Client) -> None:
     assert_problem(await post(merchant, padded + b" "), 413)
 
 
+@pytest.mark.parametrize(
+    ("charset", "status"),
+    [
+        ("utf-8", 200), ('"UTF-8"', 200), ("utf8", 200), ("gbk", 415), ('"GB18030"', 415), ("utf-16", 415),
+        ("iso-8859-1", 415), ("us-ascii", 415), (MARK, 415),
+    ],
+)  # fmt: skip
+async def test_json_in_another_charset_is_refused_alike_on_every_way(
+    merchant: Client, charset: str, status: int
+) -> None:
+    """RFC 8259 §8.1: it would be read as something else than was written. On a connection that it closes a request
+    goes through aiohttp's cycle, on a used one past it."""
+    kind = f"application/json; charset={charset}"
+    for used, connection in ((True, None), (False, "close")):
+        answer = await post(merchant, GOOD_JSON.encode(), used, content_type=kind, connection=connection)
+        assert answer.status == status
+        if status == 415:
+            assert_problem(answer, 415)
+            assert json.loads(answer.body)["detail"] == "JSON is UTF-8"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
+async def test_a_bulk_in_another_charset_is_refused(gateway: Running, kind: str) -> None:
+    async with Client(gateway, "demo-bank") as bank:
+        sent = {"authorization": f"Bearer {await bank.token()}", "content_type": f"{kind}; charset=gbk"}
+        assert_problem(await send(bank, request("POST", "/v1/usage-events", b"[]", **sent), used=True), 415)
+
+
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "identity", "zstd", MARK])
 async def test_a_content_encoding_is_refused(merchant: Client, coding: str) -> None:
     assert_problem(await post(merchant, GOOD_JSON.encode(), content_encoding=coding), 415)

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 import jwt
 import pytest
@@ -139,6 +140,13 @@ async def test_a_wrong_form_is_an_rfc_6749_error(merchant: Client, body: str, er
 async def test_what_is_not_a_form_is_refused(merchant: Client, body: bytes, content_type: str) -> None:
     status, answer, _ = await send(merchant, body, {"Content-Type": content_type})
     assert status == 415 and json.loads(answer)["code"] == "unsupported_media_type"
+
+
+async def test_a_form_is_ascii_whatever_charset_it_names(merchant: Client) -> None:
+    """HTTP clients of old name ISO-8859-1 by themselves."""
+    body = urlencode(form_of(merchant.assertion())).encode()
+    status, _, _ = await send(merchant, body, {"Content-Type": f"{FORM['Content-Type']}; charset=ISO-8859-1"})
+    assert status == 200
 
 
 def with_claims(**changes: Any) -> Callable[[Client, Client], str]:
