@@ -182,11 +182,14 @@ async def test_past_its_deadline_it_answers_and_what_still_waits_is_skipped(lane
     assert ran == []
 
 
-async def test_where_more_come_than_can_be_checked_its_pace_is_kept(lane: Make) -> None:
-    """Each of eighty asks again as soon as it is answered: were the oldest checked at the end of their time, none of
-    them would be answered in it."""
+async def test_where_more_come_than_can_be_checked_its_pace_is_kept(
+    lane: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of eighty asks again as soon as it is answered: were the oldest checked at the end of their time, only the
+    forty of the beginning would be answered in it."""
+    monkeypatch.setattr("gateway.crypto.lane.NICENESS", 0)  # other tests beside this one are no reason to be late
     slow, checked = lane(waiting_max=100, deadline_s=0.4, pace=100, together=8), 0
-    end = time.monotonic() + 1.5
+    end = time.monotonic() + 2.5
 
     async def client(who: str) -> None:
         nonlocal checked
@@ -198,7 +201,7 @@ async def test_where_more_come_than_can_be_checked_its_pace_is_kept(lane: Make) 
                 pass
 
     await asyncio.gather(*(client(str(number)) for number in range(80)))
-    assert checked > 90
+    assert checked > 120, checked
 
 
 async def test_while_it_is_full_it_keeps_nothing_of_what_was_answered(lane: Make) -> None:
