@@ -29,10 +29,14 @@ WITHIN_S = 60.0
 """The promise; it takes about 7 s."""
 
 
-class House:
-    """A gateway of two workers, and the key server of demo-kiosk, which publishes its keys there."""
+Published = dict[str, list[dict[str, Any]]]
+"""Keys by their use."""
 
-    def __init__(self, running: Running, database: Database, published: list[dict[str, Any]]) -> None:
+
+class House:
+    """A gateway of two workers, and the key server of demo-kiosk, which publishes its keys of both uses there."""
+
+    def __init__(self, running: Running, database: Database, published: "Published") -> None:
         self.running, self.database, self.published = running, database, published
 
     def client(self, name: str, key: dict[str, Any] | None = None) -> Client:
@@ -70,7 +74,9 @@ def configure(config: Path, port: int, ca_file: Path) -> None:
                          ('ca_file = ""               #', f'ca_file = "{ca_file}" #'),
                          ("period_s = 30", "period_s = 1")),
         "callers.toml": (('keys_file = "sandbox/callers/public/demo-kiosk.json"',
-                          f'keys_url = "https://127.0.0.1:{port}/keys"'),),
+                          f'keys_url = "https://127.0.0.1:{port}/token"'),
+                         ('signing_keys_file = "sandbox/callers/public/demo-kiosk.signing.json"',
+                          f'signing_keys_url = "https://127.0.0.1:{port}/signing"')),
     }  # fmt: skip
     for name, replacements in changes.items():
         text = (config / name).read_text()
@@ -85,13 +91,13 @@ async def house(
     postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[House]:
     folder = tmp_path_factory.mktemp("keys")
-    published: list[dict[str, Any]] = []
+    published: Published = {"token": [], "signing": []}
 
     async def keys(request: web.Request) -> web.StreamResponse:
-        return web.json_response({"keys": published})
+        return web.json_response({"keys": published[request.match_info["use"]]})
 
     app = web.Application()
-    app.router.add_get("/keys", keys)
+    app.router.add_get("/{use}", keys)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     ca_file, context = make_certificates(folder / "tls")
@@ -112,20 +118,40 @@ async def test_published_keys_come_and_go(house: House) -> None:
     one, two = private("kiosk-1"), private("kiosk-2")
     async with house.client("demo-kiosk", one) as old, house.client("demo-kiosk", two) as new:
         assert (await old.ask_token())[0] == 401, "nothing was published yet"
-        house.published[:] = [public_of(one)]
+        house.published["token"] = [public_of(one)]
         first = await house.token_of(old)
         assert await house.statuses(first) == {200}
-        house.published[:] = [public_of(one), public_of(two)]
+        house.published["token"] = [public_of(one), public_of(two)]
         second = await house.token_of(new)
         assert await house.statuses(second) == {200} and await house.statuses(first) == {200}
-        house.published[:] = [public_of(two)]
+        house.published["token"] = [public_of(two)]
         await house.eventually_refused(first)
         assert (await old.ask_token())[0] == 401
         assert await house.statuses(second) == {200}, "the control: only the tokens of the key that is gone"
-        house.published.clear()  # a document without keys is refused: the last good one stays
+        house.published["token"] = []  # a document without keys is refused: the last good one stays
         refused = ("demo-kiosk", "refused")
         await eventually(lambda: pulled(house, refused), 30, "the empty document was fetched")
         assert await house.statuses(await house.token_of(new)) == {200}
+
+
+async def test_effects_are_signed_with_published_keys(house: House) -> None:
+    token, one, two = (private(f"kiosk-{name}-{secrets.token_hex(4)}") for name in ("token", "one", "two"))
+    house.published.update(token=[public_of(token)], signing=[public_of(one), public_of(two)])
+    async with house.client("demo-kiosk", token) as kiosk:
+        await house.token_of(kiosk)
+        for key in (one, two):
+            kiosk.file["signing"] = {"alg": "ed25519", "kid": key["kid"], "private_jwk": key}
+            await eventually(lambda: status_of(kiosk, 200), WITHIN_S, "the published key is taken up")
+        house.published["signing"] = [public_of(one)]
+        await eventually(lambda: status_of(kiosk, 401), WITHIN_S, "a key that is published no more is refused")
+        kiosk.file["signing"] |= {"kid": one["kid"], "private_jwk": one}
+        assert await status_of(kiosk, 200), "the control: the key that stayed"
+
+
+async def status_of(client: Client, wanted: int) -> bool:
+    """Whether both workers answer its signed effect so; the card is nobody's, so nothing is changed."""
+    body = {"presentation": verify_body("ZZ0000000", "F" * 32)["presentation"], "kind": "temporary"}
+    return await statuses_of(client, "/v1/cards/loss-reports", body) == {wanted}
 
 
 async def pulled(house: House, labels: tuple[str, str]) -> bool:
@@ -248,9 +274,14 @@ async def test_a_caller_rotates_its_keys_over_the_wire(house: House) -> None:
 
 async def is_refused(client: Client) -> bool:
     """Whether both workers refuse its signature; the key to retire is not there, so nothing is changed."""
+    return await statuses_of(client, PATH, {"use": "signing", "retire": "nothing"}) == {401}
+
+
+async def statuses_of(client: Client, path: str, body: dict[str, Any]) -> set[int]:
+    """Of an effect over ten connections: both workers are among them."""
     statuses = set()
     for _ in range(10):
-        async with Client(client.gateway, client.name) as other:  # on a connection of its own
+        async with Client(client.gateway, client.name) as other:
             other.file, other._token = client.file, client._token
-            statuses.add((await other.effect(PATH, {"use": "signing", "retire": "nothing"}))[0])
-    return statuses == {401}
+            statuses.add((await other.effect(path, body))[0])
+    return statuses
