@@ -259,7 +259,7 @@ def _read(file: Path, mistakes: list[str]) -> dict[str, Any]:
         mistakes.append(f"{file.name}: no such file in {file.parent}")
     except OSError as error:
         mistakes.append(f"{file.name}: cannot be read: {error.strerror}")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
         mistakes.append(f"{file.name}: not TOML: {error}")
     return {}
 
@@ -326,7 +326,7 @@ def _convert_field(raw: Any, kind: Any, file: str, path: str, mistakes: list[str
             raw = msgspec.json.decode(raw)
         # strict=False lets the environment give numbers as text
         return msgspec.convert(raw, kind, strict=not isinstance(raw, str), dec_hook=_secret)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         mistakes.append(f"{file}: {path}: {error}")
 
 

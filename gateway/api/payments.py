@@ -6,16 +6,16 @@ from uuid import UUID
 from gateway.api.ecards import ask_platform
 from gateway.api.effects import do_once, refuse
 from gateway.api.middleware import Call
-from gateway.api.payloads import PaymentRequest, RefundRequest, ReversalRequest, decoder
+from gateway.api.payloads import PaymentRequest, RefundRequest, ReversalRequest, effect_decoder
 from gateway.api.references import reference_of
 from gateway.api.reply import Reply
 from gateway.directory import KnownScene
 from gateway.domain.errors import Problem, invalid
 from gateway.flows.pay import Pay, PayOrder, RefundPayment, ReversePayment, Undo
 
-_decode_payment = decoder(PaymentRequest)
-_decode_reversal = decoder(ReversalRequest)
-_decode_refund = decoder(RefundRequest)
+_decode_payment = effect_decoder(PaymentRequest)
+_decode_reversal = effect_decoder(ReversalRequest)
+_decode_refund = effect_decoder(RefundRequest)
 
 
 class Payments(NamedTuple):

@@ -170,7 +170,7 @@ class ReconcileBank:
             try:
                 if file.stat().st_mtime >= since:
                     counts.update(msgspec.json.decode(file.read_bytes(), type=_Counted).counts)
-            except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+            except (OSError, UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
                 self._unread.add(type(error).__name__)
         return counts
 
@@ -283,7 +283,7 @@ def read_file(file: Path) -> list[Line]:
             raise NotReconciled(f"{file} is larger than {_FILE_MAX} bytes")
         text = file.read_text("utf-8-sig")
         raw = msgspec.json.decode(text) if text.lstrip()[:1] in ("[", "{") else list(csv.DictReader(io.StringIO(text)))
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError, csv.Error, RecursionError) as error:
         raise NotReconciled(f"{file} cannot be read: {type(error).__name__}") from None
     return _lines(raw.get("lines") if isinstance(raw, dict) else raw)
 

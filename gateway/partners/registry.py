@@ -268,6 +268,8 @@ def _secret_text(
         return _read_secret(settings, where, environ)
     except (OSError, ValueError, KeyStoreError) as error:
         told = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, UnicodeError):  # whose words quote it
+            told = "not a text"
         mistakes.append(f"partners.toml: {place}: {where.file or where.env or 'nowhere'}: {told}")
         return None
 
@@ -277,6 +279,7 @@ def _read_secret(settings: Settings, where: SecretPlace, environ: Mapping[str, s
     if where.env is not None:
         if not environ.get(where.env):
             raise ValueError("not set in the environment")
+        environ[where.env].encode()  # what is no UTF-8 is refused, as in a file
         return environ[where.env]
     if where.file is None:
         raise ValueError("one of file and env is needed")
@@ -286,10 +289,7 @@ def _read_secret(settings: Settings, where: SecretPlace, environ: Mapping[str, s
         raw = stream.read(_KEY_FILE_MAX_BYTES + 1)
     if len(raw) > _KEY_FILE_MAX_BYTES:
         raise ValueError("larger than 16 KiB")
-    try:
-        return raw.decode().strip()
-    except UnicodeDecodeError:
-        raise ValueError("not a text") from None
+    return raw.decode().strip()
 
 
 def _check_files(settings: Settings, block: Partner, path: str, mistakes: list[str]) -> list[Any]:

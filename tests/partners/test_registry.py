@@ -240,6 +240,15 @@ def test_no_mistake_repeats_a_secret(tmp_path: Path) -> None:
     assert "s3cret" not in str(mistakes_of(tmp_path, GOOD.replace('file = "mac.key"', 'env = "K"'), K="s3cret"))
 
 
+def test_a_key_that_is_no_text_is_refused_in_a_file_as_in_the_environment(tmp_path: Path) -> None:
+    """Nor is a byte of it repeated."""
+    configure(tmp_path, GOOD)
+    (tmp_path / "mac.key").write_bytes(b"\xf3")
+    assert mistakes_of(tmp_path, GOOD) == ["partners.toml: partners.bank.keys.mac: mac.key: not a text"]
+    named = GOOD.replace('file = "mac.key"', 'env = "K"')
+    assert mistakes_of(tmp_path, named, K="\udcf3") == ["partners.toml: partners.bank.keys.mac: K: not a text"]
+
+
 async def test_what_is_not_routed_is_not_sent(tmp_path: Path) -> None:
     async with (
         peer() as bank,

@@ -188,7 +188,7 @@ ODD = {
     f"{JIAXING}-{day(-2)}.json": b'{"counts": {"matched": 1, "missing_there',
     f"{JIAXING}-{day(-3)}.json": b'{"counts": {"missing_there": 2, "of_another_version": 1}}',
     f"{JIAXING}-{day(-4)}.json": b'{"counts": {"\xff": 1}}',
-    f"{JIAXING}-{day(-5)}.json": None,
+    f"{JIAXING}-{day(-5)}.json": None, f"{JIAXING}-{day(-7)}.json": b'{"x":' + b"[" * 100_000,
     f"{JIAXING}-old.json": b"", f"{JIAXING}-{day(-6)}.json.new": b"",
 }  # fmt: skip
 """Names and contents in the folder of the reports; None: a folder."""
@@ -208,7 +208,9 @@ async def test_what_is_no_whole_report_is_passed_over_and_told_of_once(desk: Des
     assert desk.asked == [day(0)] and (desk.folder / "reconciliation" / f"{JIAXING}-{day(0)}.json").is_file()
     assert RECONCILIATION.labels(JIAXING, Finding.MISSING_THERE)._value.get() == 2, "of the one that can be read"
     told = [line for line in lines if line["event"] == "reports not read"]
-    assert [line["errors"] for line in told] == [["DecodeError", "IsADirectoryError", "UnicodeDecodeError"]]
+    assert [line["errors"] for line in told] == [
+        ["DecodeError", "IsADirectoryError", "RecursionError", "UnicodeDecodeError"]
+    ]
 
 
 @pytest.mark.parametrize("name", list(ODD)[:4])

@@ -225,7 +225,7 @@ def test_all_mistakes_are_named_at_once(config: Path) -> None:
 @pytest.mark.parametrize(
     "file", ["gateway.toml", "callers.toml", "scenes.toml", "benefits.toml", "points.toml", "anomalies.toml"]
 )
-@pytest.mark.parametrize("how", ["missing", "not TOML", "not UTF-8", "a folder", "not ours to read"])
+@pytest.mark.parametrize("how", ["missing", "not TOML", "not UTF-8", "a long number", "a folder", "not ours to read"])
 def test_a_file_that_cannot_be_read_is_named(config: Path, file: str, how: str) -> None:
     path = config / file
     if how == "not ours to read":
@@ -237,7 +237,7 @@ def test_a_file_that_cannot_be_read_is_named(config: Path, file: str, how: str) 
         if how == "a folder":
             path.mkdir()
     else:
-        path.write_bytes(b"= [" if how == "not TOML" else b'a = "\xff"')
+        path.write_bytes({"not TOML": b"= [", "not UTF-8": b'a = "\xff"'}.get(how, b"a = " + b"9" * 5000))
     assert any(mistake.startswith(f"{file}: ") for mistake in mistakes_of(config))
 
 
@@ -275,6 +275,8 @@ def test_the_environment_goes_before_the_file(config: Path, name: str) -> None:
         ("PORT", "80.5", "http.port"), ("WORKERS", "65", "http.workers"), ("OPS_PORT", "x", "ops.port"),
         ("LOG_LEVEL", "loud", "log_level"), ("LOSS_ROUTES", "a-bank=x", "losses.routes"),
         ("LOSS_ROUTES", '["x"]', "losses.routes"), ("LOSS_ROUTES", '{"a-bank": 1}', "losses.routes"),
+        ("LOSS_ROUTES", "[" * 100_000, "losses.routes"), ("LOSS_ROUTES", '{"\udc80": "x"}', "losses.routes"),
+        ("PORT", "\udc80", "http.port"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_environment_is_named_too(config: Path, name: str, text: str, path: str) -> None:
