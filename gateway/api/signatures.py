@@ -36,7 +36,7 @@ _INPUT = re.compile(
 _BYTES = "([A-Za-z0-9+/]{1,400}={0,2})"
 _VALUE = re.compile(f"sig1=:{_BYTES}:")
 _DIGEST = re.compile(f"({'|'.join(map(re.escape, DIGESTS))})=:{_BYTES}:")
-_AUTHORITY = re.compile(r"([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
+_AUTHORITY = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 """A 401 has one (RFC 9110 §15.5.2); no scheme is registered for signatures. It names no error: the token is good."""
@@ -77,14 +77,14 @@ def read(method: str, raw_path: str, headers: "CIMultiDictProxy[str]", body: byt
         raise refused()
     if _decoded(digest[2]) != DIGESTS[digest[1]](body):
         raise refused()
-    authority = _AUTHORITY.fullmatch(headers[hdrs.HOST].lower())
+    authority = _AUTHORITY.fullmatch(headers[hdrs.HOST])
     # "?" alone would be signed as no query is: two requests with one signature
     if authority is None or (raw_path.endswith("?") and raw_path.count("?") == 1):
         raise refused()
     path, _, query = raw_path.partition("?")
     values = {
         "@method": method,
-        "@authority": authority[1] if authority[2] == default_port else authority[0],
+        "@authority": (authority[1] if authority[2] == default_port else authority[0]).lower(),
         "@path": path,
         "@query": f"?{query}",
         "content-digest": headers[_CONTENT_DIGEST],

@@ -82,7 +82,8 @@ def objects(document: Any) -> list[dict[str, Any]]:
 NAMES = sorted({name for bodies in VALID.values() for body in bodies for each in objects(body) for name in each})
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=20)
-    | st.sampled_from(["temporary", "signing", "chip_card", "AB1234567", "9999-12-31T23:59:60-23:59", "\ud800", 10**400])
+    | st.sampled_from(["temporary", "signing", "chip_card", "AB1234567", "9999-12-31T23:59:60-23:59"])
+    | st.sampled_from(["\ud800", 10**400])
 )  # fmt: skip
 documents = st.recursive(
     scalars,

@@ -14,6 +14,7 @@ from tests.api.mutations import digest_of
 from tests.jwks import UNFIT_KIDS, public
 
 PATH = "/v1/cards/loss-reports"
+HUGE = 16 * 1024
 
 
 def some_headers(created: int | None = None, kid: str = "k", **changes: str) -> "CIMultiDictProxy[str]":
@@ -34,6 +35,7 @@ def some_headers(created: int | None = None, kid: str = "k", **changes: str) -> 
         ("[2001:DB8::1]:80", "[2001:db8::1]"), ("[::1]:8080", "[::1]:8080"), ("gateway:080", "gateway:080"),
         ("gateway:8080:80", None), ("gateway:80:80", None), ("", None), ("a b", None), ("a@b", None), ("a,b", None),
         ("a/b", None), (":80", None), ("gateway:", None), ("[::1", None), ("gateway:1234567", None), ("网关", None),
+        ("\u212a", None),
     ],
 )  # fmt: skip
 def test_the_authority_is_the_host_in_small_letters_without_the_default_port(host: str, signed: str | None) -> None:
@@ -107,7 +109,45 @@ def test_a_key_that_no_signature_can_name_is_not_taken(kid: object) -> None:
         read_signing_jwk(KEY | {"kid": kid}, ED25519)
 
 
-HUGE = 16 * 1024
+_HOSTS = st.lists(
+    st.sampled_from(
+        ["gateway", "Gateway", ".", ":80", ":", "8080", "[", "]", "::1", "-", "@", ",", "/", " ", "%", "\u212a"]
+    )
+    | st.text(max_size=3),
+    max_size=6,
+).map("".join)
+
+
+@settings(max_examples=300)
+@given(_HOSTS)
+@example("GATEWAY:80")
+@example("gateway\n")
+@example("g" * 254)
+def test_any_host_is_an_authority_or_refused_and_the_authority_is_its_own(host: str) -> None:
+    """What is signed for a host is signed for nothing else: no line more, no letter that only becomes one of ours."""
+    try:
+        base = signatures.read("POST", PATH, some_headers(Host=host), b"", ":80").base.decode()
+    except Problem as problem:
+        assert (problem.status, problem.code, problem.detail) == (401, "invalid_signature", "")
+        return
+    lines = base.split("\n")
+    authority = lines[1].removeprefix('"@authority": ')
+    assert len(lines) == 8 and host.isascii() and authority == host.lower().removesuffix(":80")
+    again = signatures.read("POST", PATH, some_headers(Host=authority), b"", ":80").base.decode()
+    assert again.split("\n")[1] == lines[1]
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(["Authorization", "Idempotency-Key"]), st.text(max_size=40) | st.just("k" * HUGE))
+def test_what_is_signed_as_it_came_is_in_the_base_or_refused(name: str, value: str) -> None:
+    try:
+        base = signatures.read("POST", PATH, some_headers(None, **{name: value}), b"", ":80").base
+    except Problem as problem:
+        assert problem.status == 401 and not value.isascii()
+    else:
+        assert f'"{name.lower()}": {value}'.encode() in base
+
+
 BOMBS = {
     "A": "A" * HUGE, "=": "=" * HUGE, ":": ":" * HUGE, "quotes": '"' * HUGE, "blanks": " " * HUGE, "(": "(" * HUGE,
     "digits": "9" * HUGE, "labels": "sig1=" * (HUGE // 5), "parameters": ";created=1" * (HUGE // 10),
