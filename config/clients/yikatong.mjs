@@ -15,15 +15,17 @@ yikatong.mjs CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE release REFERENCE [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE pay CARD_NUMBER CARD_IDENTIFIER FEN ORDER_ID [IDEMPOTENCY_KEY [SCENE]]
 yikatong.mjs CALLER_FILE reverse REFERENCE [IDEMPOTENCY_KEY]
+yikatong.mjs CALLER_FILE visit CARD_NUMBER CARD_IDENTIFIER SCENE TERMINAL DETAILS [IDEMPOTENCY_KEY]    # DETAILS: JSON
+yikatong.mjs CALLER_FILE open REFERENCE PAYMENT [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE points CARD_NUMBER CARD_IDENTIFIER
 yikatong.mjs CALLER_FILE redeem CARD_NUMBER CARD_IDENTIFIER ITEM POINTS OUTLET [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE commit REFERENCE [IDEMPOTENCY_KEY]
 yikatong.mjs CALLER_FILE cancel REFERENCE [IDEMPOTENCY_KEY]`;
 const COUNTS = {
-  token: [0], verify: [3], points: [2], lose: [2, 3], release: [1, 2], pay: [4, 5, 6], reverse: [1, 2], redeem: [5, 6],
-  commit: [1, 2], cancel: [1, 2],
+  token: [0], verify: [3], points: [2], lose: [2, 3], release: [1, 2], pay: [4, 5, 6], reverse: [1, 2], visit: [5, 6],
+  open: [2, 3], redeem: [5, 6], commit: [1, 2], cancel: [1, 2],
 };
-const KEY_IS = { lose: 2, release: 1, pay: 4, reverse: 1, redeem: 5, commit: 1, cancel: 1 };
+const KEY_IS = { lose: 2, release: 1, pay: 4, reverse: 1, visit: 5, open: 2, redeem: 5, commit: 1, cancel: 1 };
 
 export class Client {
   #token = "";
@@ -83,6 +85,17 @@ export class Client {
 
   reverse(reference, key) {
     return this.effect(`/v1/payments/${reference}/reversals`, {}, key);
+  }
+
+  /** A card at a terminal behind which your own system stands: it opens, checks in or takes off by itself.
+   * `due`: pay `amount_fen`, without benefits, then open(). 202 is `pending`: ask GET /v1/operations/{reference}. */
+  visit(presentation, scene, terminalId, details, key) {
+    return this.effect("/v1/visits", { presentation, scene, terminal_id: terminalId, details }, key);
+  }
+
+  /** `payment`: the reference of an approved one of at least what is due. */
+  open(reference, payment, key) {
+    return this.effect(`/v1/visits/${reference}/open`, { payment }, key);
   }
 
   /** What the card's holder has. With a `card_ref` that you have kept, the first call is not needed. */
@@ -196,6 +209,8 @@ async function main(file, command, ...given) {
     release: () => client.release(given[0], key),
     pay: () => client.pay(card, Number(given[2]), given[3], key, given[5], given.length === 6),
     reverse: () => client.reverse(given[0], key),
+    visit: () => client.visit(card, given[2], given[3], JSON.parse(given[4]), key),
+    open: () => client.open(given[0], given[1], key),
     points: () => client.points(card),
     redeem: () => client.redeem(card, given[2], Number(given[3]), given[4], key),
     commit: () => client.commit(given[0], key),

@@ -28,6 +28,14 @@ _CALL = {  # a method of the library, with arguments in JSON; prints the status
 }
 
 
+_METHODS = {  # of the library, one a line, as Python would write them
+    "python": "import yikatong as y\nprint(*(name for name in vars(y.Client) if name[0] != '_'), sep='\\n')",
+    "node": 'import { Client } from "./yikatong.mjs";\n'
+    'const names = Object.getOwnPropertyNames(Client.prototype).filter((name) => name !== "constructor");\n'
+    'console.log(names.map((name) => name.replace(/[A-Z]/g, (one) => "_" + one.toLowerCase())).join("\\n"));',
+}
+
+
 class Ended(NamedTuple):
     """What a command came to."""
 
@@ -48,6 +56,12 @@ def _interpreter(language: str, algorithm: str) -> list[str]:
             pytest.skip("no sm-crypto for the JavaScript client (`make test` installs it where npm is)")
     assert node is not None, "the gate has node"
     return [node]
+
+
+def _inline(language: str, algorithm: str) -> list[str]:
+    """How to start it with a program as the next argument."""
+    inline = ["-c"] if language == "python" else ["--input-type=module", "-e"]
+    return [*_interpreter(language, algorithm), *inline]
 
 
 def _signs_with(caller_file: Path) -> str:
@@ -72,10 +86,16 @@ async def command(language: str, caller_file: Path, *arguments: str) -> Ended:
     return await _run(*_interpreter(language, _signs_with(caller_file)), script, str(caller_file), *arguments)
 
 
+async def methods(language: str) -> set[str]:
+    """What its library can do."""
+    ended = await _run(*_inline(language, ""), _METHODS[language])
+    assert ended.code == 0, ended.err
+    return set(ended.out.split())
+
+
 async def call(language: str, caller: dict[str, Any], method: str, *arguments: Any) -> int:
     """The status of the answer to a method of the library."""
-    inline = ["-c"] if language == "python" else ["--input-type=module", "-e"]
-    start = _interpreter(language, caller.get("signing", {}).get("alg", ""))
-    ended = await _run(*start, *inline, _CALL[language], json.dumps(caller), json.dumps(method), json.dumps(arguments))
+    start = _inline(language, caller.get("signing", {}).get("alg", ""))
+    ended = await _run(*start, _CALL[language], json.dumps(caller), json.dumps(method), json.dumps(arguments))
     assert ended.code == 0, ended.err
     return int(ended.out)

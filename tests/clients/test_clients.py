@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from tests.clients import oracle
-from tests.clients.partner import LANGUAGES, command
+from tests.clients.partner import LANGUAGES, command, methods
 from tests.conftest import add_card
 from tests.ledger import add_holder
 from tests.registry import TestCard
@@ -27,6 +27,11 @@ async def card(gateway: Running) -> TestCard:
 
 def file_of(gateway: Running, name: str) -> Path:
     return gateway.data_dir / "sandbox" / "callers" / f"{name}.json"
+
+
+async def test_both_clients_can_do_the_same() -> None:
+    python, node = await methods("python"), await methods("node")
+    assert python == node and {"token", "verify", "report_loss", "visit", "open", "rotate"} <= python
 
 
 @pytest.mark.parametrize("algorithm", LOSERS)

@@ -1,17 +1,20 @@
-"""What the README says to merchants, line by line, with the Python client."""
+"""What the README says to merchants, line by line, with each client."""
 
 import json
 import uuid
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.store.embedded import EmbeddedPostgres
-from tests.clients.partner import command
+from tests.clients.partner import LANGUAGES, command
 from tests.visits import CHEAP, DEAR, barriers, street_at
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
 async def test_merchants_with_and_without_a_system_of_their_own(
-    tmp_path: Path, postgres: EmbeddedPostgres, template: str
+    tmp_path: Path, postgres: EmbeddedPostgres, template: str, language: str
 ) -> None:
     async with street_at(tmp_path, postgres) as street:
         card = await street.card(account=True)
@@ -19,7 +22,7 @@ async def test_merchants_with_and_without_a_system_of_their_own(
         presented = (card.number, card.identifier)
 
         async def run(*arguments: str) -> dict[str, Any]:
-            ended = await command("python", till, *arguments)
+            ended = await command(language, till, *arguments)
             assert ended.code == 0, (ended.out, ended.err)
             return dict(json.loads(ended.out))
 
