@@ -206,10 +206,15 @@ def _with_rows(callers: Mapping[str, KnownCaller], rows: Collection[CallerKey]) 
     sorted_rows: defaultdict[str, defaultdict[KeyPurpose, list[CallerKey]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         sorted_rows[row.caller][row.use].append(row)
-    return {
+    found = {
         caller_id: _known(known.caller, known.quota_slot, known.from_files, sorted_rows[caller_id])
         for caller_id, known in callers.items()
     }
+    for caller_id, known in found.items():
+        # of before such keys were refused, or a file's beside the table: out, they would lock the caller out
+        if {key.jwk for key in known.keys} & {key.jwk for key in known.signing_keys}:
+            log.warning("a caller has one key for both uses: each needs keys of its own", caller=caller_id)
+    return found
 
 
 def _all_from_files(known: KnownCaller) -> tuple[VerifyKey, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from gateway import directory as directory_module
 from gateway.api.auth import Authenticator, Unauthorised
@@ -189,6 +190,25 @@ async def test_a_worker_takes_up_the_table_and_keeps_it_when_the_files_change(ho
     assert directory.reload_if_changed() is True
     assert directory.callers[MERCHANT].token_kids == {"demo-merchant-1"}
     assert directory.callers[MERCHANT].holds(SIGNING, "s-1"), "the table is still known"
+
+
+async def test_a_key_for_both_uses_that_is_there_already_is_told_of(house: House) -> None:
+    """One of before it was refused, or of a new file: to take it out would lock its caller out."""
+    table = Table()
+    directory = Directory(house.settings(), table)
+    shared = directory.callers[MERCHANT].keys[0].jwk
+    with capture_logs() as lines:
+        table.rows = [row("s-1")]
+        await directory.look()
+        assert lines == []
+        table.rows = [row("s-1")._replace(jwk=shared)]
+        await directory.look()
+        await directory.look()
+    (line,) = lines
+    assert (line["log_level"], line["caller"]) == ("warning", MERCHANT) and "each needs keys of its own" in line[
+        "event"
+    ]
+    assert directory.callers[MERCHANT].holds(SIGNING, "s-1")
 
 
 async def test_a_table_that_cannot_be_read_leaves_the_last_good_keys(house: House) -> None:
