@@ -1,4 +1,5 @@
-"""Rejected lines of files, and dead letters, go when their days are over; what is younger, or still needed, stays."""
+"""What is kept for repeats (keys, assertions), rejected lines and dead letters go when their time is over; what is
+younger, or still needed, stays."""
 
 import asyncio
 import datetime as dt
@@ -12,7 +13,7 @@ import pytest
 
 from gateway.domain.masking import Secret
 from gateway.settings import load
-from gateway.store import outbox, outbox_figures, usage_files
+from gateway.store import assertions, idempotency, outbox, outbox_figures, usage_files
 from gateway.store.migrate import ensure_partitions
 from gateway.store.pool import Pool, connect
 from gateway.store.usage_files import Pass
@@ -68,6 +69,34 @@ async def add_letters(owner: "asyncpg.Connection[asyncpg.Record]", letters: list
             for place, (dead, again) in enumerate(letters)
         ],
     )
+
+
+async def test_keys_go_after_seven_days_some_at_a_time(
+    owner: "asyncpg.Connection[asyncpg.Record]", app: "Connection"
+) -> None:
+    week, minute = dt.timedelta(days=7), dt.timedelta(minutes=1)
+    ages = [week + minute, week * 5, week + 2 * minute, week - minute, dt.timedelta()]
+    keys = [("demo-kiosk", f"key-{place}") for place in range(len(ages))]
+    async with app.transaction():
+        assert len(await idempotency.claim(app, keys, [b"print"] * len(ages))) == len(ages)
+        await idempotency.keep(app, dict.fromkeys(keys, b"answer"))
+    await owner.executemany(
+        "UPDATE idempotency_key SET created_at = now() - $2::interval WHERE key = $1",
+        [(key, age) for (_, key), age in zip(keys, ages, strict=True)],
+    )
+    assert [await idempotency.sweep(app, 2) for _ in range(3)] == [2, 1, 0]
+    assert await idempotency.stored(app, keys) == dict.fromkeys(keys[3:], idempotency.Stored(b"print", b"answer"))
+
+
+async def test_assertions_go_five_minutes_after_they_expire_some_at_a_time(app: "Connection") -> None:
+    """Clocks differ, and an assertion is taken for some seconds after its end."""
+    minutes = [-5.1, -60, -6, -4.9, 0, 1]
+    now = dt.datetime.now(dt.UTC)
+    used = [(f"jti-{place}", now + dt.timedelta(minutes=end)) for place, end in enumerate(minutes)]
+    assert all([await assertions.use(app, "demo-kiosk", jti, end) for jti, end in used])
+    assert [await assertions.sweep(app, 2) for _ in range(3)] == [2, 1, 0]
+    again = [await assertions.use(app, "demo-kiosk", jti, end) for jti, end in used]
+    assert again == [True, True, True, False, False, False]
 
 
 async def test_rejected_lines_go_after_their_days(
