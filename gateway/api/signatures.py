@@ -92,11 +92,18 @@ def read(method: str, raw_path: str, headers: "CIMultiDictProxy[str]", body: byt
         "idempotency-key": headers["Idempotency-Key"],
         "@signature-params": found[1],
     }
-    base = "\n".join(f'"{name}": {value}' for name, value in values.items())
     try:
-        return Claimed(found[3], found[4], created, base.encode("ascii"), _decoded(signature[1]))
+        return Claimed(found[3], found[4], created, base_of(values), _decoded(signature[1]))
     except UnicodeEncodeError:
         raise refused() from None
+
+
+def base_of(values: Mapping[str, str]) -> bytes:
+    """The signature base (RFC 9421 §2.5) of components in their order, `@signature-params` last.
+
+    Raises UnicodeEncodeError for what is not ASCII.
+    """
+    return "\n".join(f'"{name}": {value}' for name, value in values.items()).encode("ascii")
 
 
 def refused() -> Problem:

@@ -14,13 +14,11 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 from http_message_signatures import HTTPMessageSigner, HTTPMessageVerifier, MappingKeyResolver, algorithms
 
 from gateway.crypto.digests import DIGESTS
 from gateway.crypto.key_files import open_folder
 from gateway.crypto.sealing import Sealer
-from gateway.crypto.signatures import VerifyKey, verify
 from gateway.flows.effects import PROOF_COLUMN
 from gateway.flows.replay_evidence import FACTS_BYTES
 from gateway.store import data_keys
@@ -82,24 +80,6 @@ class Message(NamedTuple):
 
 
 # --- what is accepted -------------------------------------------------------------------------------------------
-
-
-def test_the_keys_and_figures_of_rfc_9421_b_2_6() -> None:
-    """Its test key, signature base and signature through our verification. B.2.5 is HMAC, which we do not take."""
-    der = base64.b64decode("MCowBQYDK2VwAyEAJrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs=")
-    base = (
-        b'"date": Tue, 20 Apr 2021 02:07:55 GMT\n"@method": POST\n"@path": /foo\n"@authority": example.com\n'
-        b'"content-type": application/json\n"content-length": 18\n'
-        b'"@signature-params": ("date" "@method" "@path" "@authority" "content-type" "content-length")'
-        b';created=1618884473;keyid="test-key-ed25519"'
-    )
-    signature = base64.b64decode(
-        "wqcAqbmYJ2ji2glfAMaRy4gruYYnx2nEFN2HN6jrnDnQCK1u02Gb04v9EDgwUPiu4A0w6vuQv5lIp5WPpBKRCw=="
-    )
-    key = VerifyKey("test-key-ed25519", "ed25519", load_der_public_key(der), "{}")
-    assert verify(key, base, signature)
-    assert not verify(key, base + b"\n", signature) and not verify(key, base, signature[:-1] + b"\0")
-    assert not verify(key._replace(algorithm="sm2-sm3"), base, signature)
 
 
 @pytest.mark.parametrize("query", ["", "?via=desk&n=1", "?a=%2F&b=%20c", "??"])

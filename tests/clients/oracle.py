@@ -27,18 +27,27 @@ class Message(NamedTuple):
     body: bytes
 
 
+_USER_ID = b"1234567812345678"
+
+
 class Sm2(HTTPSignatureAlgorithm):
     """GB/T 32918 with SM3: DER in its one form, the usual user id."""
 
     algorithm_id = "sm2-sm3"
 
     def __init__(self, public_key: Any = None, private_key: Any = None) -> None:
-        self.public_key = public_key
+        self.public_key, self.private_key = public_key, private_key
+
+    def sign(self, message: bytes) -> bytes:
+        public = gmalg.SM2().generate_pk(self.private_key)
+        sm2 = gmalg.SM2(sk=self.private_key, uid=_USER_ID, pk=public)
+        r, s = (int.from_bytes(half, "big") for half in sm2.sign(message))
+        return encode_dss_signature(r, s)
 
     def verify(self, signature: bytes, message: bytes) -> None:
         r, s = decode_dss_signature(signature)
         assert encode_dss_signature(r, s) == signature
-        sm2 = gmalg.SM2(uid=b"1234567812345678", pk=self.public_key)
+        sm2 = gmalg.SM2(uid=_USER_ID, pk=self.public_key)
         assert sm2.verify(message, r.to_bytes(32, "big"), s.to_bytes(32, "big"))
 
 
@@ -76,6 +85,8 @@ def _sm3(raw: bytes) -> bytes:
 
 
 def _private_key(signing: dict[str, Any]) -> Any:
+    if signing["alg"] == "sm2-sm3":
+        return bytes.fromhex(signing["private_key_hex"])
     return jwt.PyJWK(signing["private_jwk"], {"ed25519": "EdDSA", "ecdsa-p256-sha256": "ES256"}[signing["alg"]]).key
 
 

@@ -72,7 +72,7 @@ async def test_a_loss_is_reported_once_and_released(
     assert await reason() == "ok"
 
 
-@pytest.mark.parametrize("name", ["demo-kiosk", "demo-bureau"])
+@pytest.mark.parametrize("name", ["demo-kiosk", "demo-bureau", "demo-bank"])
 async def test_a_signer_of_somebody_else_is_believed(
     gateway: Running, card: TestCard, kiosk: Client, name: str
 ) -> None:

@@ -1,14 +1,17 @@
 """The parser of signatures alone (RFC 9421): whatever comes, it reads or refuses, and at once."""
 
+import base64
+import hmac
 import time
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.api import signatures
-from gateway.crypto.signatures import ED25519, read_signing_jwk
+from gateway.crypto.signatures import ED25519, VerifyKey, read_signing_jwk, verify
 from gateway.domain.errors import Problem
 from tests.api.mutations import digest_of
 from tests.jwks import UNFIT_KIDS, public
@@ -26,6 +29,50 @@ def some_headers(created: int | None = None, kid: str = "k", **changes: str) -> 
         "Signature": "sig1=:AAAA:",
     }  # fmt: skip
     return CIMultiDictProxy(CIMultiDict(given | {name.replace("_", "-"): value for name, value in changes.items()}))
+
+
+RFC_9421 = {
+    "date": "Tue, 20 Apr 2021 02:07:55 GMT", "@method": "POST", "@path": "/foo", "@authority": "example.com",
+    "content-type": "application/json", "content-length": "18",
+}  # fmt: skip
+"""Appendix B.2, test-request."""
+
+
+def base_of_rfc_9421(covered: str, kid: str) -> tuple[bytes, str]:
+    """(our signature base, its parameters)"""
+    names = covered.split()
+    quoted = " ".join(f'"{name}"' for name in names)
+    params = f'({quoted});created=1618884473;keyid="{kid}"'
+    values = {name: RFC_9421[name] for name in names} | {"@signature-params": params}
+    return signatures.base_of(values), params
+
+
+def test_the_keys_and_figures_of_rfc_9421_b_2_5() -> None:
+    """An HMAC, which no key of a caller's has: the base is what its signature is under."""
+    key = "uzvJfB4u3N0Jy4T7NZ75MDVcr8zSTInedJtkgcu46YW4XByzNJjxBdtjUkdJPBtbmHhIDi6pcl8jsasjlTMtDQ=="
+    base, _ = base_of_rfc_9421("date @authority content-type", "test-shared-secret")
+    made = hmac.digest(base64.b64decode(key), base, "sha256")
+    assert base64.b64encode(made) == b"pxcQw6G3AjtMBQjwo8XzkZf/bws5LelbaMk5rGIGtE8="
+
+
+def test_the_keys_and_figures_of_rfc_9421_b_2_6() -> None:
+    der = base64.b64decode("MCowBQYDK2VwAyEAJrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs=")
+    base, _ = base_of_rfc_9421("date @method @path @authority content-type content-length", "test-key-ed25519")
+    signature = base64.b64decode(
+        "wqcAqbmYJ2ji2glfAMaRy4gruYYnx2nEFN2HN6jrnDnQCK1u02Gb04v9EDgwUPiu4A0w6vuQv5lIp5WPpBKRCw=="
+    )
+    key = VerifyKey("test-key-ed25519", ED25519, load_der_public_key(der), "{}")
+    assert verify(key, base, signature)
+    assert not verify(key, base + b"\n", signature) and not verify(key, base, signature[:-1] + b"\0")
+    assert not verify(key._replace(algorithm="sm2-sm3"), base, signature)
+
+
+@pytest.mark.parametrize("covered", ["date @authority content-type", "date @method @path @authority"])
+def test_what_others_sign_by_the_same_rfc_is_not_our_form(monkeypatch: pytest.MonkeyPatch, covered: str) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_618_884_473)
+    _, params = base_of_rfc_9421(covered, "k")
+    with pytest.raises(Problem, match="invalid_signature"):
+        signatures.read("POST", PATH, some_headers(Signature_Input=f"sig1={params}"), b"", ":80")
 
 
 @pytest.mark.parametrize(
