@@ -17,7 +17,7 @@ COVERED = ("@method", "@authority", "@path", "@query", "content-digest", "author
 TAG = "yikatong-v1"
 
 _FOLDER = ROOT / "config" / "clients"
-_MODULES = ROOT / "tests" / "clients" / "node_modules"
+MODULES = ROOT / "tests" / "clients" / "node_modules"
 _CALL = {  # a method of the library, with arguments in JSON; prints the status
     "python": "import json, sys, yikatong as y\n"
     "caller, method, arguments = map(json.loads, sys.argv[1:])\n"
@@ -44,7 +44,7 @@ class Ended(NamedTuple):
     err: str
 
 
-def _interpreter(language: str, algorithm: str) -> list[str]:
+def interpreter(language: str, algorithm: str) -> list[str]:
     """How to start it; skips where a developer's machine lacks what it takes. The gate has everything."""
     if language == "python":
         return [sys.executable]
@@ -52,7 +52,7 @@ def _interpreter(language: str, algorithm: str) -> list[str]:
     if "CI" not in os.environ:
         if node is None:
             pytest.skip("no node on this machine (apt-get install nodejs npm)")
-        if algorithm == "sm2-sm3" and not (_MODULES / "sm-crypto").exists():
+        if algorithm == "sm2-sm3" and not (MODULES / "sm-crypto").exists():
             pytest.skip("no sm-crypto for the JavaScript client (`make test` installs it where npm is)")
     assert node is not None, "the gate has node"
     return [node]
@@ -61,7 +61,7 @@ def _interpreter(language: str, algorithm: str) -> list[str]:
 def _inline(language: str, algorithm: str) -> list[str]:
     """How to start it with a program as the next argument."""
     inline = ["-c"] if language == "python" else ["--input-type=module", "-e"]
-    return [*_interpreter(language, algorithm), *inline]
+    return [*interpreter(language, algorithm), *inline]
 
 
 def _signs_with(caller_file: Path) -> str:
@@ -71,7 +71,7 @@ def _signs_with(caller_file: Path) -> str:
 
 async def _run(*command: str) -> Ended:
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=_FOLDER, env=os.environ | {"NODE_PATH": str(_MODULES), "PYTHONDONTWRITEBYTECODE": "1"},
+        *command, cwd=_FOLDER, env=os.environ | {"NODE_PATH": str(MODULES), "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(60):
@@ -83,7 +83,7 @@ async def _run(*command: str) -> Ended:
 async def command(language: str, caller_file: Path, *arguments: str) -> Ended:
     """`yikatong CALLER_FILE …`."""
     script = {"python": "yikatong.py", "node": "yikatong.mjs"}[language]
-    return await _run(*_interpreter(language, _signs_with(caller_file)), script, str(caller_file), *arguments)
+    return await _run(*interpreter(language, _signs_with(caller_file)), script, str(caller_file), *arguments)
 
 
 async def methods(language: str) -> set[str]:
