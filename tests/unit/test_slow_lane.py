@@ -292,12 +292,19 @@ async def test_closed_it_takes_nothing_more(lane: Make) -> None:
     assert refused.value.code == "unavailable"
 
 
-async def test_closed_it_begins_nothing_more(lane: Make) -> None:
-    slow, gate, ran, failed = lane(deadline_s=0.2, together=3), threading.Event(), list[int](), list[object]()
+async def test_closed_it_ends_what_runs_and_begins_nothing_more(lane: Make) -> None:
+    slow, ran, failed = lane(deadline_s=2.0, together=3), list[int](), list[object]()
+    began, gate = threading.Event(), threading.Event()
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
-    first = asyncio.create_task(slow.run("one", gate.wait))
+
+    def runs() -> bool:
+        began.set()
+        return gate.wait(5)
+
+    first = asyncio.create_task(slow.run("one", runs))
     others = [asyncio.create_task(slow.run(str(number), ran.append, number)) for number in range(2)]
     await asyncio.sleep(0)
+    assert began.wait(5), "on a busy machine it takes its time; closed before, it would not begin"
     slow.close()
     gate.set()
     assert await first is True
