@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Lock
@@ -28,6 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _Outcome = tuple[Any, Exception | None]
+_Done = tuple["_Check", _Outcome | None]
 
 
 class _Check(NamedTuple):
@@ -116,27 +117,34 @@ class SlowLane:
         self._at_work -= 1
         self._wake_a_thread(loop)  # for what has come since the thread looked
 
-    def _check_some(self) -> list[tuple[_Check, _Outcome | None]]:
+    def _check_some(self) -> "list[_Done]":
         """Checks that are done, or skipped; none if none waits."""
-        done: list[tuple[_Check, _Outcome | None]] = []
-        while len(done) < self._together and not self._closed and (taken := self._take_one()) is not None:
-            check, begins = taken
-            done.append((check, _outcome(check.function) if begins else None))
+        done: list[_Done] = []
+        for _ in range(self._together):
+            if self._closed or (check := self._take_one(done)) is None:
+                break
+            done.append((check, _outcome(check.function)))
         return done
 
-    def _take_one(self) -> tuple[_Check, bool] | None:
-        """The next one, and whether it is to be checked, when it is time for that; None if none waits."""
+    def _take_one(self, skipped: "list[_Done]") -> _Check | None:
+        """The next one that can be in time, when it is time for it; None if none waits.
+
+        All before it are skipped at one go: one at a time, each with its way to the loop, they would take what time
+        there is on a busy machine, and the next ones would be late in their turn.
+        """
         with self._turn:
             if not self._waiting:
                 return None
             time.sleep(max(self._next - time.monotonic(), 0.0))
-            check = self._waiting.popleft()
-            begins = check.can_be_in_time()
-            if begins:
-                self._next = max(self._next, time.monotonic()) + self._gap_s
-            return check, begins
+            while self._waiting:
+                check = self._waiting.popleft()
+                if check.can_be_in_time():
+                    self._next = max(self._next, time.monotonic()) + self._gap_s
+                    return check
+                skipped.append((check, None))
+            return None
 
-    def _deliver(self, done: "Sequence[tuple[_Check, _Outcome | None]]") -> None:
+    def _deliver(self, done: "list[_Done]") -> None:
         # a place is given back for what a thread has done, not by who stops waiting: the bound is on the work there is
         for (who, _, _, answer), outcome in done:
             self._taken -= 1
