@@ -19,7 +19,9 @@ from gateway.domain.verdicts import Reason
 from gateway.flows.effects import Answer, Asked, Begun, Done
 from gateway.flows.tell_bank import (
     ACCEPTED,
-    NOT_CONNECTED,
+    FREE,
+    NOT_TOLD,
+    OTHER_REPORT,
     REFUSED,
     RELEASED,
     BankSide,
@@ -27,6 +29,7 @@ from gateway.flows.tell_bank import (
     SocialSecuritySide,
     TellBank,
     answer_of,
+    released_before,
 )
 from gateway.store import ecards, loss_notices, losses
 from gateway.store.loss_notices import Holder, Notice
@@ -41,11 +44,6 @@ if TYPE_CHECKING:
 _encode = msgspec.json.Encoder().encode
 _AT_ONCE = dt.timedelta(0)
 _SHOWN = {status: status.name.lower() for status in CardStatus}
-OTHER_REPORT = "other_report"
-"""Why a release is refused: the card is lost by another's word."""
-
-_NOT_TOLD = BankSide(NOT_CONNECTED)
-_STAYS_FROZEN = BankSide(REFUSED, OTHER_REPORT)
 _OF_CODES = frozenset({Reason.CODE_EXPIRED, Reason.CODE_REPLAYED, Reason.CODE_INVALID})
 """Reasons before any card: a code that is not good is nobody's."""
 
@@ -75,6 +73,10 @@ class _Changed(NamedTuple):
     card_id: UUID
     before: CardStatus
     after: CardStatus
+
+    @property
+    def opens(self) -> bool:
+        return self.before in LOST and self.after not in LOST
 
 
 Results = list[Done | Begun | Problem]
@@ -207,17 +209,22 @@ async def _end(
 
     One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order. That is
     so also where the bank cannot be told now: it would be told of the last one later, and never of this one. A release
-    that leaves the card lost is not told: the account stays frozen for the report that stands.
+    that leaves the card lost is not told: the account stays frozen for the report that stands. Nor is one of an open
+    card whose bank took a release last: the holder may have had the account frozen there since.
     """
     # the social security side is done, and never changed; the notice says what the bank's came to
     name, result = kind.value, ACCEPTED if kind is NoticeKind.LOSS else RELEASED
     holders: dict[UUID, Holder] = {}
     busy: set[UUID] = set()
+    last: dict[UUID, NoticeKind] = {}
     changed = {each.card_id for each in done if isinstance(each, _Changed)}
     if changed:
         busy = await losses.change(connection, changes.made, changed)
         if busy or tell.has_routes:
             holders = await loss_notices.holders(connection, changed)
+    if kind is NoticeKind.RELEASE:
+        unopened = {each.card_id for each in done if isinstance(each, _Changed) and not each.opens}
+        last = await loss_notices.last(connection, unopened) if unopened else {}
     ended: Results = []
     notices: list[Notice] = []
     due_in: list[dt.timedelta] = []
@@ -226,11 +233,14 @@ async def _end(
             ended.append(each)
             continue
         operation, holder = _operation(name, result, each), holders.get(each.card_id)
-        if holder is None or not (each.card_id in busy or tell.can_tell(holder.bank)):
-            ended.append(Done(_answer(each.asked, _here(each, result), _NOT_TOLD), operation))
+        side = released_before(each.before, each.after, last.get(each.card_id)) if kind is NoticeKind.RELEASE else None
+        if side is FREE and each.card_id in busy:
+            side = None  # of what is still open
+        if side is not None:
+            ended.append(Done(_answer(each.asked, _here(each, result), side), operation))
             continue
-        if kind is NoticeKind.RELEASE and each.after in LOST:
-            ended.append(Done(_answer(each.asked, _here(each, result), _STAYS_FROZEN), operation))
+        if holder is None or not (each.card_id in busy or tell.can_tell(holder.bank)):
+            ended.append(Done(_answer(each.asked, _here(each, result), NOT_TOLD), operation))
             continue
         notice = _notice(kind, each, holder)
         notices.append(notice)
@@ -263,7 +273,7 @@ def _notice(kind: NoticeKind, changed: _Changed, holder: Holder) -> Notice:
 def _refused(kind: str, asked: Asked, reason: str, card: Card | None = None) -> Done:
     card_id = card and card.card_id
     operation = Operation(asked.reference, kind, asked.caller_id, card_id, _parent(asked), REFUSED, reason)
-    return Done(_answer(asked, SocialSecuritySide(REFUSED, reason), _NOT_TOLD), operation)
+    return Done(_answer(asked, SocialSecuritySide(REFUSED, reason), NOT_TOLD), operation)
 
 
 def _parent(asked: Asked) -> UUID | None:

@@ -86,6 +86,14 @@ UPDATE loss_notice n SET next_try_at = now() + $2::interval, tries = tries + 1 F
 WHERE n.reference = taken.reference AND n.created_at = taken.created_at RETURNING {_N_COLUMNS}
 """  # noqa: S608 - the names of our own fields
 
+_LAST = """
+SELECT card_id, kind FROM unnest($1::uuid[]) AS asked(card_id) CROSS JOIN LATERAL (
+    SELECT kind FROM loss_notice told
+    WHERE told.card_id = asked.card_id AND state <> 'refused' AND created_at <= coalesce($2::timestamptz, 'infinity')
+    ORDER BY turn DESC LIMIT 1
+) last
+"""
+
 
 async def holders(connection: "AnyConnection", card_ids: Collection[UUID]) -> dict[UUID, Holder]:
     """Of those cards that have a bank account."""
@@ -100,6 +108,14 @@ async def holders(connection: "AnyConnection", card_ids: Collection[UUID]) -> di
 async def insert(connection: "AnyConnection", notices: Sequence[Notice], due_in: Sequence[dt.timedelta]) -> None:
     """Inside the transaction that changes the cards, in the order of its changes; when due, it is the resolver's."""
     await connection.execute(_INSERT, *(list(column) for column in zip(*notices, strict=True)), list(due_in))
+
+
+async def last(
+    connection: "AnyConnection", card_ids: Collection[UUID], until: dt.datetime | None = None
+) -> dict[UUID, NoticeKind]:
+    """What the banks of those cards took last, or will, of the notices made until then; not what they refused."""
+    rows = await connection.fetch(_LAST, list(card_ids), until)
+    return {row[0]: NoticeKind(row[1]) for row in rows}
 
 
 async def find(connection: "AnyConnection", reference: UUID) -> Notice | None:

@@ -75,6 +75,57 @@ async def test_an_account_stays_frozen_while_a_loss_stands(desk: Desk) -> None:
     assert released["social_security"] == {"status": "released", "card_status": "normal"}
     assert released["bank"] == {"status": "accepted"}
     assert await desk.told(first, raised, lowered["reference"], released["reference"]) == ["2", "3", "4"]
+    assert (await desk.operation(lowered["reference"]))["bank"] == lowered["bank"] | {"history": []}
+
+
+async def test_what_the_bank_has_freed_is_not_freed_again(desk: Desk) -> None:
+    """The holder may have had the account frozen there since, for a reason of their own."""
+    card = await desk.card()
+    lost = await desk.kiosk.report_loss(card)
+    found = await desk.kiosk.release_loss(lost["reference"])
+    again = await desk.kiosk.release_loss(lost["reference"])
+    assert again["social_security"] == {"status": "released", "card_status": "normal"}
+    assert again["bank"] == {"status": "accepted"}
+    assert (await desk.operation(again["reference"]))["bank"] == {"status": "accepted", "history": []}
+    lost_again = await desk.kiosk.report_loss(card, "formal")
+    late = await desk.kiosk.release_loss(lost["reference"])
+    assert late["social_security"] == {"status": "refused", "reason": "other_report"}
+    found_again = await desk.kiosk.release_loss(lost_again["reference"])
+    assert (await desk.operation(again["reference"]))["bank"] == {"status": "accepted", "history": []}
+    told = [lost, found, again, lost_again, late, found_again]
+    assert await desk.told(*(answer["reference"] for answer in told)) == ["2", "4", "3", "4"]
+
+
+async def test_a_release_that_the_bank_refused_may_be_asked_for_again(desk: Desk) -> None:
+    card = await desk.card()
+    lost = await desk.kiosk.report_loss(card)
+    await desk.bank.faults({"kind": "decline", "code": "100007"})
+    found = await desk.kiosk.release_loss(lost["reference"])
+    assert found["bank"] == {"status": "refused", "reason": "not_allowed"}
+    await desk.bank.heal()
+    again = await desk.kiosk.release_loss(lost["reference"])
+    assert again["bank"] == {"status": "accepted"}
+    assert await desk.told(lost["reference"], found["reference"], again["reference"]) == ["2", "4", "4"]
+
+
+async def test_nothing_is_frozen_at_a_bank_that_refused_the_loss(desk: Desk) -> None:
+    card = await desk.card(account=new_account()[:-5] + "0000")  # nobody's
+    _, raised = [(await desk.kiosk.report_loss(card, kind))["reference"] for kind in ("temporary", "formal")]
+    lowered = await desk.kiosk.release_loss(raised)
+    assert lowered["social_security"] == {"status": "released", "card_status": "lost_temporary"}
+    assert lowered["bank"] == {"status": "not_connected"}
+    assert (await desk.operation(lowered["reference"]))["bank"] == {"status": "not_connected", "history": []}
+
+
+async def test_a_release_is_asked_for_again_while_the_first_is_open(desk: Desk) -> None:
+    card = await desk.card()
+    lost = await desk.kiosk.report_loss(card)
+    await desk.bank.faults({"kind": "drop_before"})
+    answers = [await desk.kiosk.release_loss(lost["reference"]) for _ in range(2)]
+    assert [answer["bank"] for answer in answers] == [{"status": "pending"}] * 2
+    await desk.bank.heal()
+    for answer in answers:
+        assert await desk.came_to(answer["reference"]) == {"status": "accepted"}
 
 
 async def test_a_refusal_of_the_bank_is_final_and_leaves_the_card_lost(desk: Desk) -> None:
