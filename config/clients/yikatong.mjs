@@ -43,24 +43,29 @@ export class Client {
   async token() {
     const now = Math.floor(Date.now() / 1000);
     if (now > this.#tokenUntil - 60) {
-      const { client_id: me, issuer, alg, kid } = this.caller;
-      const claims = { iss: me, sub: me, aud: issuer, iat: now, exp: now + 60, jti: randomUUID() };
-      const signed = [{ alg, kid, typ: "JWT" }, claims]
-        .map((part) => Buffer.from(JSON.stringify(part)).toString("base64url"))
-        .join(".");
-      const form = new URLSearchParams({
-        grant_type: "client_credentials",
-        client_assertion_type: "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
-        client_assertion: `${signed}.${sign(this.caller, signed).toString("base64url")}`,
-      });
-      const headers = { "content-type": "application/x-www-form-urlencoded" };
-      const answer = await this.#post("/oauth2/token", form.toString(), headers);
+      const answer = await patiently(() => this.#askForToken());
       if (answer.status !== 200) throw new Error(`no token: ${answer.status} ${answer.body}`);
       const granted = JSON.parse(answer.body);
       this.#token = granted.access_token;
       this.#tokenUntil = now + granted.expires_in;
     }
     return this.#token;
+  }
+
+  /** With a new assertion: each is good once. */
+  #askForToken() {
+    const { client_id: me, issuer, alg, kid } = this.caller;
+    const now = Math.floor(Date.now() / 1000);
+    const claims = { iss: me, sub: me, aud: issuer, iat: now, exp: now + 60, jti: randomUUID() };
+    const signed = [{ alg, kid, typ: "JWT" }, claims]
+      .map((part) => Buffer.from(JSON.stringify(part)).toString("base64url"))
+      .join(".");
+    const form = new URLSearchParams({
+      grant_type: "client_credentials",
+      client_assertion_type: "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+      client_assertion: `${signed}.${sign(this.caller, signed).toString("base64url")}`,
+    });
+    return this.#post("/oauth2/token", form.toString(), { "content-type": "application/x-www-form-urlencoded" });
   }
 
   async verify(presentation, scene, terminalId) {
@@ -125,26 +130,11 @@ export class Client {
     return this.effect("/v1/callers/self/keys", { use: "signing", jwk: publicJwk, retire: this.caller.signing.kid }, key);
   }
 
-  /**
-   * A signed POST. Store `key` before you call, and call again with it until there is an answer: it happens once.
-   * Asks again by itself after a broken connection, and where the gateway says when (Retry-After).
-   */
+  /** A signed POST. Store `key` before you call, and call again with it until there is an answer: it happens once. */
   async effect(target, body, key) {
     const raw = JSON.stringify(body);
-    for (let attempt = 1; ; attempt++) {
-      let wait = attempt;
-      const headers = await this.#effectHeaders(target, raw, key);
-      try {
-        const answer = await this.#post(target, raw, headers);
-        const later = answer.headers.get("retry-after");
-        if (attempt === ATTEMPTS || answer.status < 400 || later === null) return answer;
-        wait = Number(later);
-      } catch (error) {
-        if (attempt === ATTEMPTS) throw error;
-      }
-      const apart = 1 + Math.random() / 2; // not in step with the others that were refused
-      await new Promise((resume) => setTimeout(resume, wait * apart * 1000));
-    }
+    await this.token();
+    return patiently(async () => this.#post(target, raw, await this.#effectHeaders(target, raw, key)));
   }
 
   /** RFC 9421, with a new `created`: an old signature is refused after five minutes. */
@@ -172,6 +162,23 @@ export class Client {
     const options = { method, body, headers, redirect: "error", signal: AbortSignal.timeout(10_000) };
     const answer = await fetch(this.origin + target, options);
     return { status: answer.status, headers: answer.headers, body: await answer.text() };
+  }
+}
+
+/** Asks again after a broken connection, and where the gateway says when (Retry-After). */
+async function patiently(ask) {
+  for (let attempt = 1; ; attempt++) {
+    let wait = attempt;
+    try {
+      const answer = await ask();
+      const later = answer.headers.get("retry-after");
+      if (attempt === ATTEMPTS || answer.status < 400 || later === null) return answer;
+      wait = Number(later) || attempt; // a proxy may name a date
+    } catch (error) {
+      if (attempt === ATTEMPTS) throw error;
+    }
+    const apart = 1 + Math.random() / 2; // not in step with the others that were refused
+    await new Promise((resume) => setTimeout(resume, wait * apart * 1000));
   }
 }
 

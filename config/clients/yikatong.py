@@ -11,6 +11,7 @@ import random
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
@@ -64,21 +65,25 @@ class Client:
         """An access token, kept until it nears its end."""
         now = time.time()
         if now > self._token_until - 60:
-            me = self.caller["client_id"]
-            head = {"alg": self.caller["alg"], "kid": self.caller["kid"], "typ": "JWT"}
-            claims = {"iss": me, "sub": me, "aud": self.caller["issuer"], "jti": str(uuid.uuid4())}
-            claims |= {"iat": int(now), "exp": int(now) + 60}
-            signed = ".".join(_b64url(json.dumps(part).encode()) for part in (head, claims))
-            form = {
-                "grant_type": "client_credentials",
-                "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
-                "client_assertion": signed + "." + _b64url(sign(self.caller, signed.encode())),
-            }
-            answer = self._post("/oauth2/token", urlencode(form), {"Content-Type": "application/x-www-form-urlencoded"})
+            answer = patiently(self._ask_for_token)
             if answer.status != 200:
                 raise RuntimeError(f"no token: {answer.status} {answer.body.decode()}")
             self._token, self._token_until = answer.json()["access_token"], now + answer.json()["expires_in"]
         return self._token
+
+    def _ask_for_token(self) -> Answer:
+        """With a new assertion: each is good once."""
+        me, now = self.caller["client_id"], int(time.time())
+        head = {"alg": self.caller["alg"], "kid": self.caller["kid"], "typ": "JWT"}
+        claims = {"iss": me, "sub": me, "aud": self.caller["issuer"], "jti": str(uuid.uuid4())}
+        claims |= {"iat": now, "exp": now + 60}
+        signed = ".".join(_b64url(json.dumps(part).encode()) for part in (head, claims))
+        form = {
+            "grant_type": "client_credentials",
+            "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+            "client_assertion": signed + "." + _b64url(sign(self.caller, signed.encode())),
+        }
+        return self._post("/oauth2/token", urlencode(form), {"Content-Type": "application/x-www-form-urlencoded"})
 
     def verify(self, presentation: dict[str, Any], scene: str, terminal_id: str) -> Answer:
         body = json.dumps({"presentation": presentation, "scene": scene, "terminal_id": terminal_id})
@@ -148,24 +153,10 @@ class Client:
         return self.effect("/v1/callers/self/keys", body, key)
 
     def effect(self, target: str, body: Any, key: str) -> Answer:
-        """A signed POST. Store `key` before you call, and call again with it until there is an answer: it happens once.
-
-        Asks again by itself after a broken connection, and where the gateway says when (Retry-After).
-        """
+        """A signed POST. Store `key` before you call, and call again with it until there is an answer."""
         raw = json.dumps(body)
-        for attempt in range(1, ATTEMPTS + 1):
-            wait = float(attempt)
-            headers = self._effect_headers(target, raw.encode(), key)
-            try:
-                answer = self._post(target, raw, headers)
-                if attempt == ATTEMPTS or answer.status < 400 or "Retry-After" not in answer.headers:
-                    return answer
-                wait = float(answer.headers["Retry-After"])
-            except (OSError, http.client.HTTPException):
-                if attempt == ATTEMPTS:
-                    raise
-            time.sleep(wait * random.uniform(1, 1.5))  # noqa: S311 - not in step with others that were refused
-        raise AssertionError
+        self.token()
+        return patiently(lambda: self._post(target, raw, self._effect_headers(target, raw.encode(), key)))
 
     def _effect_headers(self, target: str, raw: bytes, key: str) -> dict[str, str]:
         """RFC 9421, with a new `created`: an old signature is refused after five minutes."""
@@ -202,6 +193,23 @@ class Client:
             return Answer(answer.status, answer.headers, answer.read())
         finally:
             connection.close()
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """Asks again after a broken connection, and where the gateway says when (Retry-After)."""
+    for attempt in range(1, ATTEMPTS + 1):
+        wait = attempt
+        try:
+            answer = ask()
+            if attempt == ATTEMPTS or answer.status < 400 or "Retry-After" not in answer.headers:
+                return answer
+            if answer.headers["Retry-After"].isdecimal():  # a proxy may name a date
+                wait = int(answer.headers["Retry-After"])
+        except (OSError, http.client.HTTPException):
+            if attempt == ATTEMPTS:
+                raise
+        time.sleep(wait * random.uniform(1, 1.5))  # noqa: S311 - not in step with others that were refused
+    raise AssertionError
 
 
 def sign(key: dict[str, Any], message: bytes) -> bytes:
@@ -282,5 +290,5 @@ if __name__ == "__main__":
         sys.exit(USAGE)
     try:
         sys.exit(main(*sys.argv[1:]))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         sys.exit(f"yikatong.py: {error}")

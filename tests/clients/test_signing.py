@@ -32,6 +32,8 @@ class Listener:
         self.next: list[web.Response | None] = []
         """None: hangs up without an answer."""
         self.refuses_first = False
+        self.refuses_tokens: list[str] = []
+        """With these words for when to come again."""
         self.came: dict[str, list[float]] = {}
         """When, by idempotency key."""
 
@@ -39,6 +41,8 @@ class Listener:
         body = await request.read()
         if request.path == "/oauth2/token":
             self.assertions += parse_qs(body.decode())["client_assertion"]
+            if self.refuses_tokens:
+                return web.json_response({}, status=503, headers={"Retry-After": self.refuses_tokens.pop(0)})
             return web.json_response({"access_token": "a.b.c", "token_type": "Bearer", "expires_in": 600})
         url = f"http://{request.headers['Host']}{request.raw_path}"
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -127,6 +131,13 @@ async def test_a_retry_keeps_the_key_and_is_signed_anew(listener: Listener, lang
     assert first < second < third
 
 
+async def test_a_token_is_asked_for_again_with_another_assertion(listener: Listener, language: str) -> None:
+    """A proxy may name a date."""
+    caller, listener.refuses_tokens = caller_of(listener, "ed25519"), ["1", "Wed, 21 Oct 2065 07:28:00 GMT"]
+    assert await call(language, caller, "effect", REPORT, {"n": 1}, "key-1") == 200
+    assert (len(set(listener.assertions)), len(listener.seen)) == (3, 1)
+
+
 async def test_who_was_refused_together_does_not_come_back_together(listener: Listener, language: str) -> None:
     caller, listener.refuses_first = caller_of(listener, "ed25519"), True
     keys = [f"key-{number}" for number in range(12)]
@@ -162,6 +173,8 @@ async def test_the_command_line_says_how_it_is_used(listener: Listener, tmp_path
         ended = await command(language, file, *arguments)
         assert (ended.code, ended.out) == (1, "")
         assert "CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]" in ended.err
+    ended = await command(language, file, "visit", *CARD, "library.door", "T-1", "{no JSON")
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (1, "", 2), ended.err
     assert listener.seen == []
 
 
