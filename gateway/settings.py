@@ -117,8 +117,11 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     mistakes: list[str] = []
     raw = _read(config_dir / "gateway.toml", mistakes)
     for name, path in ENVIRONMENT.items():
-        if name in environ:
-            _put(raw, path, environ[name])
+        text = environ.get(name)
+        if text is not None and any("\ud800" <= char <= "\udfff" for char in text):  # how Python holds such bytes
+            mistakes.append(f"the environment: {name}: not UTF-8")
+        elif text is not None:
+            _put(raw, path, text)
     gateway = convert(raw, Gateway, "gateway.toml", "", mistakes)
     callers = _table(config_dir / "callers.toml", "callers", Caller, CALLER_ID_PATTERN, mistakes)
     for caller_id, caller in callers.items():
