@@ -294,7 +294,10 @@ async def rows_of(home: Home) -> list[Row]:
 
 async def nothing_is_left(home: Home) -> bool:
     """But what a bank cannot be asked about."""
-    connection = await asyncpg.connect(home.dsn)
+    try:
+        connection = await asyncpg.connect(home.dsn)
+    except (OSError, asyncpg.CannotConnectNowError):
+        return False  # it is still being started again
     try:
         left: int = await connection.fetchval(
             "SELECT count(*) FROM payment WHERE next_try_at IS NOT NULL"

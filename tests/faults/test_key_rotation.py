@@ -126,9 +126,11 @@ async def test_the_signing_key_and_the_kek_rotate_under_load(running: Running, d
             asked_at = time.monotonic()
             code, out, errors = await command(running, "keys", "rotate")
             assert code == 0 and out.startswith("made sign-2: published now, signs from "), (out, errors)
-            assert states((await command(running, "keys", "status"))[1])["sign-2"] == "next"
-            code, _, errors = await command(running, "keys", "rotate")
-            assert code == 1 and errors.startswith("not rotated: sign-2 has not taken over yet"), errors
+            status = states((await command(running, "keys", "status"))[1])["sign-2"]
+            assert status == "next" or time.monotonic() > asked_at + OVERLAP_S, "on a busy machine that took as long"
+            if time.monotonic() < asked_at + OVERLAP_S / 2:
+                code, _, errors = await command(running, "keys", "rotate")
+                assert code == 1 and errors.startswith("not rotated: sign-2 has not taken over yet"), errors
             code, out, errors = await command(running, "keys", "rotate", "kek")
             assert code == 0 and out.startswith("made kek-2: it wraps all "), (out, errors)
 
