@@ -120,6 +120,12 @@ class Desk:
             assert answer.status == 200, await answer.text()
             return dict(await answer.json())
 
+    async def shown(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """What is said later of the bank's half of an answer, without its history."""
+        bank = dict((await self.operation(answer["reference"]))["bank"])
+        bank.pop("history")
+        return bank
+
     async def steps(self, reference: str) -> list[str]:
         return [step["status"] for step in (await self.operation(reference))["bank"]["history"]]
 

@@ -9,6 +9,7 @@ import { fileURLToPath } from "node:url";
 
 const COVERED = ["@method", "@authority", "@path", "@query", "content-digest", "authorization", "idempotency-key"];
 const ATTEMPTS = 4;
+const WAIT_MAX_S = 10;
 const USAGE = `yikatong.mjs CALLER_FILE token
 yikatong.mjs CALLER_FILE verify CARD_NUMBER CARD_IDENTIFIER SCENE
 yikatong.mjs CALLER_FILE lose CARD_NUMBER CARD_IDENTIFIER [IDEMPOTENCY_KEY]
@@ -39,11 +40,11 @@ export class Client {
     this.authority = url.host; // as fetch sends it: lower case, and a port only if it is not the scheme's own
   }
 
-  /** An access token, kept until it nears its end. */
+  /** An access token, kept until it nears its end. Like an effect, it is asked for up to four times. */
   async token() {
     const now = Math.floor(Date.now() / 1000);
     if (now > this.#tokenUntil - 60) {
-      const answer = await patiently(() => this.#askForToken());
+      const answer = await this.#patiently(() => this.#tokenRequest());
       if (answer.status !== 200) throw new Error(`no token: ${answer.status} ${answer.body}`);
       const granted = JSON.parse(answer.body);
       this.#token = granted.access_token;
@@ -53,7 +54,7 @@ export class Client {
   }
 
   /** With a new assertion: each is good once. */
-  #askForToken() {
+  #tokenRequest() {
     const { client_id: me, issuer, alg, kid } = this.caller;
     const now = Math.floor(Date.now() / 1000);
     const claims = { iss: me, sub: me, aud: issuer, iat: now, exp: now + 60, jti: randomUUID() };
@@ -65,7 +66,7 @@ export class Client {
       client_assertion_type: "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
       client_assertion: `${signed}.${sign(this.caller, signed).toString("base64url")}`,
     });
-    return this.#post("/oauth2/token", form.toString(), { "content-type": "application/x-www-form-urlencoded" });
+    return ["/oauth2/token", form.toString(), { "content-type": "application/x-www-form-urlencoded" }];
   }
 
   async verify(presentation, scene, terminalId) {
@@ -130,17 +131,34 @@ export class Client {
     return this.effect("/v1/callers/self/keys", { use: "signing", jwk: publicJwk, retire: this.caller.signing.kid }, key);
   }
 
-  /** A signed POST. Store `key` before you call, and call again with it until there is an answer: it happens once. */
+  /** A signed POST. Store `key` before you call, and call again with it until there is an answer: it is done once. */
   async effect(target, body, key) {
     const raw = JSON.stringify(body);
-    await this.token();
-    return patiently(async () => this.#post(target, raw, await this.#effectHeaders(target, raw, key)));
+    const token = await this.token();
+    return this.#patiently(() => [target, raw, this.#effectHeaders(target, raw, key, token)]);
+  }
+
+  /** Asks again, with the request made anew, after a broken connection and where it is told when (Retry-After). */
+  async #patiently(request) {
+    for (let attempt = 1; ; attempt++) {
+      let wait = attempt;
+      const made = request();
+      try {
+        const answer = await this.#post(...made);
+        const later = answer.headers.get("retry-after");
+        if (attempt === ATTEMPTS || answer.status < 400 || later === null) return answer;
+        if (/^[0-9]+$/.test(later)) wait = Math.min(Number(later), WAIT_MAX_S); // a proxy may name a date
+      } catch (error) {
+        if (attempt === ATTEMPTS) throw error;
+      }
+      const apart = 1 + Math.random() / 2; // not in step with the others that were refused
+      await new Promise((resume) => setTimeout(resume, wait * apart * 1000));
+    }
   }
 
   /** RFC 9421, with a new `created`: an old signature is refused after five minutes. */
-  async #effectHeaders(target, raw, key) {
-    const authorization = `Bearer ${await this.token()}`;
-    const headers = { "content-type": "application/json", authorization, "idempotency-key": key };
+  #effectHeaders(target, raw, key, token) {
+    const headers = { "content-type": "application/json", authorization: `Bearer ${token}`, "idempotency-key": key };
     const signing = this.caller.signing;
     if (signing === undefined) return headers; // the gateway lets this caller send effects unsigned
     headers["content-digest"] = digest(signing.alg, raw);
@@ -162,23 +180,6 @@ export class Client {
     const options = { method, body, headers, redirect: "error", signal: AbortSignal.timeout(10_000) };
     const answer = await fetch(this.origin + target, options);
     return { status: answer.status, headers: answer.headers, body: await answer.text() };
-  }
-}
-
-/** Asks again after a broken connection, and where the gateway says when (Retry-After). */
-async function patiently(ask) {
-  for (let attempt = 1; ; attempt++) {
-    let wait = attempt;
-    try {
-      const answer = await ask();
-      const later = answer.headers.get("retry-after");
-      if (attempt === ATTEMPTS || answer.status < 400 || later === null) return answer;
-      wait = Number(later) || attempt; // a proxy may name a date
-    } catch (error) {
-      if (attempt === ATTEMPTS) throw error;
-    }
-    const apart = 1 + Math.random() / 2; // not in step with the others that were refused
-    await new Promise((resume) => setTimeout(resume, wait * apart * 1000));
   }
 }
 

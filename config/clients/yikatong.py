@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 COVERED = ("@method", "@authority", "@path", "@query", "content-digest", "authorization", "idempotency-key")
-ATTEMPTS = 4
+ATTEMPTS, WAIT_MAX_S = 4, 10
+Request = tuple[str, str, dict[str, str]]  # target, body, headers
 KEY_IS = {"lose": 3, "release": 2, "pay": 5, "reverse": 2, "visit": 6, "open": 3, "redeem": 6, "commit": 2, "cancel": 2}
 """The argument of a command that is its Idempotency-Key."""
 READS = {"verify": 3, "points": 2}
@@ -62,16 +63,16 @@ class Client:
         self._token, self._token_until = "", 0.0
 
     def token(self) -> str:
-        """An access token, kept until it nears its end."""
+        """An access token, kept until it nears its end. Like an effect, it is asked for up to four times."""
         now = time.time()
         if now > self._token_until - 60:
-            answer = patiently(self._ask_for_token)
+            answer = self._patiently(self._token_request)
             if answer.status != 200:
                 raise RuntimeError(f"no token: {answer.status} {answer.body.decode()}")
             self._token, self._token_until = answer.json()["access_token"], now + answer.json()["expires_in"]
         return self._token
 
-    def _ask_for_token(self) -> Answer:
+    def _token_request(self) -> Request:
         """With a new assertion: each is good once."""
         me, now = self.caller["client_id"], int(time.time())
         head = {"alg": self.caller["alg"], "kid": self.caller["kid"], "typ": "JWT"}
@@ -83,7 +84,7 @@ class Client:
             "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
             "client_assertion": signed + "." + _b64url(sign(self.caller, signed.encode())),
         }
-        return self._post("/oauth2/token", urlencode(form), {"Content-Type": "application/x-www-form-urlencoded"})
+        return "/oauth2/token", urlencode(form), {"Content-Type": "application/x-www-form-urlencoded"}
 
     def verify(self, presentation: dict[str, Any], scene: str, terminal_id: str) -> Answer:
         body = json.dumps({"presentation": presentation, "scene": scene, "terminal_id": terminal_id})
@@ -153,18 +154,30 @@ class Client:
         return self.effect("/v1/callers/self/keys", body, key)
 
     def effect(self, target: str, body: Any, key: str) -> Answer:
-        """A signed POST. Store `key` before you call, and call again with it until there is an answer."""
-        raw = json.dumps(body)
-        self.token()
-        return patiently(lambda: self._post(target, raw, self._effect_headers(target, raw.encode(), key)))
+        """A signed POST. Store `key` before you call, and call again with it until there is an answer: it is done once."""
+        raw, token = json.dumps(body), self.token()
+        return self._patiently(lambda: (target, raw, self._effect_headers(target, raw.encode(), key, token)))
 
-    def _effect_headers(self, target: str, raw: bytes, key: str) -> dict[str, str]:
+    def _patiently(self, request: Callable[[], Request]) -> Answer:
+        """Asks again, with the request made anew, after a broken connection and where it is told when (Retry-After)."""
+        for attempt in range(1, ATTEMPTS + 1):
+            wait = attempt
+            made = request()
+            try:
+                answer = self._post(*made)
+                if attempt == ATTEMPTS or answer.status < 400 or "Retry-After" not in answer.headers:
+                    return answer
+                if answer.headers["Retry-After"].isdecimal():  # a proxy may name a date
+                    wait = min(int(answer.headers["Retry-After"]), WAIT_MAX_S)
+            except (OSError, http.client.HTTPException):
+                if attempt == ATTEMPTS:
+                    raise
+            time.sleep(wait * random.uniform(1, 1.5))  # noqa: S311 - not in step with others that were refused
+        raise AssertionError
+
+    def _effect_headers(self, target: str, raw: bytes, key: str, token: str) -> dict[str, str]:
         """RFC 9421, with a new `created`: an old signature is refused after five minutes."""
-        headers = {
-            "content-type": "application/json",
-            "authorization": f"Bearer {self.token()}",
-            "idempotency-key": key,
-        }
+        headers = {"content-type": "application/json", "authorization": f"Bearer {token}", "idempotency-key": key}
         signing = self.caller.get("signing")
         if signing is None:  # the gateway lets this caller send effects unsigned
             return headers
@@ -193,23 +206,6 @@ class Client:
             return Answer(answer.status, answer.headers, answer.read())
         finally:
             connection.close()
-
-
-def patiently(ask: Callable[[], Answer]) -> Answer:
-    """Asks again after a broken connection, and where the gateway says when (Retry-After)."""
-    for attempt in range(1, ATTEMPTS + 1):
-        wait = attempt
-        try:
-            answer = ask()
-            if attempt == ATTEMPTS or answer.status < 400 or "Retry-After" not in answer.headers:
-                return answer
-            if answer.headers["Retry-After"].isdecimal():  # a proxy may name a date
-                wait = int(answer.headers["Retry-After"])
-        except (OSError, http.client.HTTPException):
-            if attempt == ATTEMPTS:
-                raise
-        time.sleep(wait * random.uniform(1, 1.5))  # noqa: S311 - not in step with others that were refused
-    raise AssertionError
 
 
 def sign(key: dict[str, Any], message: bytes) -> bytes:

@@ -117,8 +117,8 @@ class SlowLane:
         self._at_work -= 1
         self._wake_a_thread(loop)  # for what has come since the thread looked
 
-    def _check_some(self) -> "list[_Done]":
-        """Checks that are done, or skipped; none if none waits."""
+    def _check_some(self) -> list[_Done]:
+        """Checks that are done, or skipped; none if none waits. What is skipped is told with what is done after it."""
         done: list[_Done] = []
         for _ in range(self._together):
             if self._closed or (check := self._take_one(done)) is None:
@@ -126,7 +126,7 @@ class SlowLane:
             done.append((check, _outcome(check.function)))
         return done
 
-    def _take_one(self, skipped: "list[_Done]") -> _Check | None:
+    def _take_one(self, skipped: list[_Done]) -> _Check | None:
         """The next one that can be in time, when it is time for it; None if none waits.
 
         All before it are skipped at one go: one at a time, each with its way to the loop, they would take what time
@@ -144,7 +144,7 @@ class SlowLane:
                 skipped.append((check, None))
             return None
 
-    def _deliver(self, done: "list[_Done]") -> None:
+    def _deliver(self, done: list[_Done]) -> None:
         # a place is given back for what a thread has done, not by who stops waiting: the bound is on the work there is
         for (who, _, _, answer), outcome in done:
             self._taken -= 1

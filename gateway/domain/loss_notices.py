@@ -5,6 +5,7 @@ the order in which the card was reported and released, so a release never overta
 """
 
 from enum import StrEnum
+from typing import NamedTuple
 
 from gateway.domain.outcome import Approved, DeclineCode, Declined, NotSent, Outcome
 
@@ -31,11 +32,36 @@ OPEN = frozenset({_S.INTENT, _S.UNKNOWN})
 """What a caller is told is `pending`."""
 
 TRANSITIONS: dict[NoticeState | None, frozenset[NoticeState]] = {
-    None: frozenset({_S.INTENT}),
+    None: frozenset({_S.INTENT, _S.ACCEPTED, _S.REFUSED}),
     _S.INTENT: frozenset({_S.UNKNOWN, _S.ACCEPTED, _S.REFUSED}),
     _S.UNKNOWN: frozenset({_S.ACCEPTED, _S.REFUSED}),
 }
-"""The one table of what may follow what; the database holds the same (loss_notice_step) and refuses everything else."""
+"""The one table of what may follow what; what begins decided is not told. The database holds the same
+(loss_notice_step) and refuses everything else."""
+
+
+class Heard(NamedTuple):
+    """What a card's bank knows where a release does not open the card."""
+
+    frozen: bool
+    """What it took last, or will, is a loss."""
+    reported: bool
+    """It was told of the report that is released."""
+    freed: bool
+    """And took a release after that, the last of all that it took."""
+
+
+def begins(still_lost: bool, heard: Heard) -> NoticeState | None:
+    """The first state of the notice of a release that does not open the card; None: there is no notice.
+
+    The account stays frozen for the report that leaves the card lost (`refused`). One that was freed is not freed
+    again (`accepted`): its holder may have had it frozen since. Nor is one of whose loss the bank never heard.
+    """
+    if still_lost:
+        return _S.REFUSED if heard.frozen else None
+    if not heard.reported:
+        return None
+    return _S.ACCEPTED if heard.freed else _S.INTENT
 
 
 class Question(StrEnum):

@@ -14,14 +14,12 @@ import msgspec
 
 from gateway.domain.cards import LOST, REPORT, STATUS_REASON, TRANSITIONS, CardAction, CardStatus, LossKind
 from gateway.domain.errors import Problem, unavailable
-from gateway.domain.loss_notices import NoticeKind
+from gateway.domain.loss_notices import OPEN, Heard, NoticeKind, NoticeState, begins
 from gateway.domain.verdicts import Reason
 from gateway.flows.effects import Answer, Asked, Begun, Done
 from gateway.flows.tell_bank import (
     ACCEPTED,
-    FREE,
-    NOT_TOLD,
-    OTHER_REPORT,
+    NOT_CONNECTED,
     REFUSED,
     RELEASED,
     BankSide,
@@ -29,7 +27,6 @@ from gateway.flows.tell_bank import (
     SocialSecuritySide,
     TellBank,
     answer_of,
-    released_before,
 )
 from gateway.store import ecards, loss_notices, losses
 from gateway.store.loss_notices import Holder, Notice
@@ -44,6 +41,10 @@ if TYPE_CHECKING:
 _encode = msgspec.json.Encoder().encode
 _AT_ONCE = dt.timedelta(0)
 _SHOWN = {status: status.name.lower() for status in CardStatus}
+OTHER_REPORT = "other_report"
+"""Why a release is refused: the card is lost by another's word."""
+
+_NOT_TOLD = BankSide(NOT_CONNECTED)
 _OF_CODES = frozenset({Reason.CODE_EXPIRED, Reason.CODE_REPLAYED, Reason.CODE_INVALID})
 """Reasons before any card: a code that is not good is nobody's."""
 
@@ -209,47 +210,51 @@ async def _end(
 
     One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order. That is
     so also where the bank cannot be told now: it would be told of the last one later, and never of this one. A release
-    that leaves the card lost is not told: the account stays frozen for the report that stands. Nor is one of an open
-    card whose bank took a release last: the holder may have had the account frozen there since.
+    that frees nothing there is not told (domain/loss_notices.py begins()); its notice, or that there is none, says so.
     """
     # the social security side is done, and never changed; the notice says what the bank's came to
     name, result = kind.value, ACCEPTED if kind is NoticeKind.LOSS else RELEASED
     holders: dict[UUID, Holder] = {}
     busy: set[UUID] = set()
-    last: dict[UUID, NoticeKind] = {}
     changed = {each.card_id for each in done if isinstance(each, _Changed)}
     if changed:
         busy = await losses.change(connection, changes.made, changed)
         if busy or tell.has_routes:
             holders = await loss_notices.holders(connection, changed)
-    if kind is NoticeKind.RELEASE:
-        unopened = {each.card_id for each in done if isinstance(each, _Changed) and not each.opens}
-        last = await loss_notices.last(connection, unopened) if unopened else {}
+    heard = await _heard(connection, done) if kind is NoticeKind.RELEASE else {}
     ended: Results = []
     notices: list[Notice] = []
-    due_in: list[dt.timedelta] = []
+    due_in: list[dt.timedelta | None] = []
     for each in done:
         if not isinstance(each, _Changed):
             ended.append(each)
             continue
         operation, holder = _operation(name, result, each), holders.get(each.card_id)
-        side = released_before(each.before, each.after, last.get(each.card_id)) if kind is NoticeKind.RELEASE else None
-        if side is FREE and each.card_id in busy:
-            side = None  # of what is still open
-        if side is not None:
-            ended.append(Done(_answer(each.asked, _here(each, result), side), operation))
+        known, waits = heard.get(each.asked.reference), each.card_id in busy
+        state = NoticeState.INTENT if known is None else begins(each.after in LOST, known)
+        is_open = state in OPEN
+        if holder is None or state is None or (is_open and not waits and not tell.can_tell(holder.bank)):
+            ended.append(Done(_answer(each.asked, _here(each, result), _NOT_TOLD), operation))
             continue
-        if holder is None or not (each.card_id in busy or tell.can_tell(holder.bank)):
-            ended.append(Done(_answer(each.asked, _here(each, result), NOT_TOLD), operation))
-            continue
-        notice = _notice(kind, each, holder)
+        notice = _notice(kind, each, holder, state)
         notices.append(notice)
-        due_in.append(_AT_ONCE if each.card_id in busy else tell.lease)
-        ended.append(Done(answer_of(notice), operation) if each.card_id in busy else Begun(operation, notice))
-        busy.add(each.card_id)
+        due_in.append((_AT_ONCE if waits else tell.lease) if is_open else None)
+        ended.append(Begun(operation, notice) if is_open and not waits else Done(answer_of(notice), operation))
+        if is_open:
+            busy.add(each.card_id)
     if notices:
         await loss_notices.insert(connection, notices, due_in)
     return ended
+
+
+async def _heard(connection: "AnyConnection", done: Sequence[_Changed | Done | Problem]) -> dict[UUID, Heard]:
+    """By release, of those that do not open their card."""
+    unopened = {
+        each.asked.reference: (each.card_id, each.asked.what.reference)
+        for each in done
+        if isinstance(each, _Changed) and not each.opens
+    }
+    return await loss_notices.heard(connection, unopened) if unopened else {}
 
 
 def _operation(name: str, result: str, changed: _Changed) -> Operation:
@@ -260,20 +265,21 @@ def _operation(name: str, result: str, changed: _Changed) -> Operation:
     )  # fmt: skip
 
 
-def _notice(kind: NoticeKind, changed: _Changed, holder: Holder) -> Notice:
+def _notice(kind: NoticeKind, changed: _Changed, holder: Holder, state: NoticeState) -> Notice:
     """As the card is lost now, or was: a temporary report does not weaken a formal loss at the bank either."""
     asked, lost = changed.asked, changed.after if kind is NoticeKind.LOSS else changed.before
     return Notice(
         asked.reference, created_at(asked.reference), kind,
         LossKind.FORMAL if lost is CardStatus.LOST_FORMAL else LossKind.TEMPORARY,
-        asked.caller_id, asked.key, changed.card_id, changed.after, *holder,
+        asked.caller_id, asked.key, changed.card_id, changed.after, *holder, state,
+        OTHER_REPORT if state is NoticeState.REFUSED else None,
     )  # fmt: skip
 
 
 def _refused(kind: str, asked: Asked, reason: str, card: Card | None = None) -> Done:
     card_id = card and card.card_id
     operation = Operation(asked.reference, kind, asked.caller_id, card_id, _parent(asked), REFUSED, reason)
-    return Done(_answer(asked, SocialSecuritySide(REFUSED, reason), NOT_TOLD), operation)
+    return Done(_answer(asked, SocialSecuritySide(REFUSED, reason), _NOT_TOLD), operation)
 
 
 def _parent(asked: Asked) -> UUID | None:

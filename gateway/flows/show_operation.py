@@ -6,13 +6,12 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.domain.cards import CardStatus
 from gateway.domain.loss_notices import NoticeKind
 from gateway.domain.payments import PaymentState, public
 from gateway.domain.redemptions import RedemptionState
 from gateway.domain.times import CHINA
 from gateway.flows.redeem_points import ReservePoints
-from gateway.flows.tell_bank import ACCEPTED, NOT_TOLD, RELEASED, BankSide, bank_side, released_before
+from gateway.flows.tell_bank import ACCEPTED, NOT_CONNECTED, RELEASED, bank_side
 from gateway.flows.visit_answers import visit_answer
 from gateway.flows.write_outcomes import taken_off
 from gateway.store import loss_notices, operations, payments, redemptions, visits
@@ -82,7 +81,7 @@ async def show(connection: "AnyConnection", caller_id: str, reference: UUID) -> 
             steps += [OperationStep(_at(released_at), RELEASED)] if released_at is not None else []
         return OperationAnswer(
             str(reference), operation.kind, steps[-1].status, steps, operation.reason or msgspec.UNSET, undoes,
-            bank=await _bank(connection, operation) if operation.kind in set(NoticeKind) else msgspec.UNSET,
+            bank=await _bank(connection, reference) if operation.kind in set(NoticeKind) else msgspec.UNSET,
         )  # fmt: skip
     steps = [
         OperationStep(_at(step.at), step.state, step.note or msgspec.UNSET)
@@ -123,24 +122,13 @@ def _redeemed(redemption: Redemption) -> OperationAnswer:
     )  # fmt: skip
 
 
-async def _bank(connection: "AnyConnection", operation: operations.Operation) -> BankOutcome:
-    notice = await loss_notices.find(connection, operation.reference)
+async def _bank(connection: "AnyConnection", reference: UUID) -> BankOutcome:
+    notice = await loss_notices.find(connection, reference)
     if notice is None:
-        side = await _not_told(connection, operation)
-        return BankOutcome(side.status, [], side.reason)
-    history = await loss_notices.history(connection, operation.reference)
+        return BankOutcome(NOT_CONNECTED, [])
+    steps = [OperationStep(_at(step.at), step.state) for step in await loss_notices.history(connection, reference)]
     side = bank_side(notice)
-    return BankOutcome(side.status, [OperationStep(_at(step.at), step.state) for step in history], side.reason)
-
-
-async def _not_told(connection: "AnyConnection", operation: operations.Operation) -> BankSide:
-    """What the operation's own answer said of a bank that was not told."""
-    if (operation.kind, operation.result) != (NoticeKind.RELEASE, RELEASED):
-        return NOT_TOLD
-    card_id, before, after = operation.card_id, operation.card_status_before, operation.card_status_after
-    assert card_id is not None and before is not None and after is not None, "it was a card's"
-    last = await loss_notices.last(connection, [card_id], payments.created_at(operation.reference))
-    return released_before(CardStatus(before), CardStatus(after), last.get(card_id)) or NOT_TOLD
+    return BankOutcome(side.status, steps, side.reason)
 
 
 def _at(time: dt.datetime) -> dt.datetime:

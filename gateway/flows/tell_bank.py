@@ -15,7 +15,6 @@ import msgspec
 import structlog
 
 from gateway.configuration import Losses
-from gateway.domain.cards import LOST, CardStatus
 from gateway.domain.loss_notices import OPEN, NoticeKind, NoticeState, Question, learned, next_question, public
 from gateway.domain.masking import Secret
 from gateway.domain.operations import NotifyLoss, Operation, QueryStatus
@@ -37,8 +36,7 @@ log = structlog.get_logger()
 
 ID_NUMBER_COLUMN = b"person.id_number_sealed"
 ACCEPTED, REFUSED, RELEASED = "accepted", "refused", "released"
-OTHER_REPORT = "other_report"
-"""Why a release is refused: the card is lost by another's word."""
+NOT_CONNECTED = "not_connected"
 
 _encode = msgspec.json.Encoder().encode
 _chance = SystemRandom()
@@ -58,26 +56,10 @@ class BankSide(msgspec.Struct, frozen=True, gc=False):
     answers, and `GET /v1/operations/{reference}` says what it came to. `not_connected`: the bank was not told (there is
     none, it cannot be told, or the report was refused here); the holder has to report to the bank. Of a release that
     leaves the card lost by an earlier word, `refused / other_report`: the account stays frozen, no bank is told. Of
-    one of an open card, `accepted` where the bank took an earlier one, and is not told again."""
+    one that is repeated, `accepted` where the bank has freed the account already: it is not told again."""
 
     status: str
     reason: str | msgspec.UnsetType = msgspec.UNSET
-
-
-NOT_TOLD = BankSide("not_connected")
-STAYS_FROZEN = BankSide(REFUSED, OTHER_REPORT)
-FREE = BankSide(public(NoticeState.ACCEPTED))
-
-
-def released_before(before: CardStatus, after: CardStatus, last: NoticeKind | None) -> BankSide | None:
-    """The bank's side of a release that frees nothing there, which it is not told; None: it is.
-
-    `last` is what the card's bank has taken last. An account stays frozen for the report that leaves the card lost;
-    one that is free was perhaps frozen by its holder since, and a release that is repeated must not open that.
-    """
-    if after in LOST:
-        return STAYS_FROZEN if last is NoticeKind.LOSS else NOT_TOLD
-    return FREE if before not in LOST and last is NoticeKind.RELEASE else None
 
 
 class LossAnswer(msgspec.Struct, frozen=True, gc=False):

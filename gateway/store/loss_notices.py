@@ -1,12 +1,12 @@
 """Loss notices: inserted with the change of the card, moved by guarded updates, taken up in the order of each card."""
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from gateway.domain.cards import CardStatus, LossKind
-from gateway.domain.loss_notices import NoticeKind, NoticeState
+from gateway.domain.loss_notices import Heard, NoticeKind, NoticeState
 from gateway.store.payments import created_at
 
 if TYPE_CHECKING:
@@ -86,12 +86,15 @@ UPDATE loss_notice n SET next_try_at = now() + $2::interval, tries = tries + 1 F
 WHERE n.reference = taken.reference AND n.created_at = taken.created_at RETURNING {_N_COLUMNS}
 """  # noqa: S608 - the names of our own fields
 
-_LAST = """
-SELECT card_id, kind FROM unnest($1::uuid[]) AS asked(card_id) CROSS JOIN LATERAL (
-    SELECT kind FROM loss_notice told
-    WHERE told.card_id = asked.card_id AND state <> 'refused' AND created_at <= coalesce($2::timestamptz, 'infinity')
+_HEARD = """
+SELECT asked.release, coalesce(last.kind = 'loss_report', false), reported.turn IS NOT NULL,
+       coalesce(last.kind = 'loss_release' AND last.state = 'accepted' AND last.turn > reported.turn, false)
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[]) AS asked(release, card_id, report, reported_at)
+LEFT JOIN loss_notice reported ON reported.reference = asked.report AND reported.created_at = asked.reported_at
+LEFT JOIN LATERAL (
+    SELECT kind, state, turn FROM loss_notice taken WHERE taken.card_id = asked.card_id AND state <> 'refused'
     ORDER BY turn DESC LIMIT 1
-) last
+) last ON true
 """
 
 
@@ -105,17 +108,19 @@ async def holders(connection: "AnyConnection", card_ids: Collection[UUID]) -> di
     return {row[0]: Holder(*tuple(row)[1:]) for row in rows}
 
 
-async def insert(connection: "AnyConnection", notices: Sequence[Notice], due_in: Sequence[dt.timedelta]) -> None:
-    """Inside the transaction that changes the cards, in the order of its changes; when due, it is the resolver's."""
+async def heard(connection: "AnyConnection", releases: Mapping[UUID, tuple[UUID, UUID]]) -> dict[UUID, Heard]:
+    """What the banks know, by release; given are the card and the report of each, the cards locked."""
+    cards, reports = zip(*releases.values(), strict=True)
+    rows = await connection.fetch(_HEARD, list(releases), cards, reports, [created_at(report) for report in reports])
+    return {row[0]: Heard(*tuple(row)[1:]) for row in rows}
+
+
+async def insert(connection: "AnyConnection", notices: Sequence[Notice], due_in: Sequence[dt.timedelta | None]) -> None:
+    """Inside the transaction that changes the cards, in the order of its changes; when due, it is the resolver's.
+
+    None: it is decided.
+    """
     await connection.execute(_INSERT, *(list(column) for column in zip(*notices, strict=True)), list(due_in))
-
-
-async def last(
-    connection: "AnyConnection", card_ids: Collection[UUID], until: dt.datetime | None = None
-) -> dict[UUID, NoticeKind]:
-    """What the banks of those cards took last, or will, of the notices made until then; not what they refused."""
-    rows = await connection.fetch(_LAST, list(card_ids), until)
-    return {row[0]: NoticeKind(row[1]) for row in rows}
 
 
 async def find(connection: "AnyConnection", reference: UUID) -> Notice | None:

@@ -34,6 +34,8 @@ class Listener:
         self.refuses_first = False
         self.refuses_tokens: list[str] = []
         """With these words for when to come again."""
+        self.asked_for_token: list[float] = []
+        """When."""
         self.came: dict[str, list[float]] = {}
         """When, by idempotency key."""
 
@@ -41,6 +43,7 @@ class Listener:
         body = await request.read()
         if request.path == "/oauth2/token":
             self.assertions += parse_qs(body.decode())["client_assertion"]
+            self.asked_for_token.append(time.monotonic())
             if self.refuses_tokens:
                 return web.json_response({}, status=503, headers={"Retry-After": self.refuses_tokens.pop(0)})
             return web.json_response({"access_token": "a.b.c", "token_type": "Bearer", "expires_in": 600})
@@ -133,9 +136,32 @@ async def test_a_retry_keeps_the_key_and_is_signed_anew(listener: Listener, lang
 
 async def test_a_token_is_asked_for_again_with_another_assertion(listener: Listener, language: str) -> None:
     """A proxy may name a date."""
-    caller, listener.refuses_tokens = caller_of(listener, "ed25519"), ["1", "Wed, 21 Oct 2065 07:28:00 GMT"]
+    caller, listener.refuses_tokens = caller_of(listener, "ed25519"), ["Wed, 21 Oct 2065 07:28:00 GMT", "0"]
     assert await call(language, caller, "effect", REPORT, {"n": 1}, "key-1") == 200
     assert (len(set(listener.assertions)), len(listener.seen)) == (3, 1)
+    first, second, third = listener.asked_for_token
+    assert second - first >= 1 and third - second < second - first
+
+
+async def test_a_token_that_is_not_given_is_not_asked_for_by_every_try_of_an_effect(
+    listener: Listener, tmp_path: Path, language: str
+) -> None:
+    file = tmp_path / "demo.json"
+    file.write_text(json.dumps(caller_of(listener, "ed25519")))
+    listener.refuses_tokens = ["0"] * 100
+    ended = await command(language, file, "lose", *CARD)
+    assert ended.code == 1 and ended.err.splitlines()[-1].endswith("no token: 503 {}")
+    assert (len(listener.assertions), listener.seen) == (4, [])
+
+
+async def test_a_key_that_is_none_is_told_at_once(listener: Listener, tmp_path: Path, language: str) -> None:
+    file = tmp_path / "demo.json"
+    caller = caller_of(listener, "ed25519")
+    file.write_text(json.dumps(caller | {"signing": caller["signing"] | {"private_jwk": {"kty": "OKP", "d": "AA"}}}))
+    began = time.monotonic()
+    ended = await command(language, file, "lose", *CARD)
+    assert (ended.code, ended.out, listener.seen) == (1, "", [])
+    assert time.monotonic() - began < 6, "as long as four tries take at least"
 
 
 async def test_who_was_refused_together_does_not_come_back_together(listener: Listener, language: str) -> None:
