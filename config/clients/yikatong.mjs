@@ -131,7 +131,7 @@ export class Client {
     return this.effect("/v1/callers/self/keys", { use: "signing", jwk: publicJwk, retire: this.caller.signing.kid }, key);
   }
 
-  /** A signed POST. Store `key` before you call, and call again with it until there is an answer: it is done once. */
+  /** A signed POST. Store `key` first, and call again with it until there is an answer: it is done once. */
   async effect(target, body, key) {
     const raw = JSON.stringify(body);
     const token = await this.token();

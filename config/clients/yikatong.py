@@ -154,7 +154,7 @@ class Client:
         return self.effect("/v1/callers/self/keys", body, key)
 
     def effect(self, target: str, body: Any, key: str) -> Answer:
-        """A signed POST. Store `key` before you call, and call again with it until there is an answer: it is done once."""
+        """A signed POST. Store `key` first, and call again with it until there is an answer: it is done once."""
         raw, token = json.dumps(body), self.token()
         return self._patiently(lambda: (target, raw, self._effect_headers(target, raw.encode(), key, token)))
 
