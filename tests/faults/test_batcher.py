@@ -13,7 +13,9 @@ from gateway.store.batch import Batcher
 from gateway.store.pool import cut_off
 from tests.conftest import Database
 
-ANSWER_S = 2.0
+DEADLINE_S = 4.0
+"""A machine that stands still for half of it would be a database that does not answer."""
+ANSWER_S = 6.0
 
 
 class StubConnection:
@@ -42,11 +44,50 @@ class FailingOnce:
         return batch
 
 
+class EndingTogether:
+    """A database that may have ended the connections in `ended`: they fail when they are used."""
+
+    def __init__(self, error: Exception, *, all_of_them: bool) -> None:
+        self._error = error
+        self._all = all_of_them
+        self.ended: set[int] = set()
+        self.connected: list[StubConnection] = []
+
+    async def connect(self) -> Any:
+        self.connected.append(StubConnection())
+        return self.connected[-1]
+
+    async def execute(self, connection: object, batch: Sequence[str], timeout: float) -> Sequence[str]:
+        if id(connection) in self.ended:
+            self.ended.clear()
+            self.ended.update(map(id, self.connected) if self._all else ())
+            raise self._error
+        return batch
+
+
+class Real:
+    """A real database; an item is a statement."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self.connected: list[Any] = []
+
+    async def connect(self) -> Any:
+        self.connected.append(await asyncpg.connect(self._dsn))
+        return self.connected[-1]
+
+    async def execute(self, connection: Any, batch: Sequence[str], timeout: float) -> Sequence[str]:
+        with cut_off(connection, timeout):
+            for each in batch:
+                await connection.execute(each)
+        return batch
+
+
 @asynccontextmanager
-async def batcher(database: FailingOnce) -> AsyncIterator[Batcher[str, str]]:
+async def batcher(database: Any, deadline_s: float = DEADLINE_S) -> AsyncIterator[Batcher[str, str]]:
     """With its loop running."""
     batches: Batcher[str, str] = Batcher(
-        database.connect, database.execute, batch_max=2, queue_max=10, deadline_s=1, on_batch=lambda figures: None
+        database.connect, database.execute, batch_max=2, queue_max=10, deadline_s=deadline_s, on_batch=lambda _: None
     )
     loop = asyncio.create_task(batches.run())
     try:
@@ -95,31 +136,13 @@ async def test_the_loop_outlives_what_a_dying_database_raises(error: BaseExcepti
 async def test_connections_that_ended_together_cost_one_batch(error: Exception, made: int) -> None:
     """A server that was restarted has ended them all, and a client may learn of each only by using it. What is wrong
     with one batch ends one connection."""
-    ended: set[int] = set()
-    connected: list[StubConnection] = []
-
-    async def connect() -> Any:
-        connected.append(StubConnection())
-        return connected[-1]
-
-    async def execute(connection: object, batch: Sequence[str], timeout: float) -> Sequence[str]:
-        if id(connection) in ended:
-            ended.clear()
-            ended.update(map(id, connected) if made == 3 else ())
-            raise error
-        return batch
-
-    batches: Batcher[str, str] = Batcher(
-        connect, execute, batch_max=2, queue_max=10, deadline_s=1, on_batch=lambda figures: None
-    )
-    loop = asyncio.create_task(batches.run())
-    assert await answers([batches.ask("a")]) == ["a"]
-    assert len(connected) == 2
-    ended.update(map(id, connected))
-    assert [await answers([batches.ask(letter)]) for letter in "bcd"] == [[503], ["c"], ["d"]]
-    assert len(connected) == made
-    loop.cancel()
-    await asyncio.gather(loop, return_exceptions=True)
+    database = EndingTogether(error, all_of_them=made == 3)
+    async with batcher(database) as batches:
+        assert await answers([batches.ask("a")]) == ["a"]
+        assert len(database.connected) == 2
+        database.ended.update(map(id, database.connected))
+        assert [await answers([batches.ask(letter)]) for letter in "bcd"] == [[503], ["c"], ["d"]]
+        assert len(database.connected) == made
 
 
 @pytest.mark.parametrize(
@@ -131,30 +154,12 @@ async def test_a_batch_that_is_cut_off_ends_its_own_connection_alone(
     database: Database, statement: str, made: int
 ) -> None:
     """However the driver words that its connection was given up."""
-    connected = []
-
-    async def connect() -> Any:
-        connected.append(await asyncpg.connect(database.dsn))
-        return connected[-1]
-
-    async def execute(connection: Any, batch: Sequence[str], timeout: float) -> Sequence[str]:
-        with cut_off(connection, timeout):
-            for each in batch:
-                await connection.execute(each)
-        return batch
-
-    batches: Batcher[str, str] = Batcher(
-        connect, execute, batch_max=2, queue_max=10, deadline_s=1, on_batch=lambda figures: None
-    )
-    loop = asyncio.create_task(batches.run())
-    try:
+    real = Real(database.dsn)
+    async with batcher(real, deadline_s=2) as batches:
         assert await answers([batches.ask("SELECT 1")]) == ["SELECT 1"]
-        assert len(connected) == 2
+        assert len(real.connected) == 2
         assert [await answers([batches.ask(sql)]) for sql in (statement, "SELECT 2")] == [[503], ["SELECT 2"]]
-        assert len(connected) == made
-    finally:
-        loop.cancel()
-        await asyncio.gather(loop, return_exceptions=True)
+        assert len(real.connected) == made
 
 
 async def test_nobody_is_left_waiting_when_the_loop_fails() -> None:
@@ -179,7 +184,7 @@ async def test_a_batch_is_not_sent_again_when_the_loop_is_cancelled() -> None:
 
     database = FailingOnce(RuntimeError("not used"))
     batches: Batcher[str, str] = Batcher(
-        database.connect, execute, batch_max=2, queue_max=10, deadline_s=1, on_batch=lambda figures: None
+        database.connect, execute, batch_max=2, queue_max=10, deadline_s=DEADLINE_S, on_batch=lambda _: None
     )
     loop = asyncio.create_task(batches.run())
     first = batches.ask("a")
