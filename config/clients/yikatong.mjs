@@ -126,7 +126,8 @@ export class Client {
   }
 
   /** Put a new signing key in the place of the present one, which signs this request.
-   * If the answer is lost: take the new key into caller.signing and ask again with the same key and body. */
+   * If the answer is lost, or 401 after a lost one: take the new key into caller.signing and ask again with the same
+   * key and body. */
   rotate(publicJwk, key) {
     return this.effect("/v1/callers/self/keys", { use: "signing", jwk: publicJwk, retire: this.caller.signing.kid }, key);
   }
@@ -134,17 +135,17 @@ export class Client {
   /** A signed POST. Store `key` first, and call again with it until there is an answer: it is done once. */
   async effect(target, body, key) {
     const raw = JSON.stringify(body);
-    const token = await this.token();
-    return this.#patiently(() => [target, raw, this.#effectHeaders(target, raw, key, token)]);
+    return this.#patiently(async () => [target, raw, await this.#effectHeaders(target, raw, key)]);
   }
 
   /** Asks again, with the request made anew, after a broken connection and where it is told when (Retry-After). */
   async #patiently(request) {
     for (let attempt = 1; ; attempt++) {
       let wait = attempt;
-      const made = request();
+      const [target, body, headers] = await request();
+      const checked = new Headers(headers);
       try {
-        const answer = await this.#post(...made);
+        const answer = await this.#post(target, body, checked);
         const later = answer.headers.get("retry-after");
         if (attempt === ATTEMPTS || answer.status < 400 || later === null) return answer;
         if (/^[0-9]+$/.test(later)) wait = Math.min(Number(later), WAIT_MAX_S); // a proxy may name a date
@@ -157,8 +158,9 @@ export class Client {
   }
 
   /** RFC 9421, with a new `created`: an old signature is refused after five minutes. */
-  #effectHeaders(target, raw, key, token) {
-    const headers = { "content-type": "application/json", authorization: `Bearer ${token}`, "idempotency-key": key };
+  async #effectHeaders(target, raw, key) {
+    const authorization = `Bearer ${await this.token()}`;
+    const headers = { "content-type": "application/json", authorization, "idempotency-key": key };
     const signing = this.caller.signing;
     if (signing === undefined) return headers; // the gateway lets this caller send effects unsigned
     headers["content-digest"] = digest(signing.alg, raw);
@@ -235,7 +237,8 @@ if (existsSync(process.argv[1] ?? "") && realpathSync(process.argv[1]) === fileU
     if (!Object.hasOwn(COUNTS, given[1] ?? "") || !COUNTS[given[1]].includes(given.length - 2)) throw new Error(USAGE);
     await main(...given);
   } catch (error) {
-    console.error((error.cause ?? error).message);
+    const why = error.cause ?? error;
+    console.error(why.message || why.code);
     process.exitCode = 1;
   }
 }

@@ -148,15 +148,16 @@ class Client:
     def rotate(self, public_jwk: dict[str, str], key: str) -> Answer:
         """Put a new signing key in the place of the present one, which signs this request.
 
-        If the answer is lost: take the new key into `caller["signing"]` and ask again with the same `key` and body.
+        If the answer is lost, or 401 after a lost one: take the new key into `caller["signing"]` and ask again with the
+        same `key` and body.
         """
         body = {"use": "signing", "jwk": public_jwk, "retire": self.caller["signing"]["kid"]}
         return self.effect("/v1/callers/self/keys", body, key)
 
     def effect(self, target: str, body: Any, key: str) -> Answer:
         """A signed POST. Store `key` first, and call again with it until there is an answer: it is done once."""
-        raw, token = json.dumps(body), self.token()
-        return self._patiently(lambda: (target, raw, self._effect_headers(target, raw.encode(), key, token)))
+        raw = json.dumps(body)
+        return self._patiently(lambda: (target, raw, self._effect_headers(target, raw.encode(), key)))
 
     def _patiently(self, request: Callable[[], Request]) -> Answer:
         """Asks again, with the request made anew, after a broken connection and where it is told when (Retry-After)."""
@@ -175,9 +176,10 @@ class Client:
             time.sleep(wait * random.uniform(1, 1.5))  # noqa: S311 - not in step with others that were refused
         raise AssertionError
 
-    def _effect_headers(self, target: str, raw: bytes, key: str, token: str) -> dict[str, str]:
+    def _effect_headers(self, target: str, raw: bytes, key: str) -> dict[str, str]:
         """RFC 9421, with a new `created`: an old signature is refused after five minutes."""
-        headers = {"content-type": "application/json", "authorization": f"Bearer {token}", "idempotency-key": key}
+        headers = {"content-type": "application/json", "idempotency-key": key}
+        headers["authorization"] = f"Bearer {self.token()}"
         signing = self.caller.get("signing")
         if signing is None:  # the gateway lets this caller send effects unsigned
             return headers
@@ -259,7 +261,7 @@ def main(file: str, command: str, *arguments: str) -> int:
     replayed = " (replayed)" if answer.headers["Idempotency-Replayed"] else ""
     print(f"{answer.status}{replayed}", file=sys.stderr)
     print(answer.body.decode())
-    return int(answer.status >= 400)
+    return int(not 200 <= answer.status < 300)
 
 
 def _with_card(client: Client, command: str, card: dict[str, Any], given: list[str], key: str) -> Answer:
@@ -286,5 +288,5 @@ if __name__ == "__main__":
         sys.exit(USAGE)
     try:
         sys.exit(main(*sys.argv[1:]))
-    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-        sys.exit(f"yikatong.py: {error}")
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError, http.client.HTTPException) as error:
+        sys.exit(f"yikatong.py: {type(error).__name__}: {error}")

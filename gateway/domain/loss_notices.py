@@ -47,21 +47,23 @@ class Heard(NamedTuple):
     """What it took last, or will, is a loss."""
     reported: bool
     """It was told of the report that is released."""
-    freed: bool
-    """And took a release after that, the last of all that it took."""
+    released: bool
+    """And has taken a release since."""
 
 
 def begins(still_lost: bool, heard: Heard) -> NoticeState | None:
     """The first state of the notice of a release that does not open the card; None: there is no notice.
 
-    The account stays frozen for the report that leaves the card lost (`refused`). One that was freed is not freed
+    The account stays frozen for another report that it was frozen for (`refused`). One that was freed is not freed
     again (`accepted`): its holder may have had it frozen since. Nor is one of whose loss the bank never heard.
     """
     if still_lost:
         return _S.REFUSED if heard.frozen else None
     if not heard.reported:
         return None
-    return _S.ACCEPTED if heard.freed else _S.INTENT
+    if not heard.released:
+        return _S.INTENT
+    return _S.REFUSED if heard.frozen else _S.ACCEPTED
 
 
 class Question(StrEnum):

@@ -216,12 +216,13 @@ async def _end(
     name, result = kind.value, ACCEPTED if kind is NoticeKind.LOSS else RELEASED
     holders: dict[UUID, Holder] = {}
     busy: set[UUID] = set()
+    heard: dict[UUID, Heard] = {}
     changed = {each.card_id for each in done if isinstance(each, _Changed)}
     if changed:
         busy = await losses.change(connection, changes.made, changed)
-        if busy or tell.has_routes:
+        heard = await _heard(connection, done) if kind is NoticeKind.RELEASE else {}
+        if busy or heard or tell.has_routes:
             holders = await loss_notices.holders(connection, changed)
-    heard = await _heard(connection, done) if kind is NoticeKind.RELEASE else {}
     ended: Results = []
     notices: list[Notice] = []
     due_in: list[dt.timedelta | None] = []

@@ -54,9 +54,9 @@ class SocialSecuritySide(msgspec.Struct, frozen=True, gc=False):
 class BankSide(msgspec.Struct, frozen=True, gc=False):
     """What the bank says to the same report: `accepted`, `refused` with its reason, or `pending`: it is told until it
     answers, and `GET /v1/operations/{reference}` says what it came to. `not_connected`: the bank was not told (there is
-    none, it cannot be told, or the report was refused here); the holder has to report to the bank. Of a release that
-    leaves the card lost by an earlier word, `refused / other_report`: the account stays frozen, no bank is told. Of
-    one that is repeated, `accepted` where the bank has freed the account already: it is not told again."""
+    none, it cannot be told, or it has nothing of the report); the holder has to report to the bank. Of a release while
+    another report stands at the bank, `refused / other_report`: the account stays frozen, no bank is told. Of one that
+    is repeated, `accepted` where the bank has freed the account already: it is not told again."""
 
     status: str
     reason: str | msgspec.UnsetType = msgspec.UNSET

@@ -88,12 +88,13 @@ WHERE n.reference = taken.reference AND n.created_at = taken.created_at RETURNIN
 
 _HEARD = """
 SELECT asked.release, coalesce(last.kind = 'loss_report', false), reported.turn IS NOT NULL,
-       coalesce(last.kind = 'loss_release' AND last.state = 'accepted' AND last.turn > reported.turn, false)
+       EXISTS (SELECT FROM loss_notice taken WHERE taken.card_id = asked.card_id AND taken.kind = 'loss_release'
+               AND taken.state = 'accepted' AND taken.turn > reported.turn)
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::timestamptz[]) AS asked(release, card_id, report, reported_at)
 LEFT JOIN loss_notice reported ON reported.reference = asked.report AND reported.created_at = asked.reported_at
 LEFT JOIN LATERAL (
-    SELECT kind, state, turn FROM loss_notice taken WHERE taken.card_id = asked.card_id AND state <> 'refused'
-    ORDER BY turn DESC LIMIT 1
+    SELECT taken.kind FROM loss_notice taken WHERE taken.card_id = asked.card_id AND taken.state <> 'refused'
+    ORDER BY taken.turn DESC LIMIT 1
 ) last ON true
 """
 

@@ -34,6 +34,7 @@ class Listener:
         self.refuses_first = False
         self.refuses_tokens: list[str] = []
         """With these words for when to come again."""
+        self.token_lasts_s = 600
         self.asked_for_token: list[float] = []
         """When."""
         self.came: dict[str, list[float]] = {}
@@ -46,7 +47,9 @@ class Listener:
             self.asked_for_token.append(time.monotonic())
             if self.refuses_tokens:
                 return web.json_response({}, status=503, headers={"Retry-After": self.refuses_tokens.pop(0)})
-            return web.json_response({"access_token": "a.b.c", "token_type": "Bearer", "expires_in": 600})
+            return web.json_response(
+                {"access_token": "a.b.c", "token_type": "Bearer", "expires_in": self.token_lasts_s}
+            )
         url = f"http://{request.headers['Host']}{request.raw_path}"
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.seen.append(oracle.Message(request.method, url, headers, body))
@@ -152,6 +155,22 @@ async def test_a_token_that_is_not_given_is_not_asked_for_by_every_try_of_an_eff
     ended = await command(language, file, "lose", *CARD)
     assert ended.code == 1 and ended.err.splitlines()[-1].endswith("no token: 503 {}")
     assert (len(listener.assertions), listener.seen) == (4, [])
+
+
+async def test_a_retry_has_a_token_that_lasts(listener: Listener, language: str) -> None:
+    """Else its last try may be answered 401 where an earlier one has had its effect."""
+    caller, listener.token_lasts_s, listener.refuses_first = caller_of(listener, "ed25519"), 30, True
+    assert await call(language, caller, "effect", REPORT, {"n": 1}, "key-1") == 200
+    assert (len(set(listener.assertions)), len(listener.seen)) == (2, 2)
+
+
+async def test_a_redirect_is_no_success(listener: Listener, tmp_path: Path, language: str) -> None:
+    """As of a proxy that wants somebody to log in. Nobody is followed with a token and a signature."""
+    file = tmp_path / "demo.json"
+    file.write_text(json.dumps(caller_of(listener, "ed25519")))
+    listener.next = [web.Response(status=302, headers={"Location": "/elsewhere"}) for _ in range(4)]
+    assert (await command(language, file, "release", "r-1", "key-1")).code == 1
+    assert {message.url for message in listener.seen} == {f"{listener.url}{REPORT}/r-1/release"}
 
 
 async def test_a_key_that_is_none_is_told_at_once(listener: Listener, tmp_path: Path, language: str) -> None:

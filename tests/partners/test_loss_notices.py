@@ -131,6 +131,22 @@ async def test_a_loss_that_the_bank_never_heard_of_frees_nothing_when_it_is_rele
         assert answer["bank"] == {"status": "not_connected"} == await desk.shown(answer)
 
 
+async def test_an_old_report_frees_nothing_that_a_newer_one_froze(desk: Desk) -> None:
+    """Also where the registry has opened the card meanwhile."""
+    card = await desk.card()
+    old = await desk.kiosk.report_loss(card)
+    found = await desk.kiosk.release_loss(old["reference"])
+    newer = await desk.kiosk.report_loss(card, "formal")
+    await desk.fetch("UPDATE card SET status = 1, lost_at = NULL, raised_at = NULL WHERE status = 2")
+    again = await desk.kiosk.release_loss(old["reference"])
+    assert again["social_security"] == {"status": "released", "card_status": "normal"}
+    assert again["bank"] == {"status": "refused", "reason": "other_report"} == await desk.shown(again)
+    released = await desk.kiosk.release_loss(newer["reference"])
+    assert released["bank"] == {"status": "accepted"}
+    told = [old, found, newer, again, released]
+    assert await desk.told(*(answer["reference"] for answer in told)) == ["2", "4", "3", "4"]
+
+
 async def test_nothing_is_frozen_at_a_bank_that_refused_the_loss(desk: Desk) -> None:
     card = await desk.card(account=new_account()[:-5] + "0000")  # nobody's
     _, raised = [(await desk.kiosk.report_loss(card, kind))["reference"] for kind in ("temporary", "formal")]
