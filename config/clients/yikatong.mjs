@@ -44,7 +44,7 @@ export class Client {
   async token() {
     const now = Math.floor(Date.now() / 1000);
     if (now > this.#tokenUntil - 60) {
-      const answer = await this.#patiently(() => this.#tokenRequest());
+      const answer = await this.#withRetries(() => this.#tokenRequest());
       if (answer.status !== 200) throw new Error(`no token: ${answer.status} ${answer.body}`);
       const granted = JSON.parse(answer.body);
       this.#token = granted.access_token;
@@ -135,11 +135,11 @@ export class Client {
   /** A signed POST. Store `key` first, and call again with it until there is an answer: it is done once. */
   async effect(target, body, key) {
     const raw = JSON.stringify(body);
-    return this.#patiently(async () => [target, raw, await this.#effectHeaders(target, raw, key)]);
+    return this.#withRetries(async () => [target, raw, await this.#effectHeaders(target, raw, key)]);
   }
 
   /** Asks again, with the request made anew, after a broken connection and where it is told when (Retry-After). */
-  async #patiently(request) {
+  async #withRetries(request) {
     for (let attempt = 1; ; attempt++) {
       let wait = attempt;
       const [target, body, headers] = await request();

@@ -66,7 +66,7 @@ class Client:
         """An access token, kept until it nears its end. Like an effect, it is asked for up to four times."""
         now = time.time()
         if now > self._token_until - 60:
-            answer = self._patiently(self._token_request)
+            answer = self._with_retries(self._token_request)
             if answer.status != 200:
                 raise RuntimeError(f"no token: {answer.status} {answer.body.decode()}")
             self._token, self._token_until = answer.json()["access_token"], now + answer.json()["expires_in"]
@@ -157,9 +157,9 @@ class Client:
     def effect(self, target: str, body: Any, key: str) -> Answer:
         """A signed POST. Store `key` first, and call again with it until there is an answer: it is done once."""
         raw = json.dumps(body)
-        return self._patiently(lambda: (target, raw, self._effect_headers(target, raw.encode(), key)))
+        return self._with_retries(lambda: (target, raw, self._effect_headers(target, raw.encode(), key)))
 
-    def _patiently(self, request: Callable[[], Request]) -> Answer:
+    def _with_retries(self, request: Callable[[], Request]) -> Answer:
         """Asks again, with the request made anew, after a broken connection and where it is told when (Retry-After)."""
         for attempt in range(1, ATTEMPTS + 1):
             wait = attempt

@@ -51,7 +51,7 @@ class Heard(NamedTuple):
     """And has taken a release since."""
 
 
-def begins(still_lost: bool, heard: Heard) -> NoticeState | None:
+def first_state(still_lost: bool, heard: Heard) -> NoticeState | None:
     """The first state of the notice of a release that does not open the card; None: there is no notice.
 
     The account stays frozen for another report that it was frozen for (`refused`). One that was freed is not freed

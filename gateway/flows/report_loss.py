@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.domain.cards import LOST, REPORT, STATUS_REASON, TRANSITIONS, CardAction, CardStatus, LossKind
 from gateway.domain.errors import Problem, unavailable
-from gateway.domain.loss_notices import OPEN, Heard, NoticeKind, NoticeState, begins
+from gateway.domain.loss_notices import OPEN, Heard, NoticeKind, NoticeState, first_state
 from gateway.domain.verdicts import Reason
 from gateway.flows.effects import Answer, Asked, Begun, Done
 from gateway.flows.tell_bank import (
@@ -210,7 +210,7 @@ async def _end(
 
     One of a card whose last notice is still open is answered `pending` at once: the resolver keeps the order. That is
     so also where the bank cannot be told now: it would be told of the last one later, and never of this one. A release
-    that frees nothing there is not told (domain/loss_notices.py begins()); its notice, or that there is none, says so.
+    that frees nothing there is not told (loss_notices.first_state()); its notice, or that there is none, says so.
     """
     # the social security side is done, and never changed; the notice says what the bank's came to
     name, result = kind.value, ACCEPTED if kind is NoticeKind.LOSS else RELEASED
@@ -232,7 +232,7 @@ async def _end(
             continue
         operation, holder = _operation(name, result, each), holders.get(each.card_id)
         known, waits = heard.get(each.asked.reference), each.card_id in busy
-        state = NoticeState.INTENT if known is None else begins(each.after in LOST, known)
+        state = NoticeState.INTENT if known is None else first_state(each.after in LOST, known)
         is_open = state in OPEN
         if holder is None or state is None or (is_open and not waits and not tell.can_tell(holder.bank)):
             ended.append(Done(_answer(each.asked, _here(each, result), _NOT_TOLD), operation))

@@ -9,20 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api import caller_keys, loss_reports, payments, points, verify, visits
-from gateway.api.payloads import (
-    KeyChange,
-    LossRelease,
-    LossReport,
-    PaymentRequest,
-    RedemptionEnd,
-    RedemptionRequest,
-    RefundRequest,
-    ReversalRequest,
-    VerifyRequest,
-    VisitOpening,
-    VisitRequest,
-)
+from gateway.api import caller_keys, loss_reports, payloads, payments, points, verify, visits
 from gateway.domain.errors import Problem
 from tests.jwks import public
 
@@ -33,43 +20,44 @@ CHIP = {
 CODE, REF = {"type": "ecard_code", "code": "1" * 20}, {"type": "card_ref", "card_ref": "k" + "0" * 32}
 AT = {"scene": "parking.exit", "terminal_id": "P-1"}
 VALID: dict[Any, list[dict[str, Any]]] = {
-    VerifyRequest: [
+    payloads.VerifyRequest: [
         {"presentation": CHIP, **AT, "occurred_at": "2026-11-27T10:00:00+08:00", "explain": True},
         {"presentation": {"type": "transit_qr", "qr": "AAAA"}, **AT},
     ],
-    LossReport: [
+    payloads.LossReport: [
         {"kind": "temporary", "card_number": "AB1234567", "id_number": "330424190001010016"},
         {"kind": "formal", "presentation": CHIP},
     ],
-    LossRelease: [{}, {"kind": "temporary"}],
-    PaymentRequest: [
+    payloads.LossRelease: [{}, {"kind": "temporary"}],
+    payloads.PaymentRequest: [
         {"presentation": CODE, **AT, "amount_fen": 1250, "merchant_order_id": "o-1", "apply_benefits": True},
     ],
-    ReversalRequest: [{}, {"reason": "退货"}],
-    RefundRequest: [{"amount_fen": 1, "reason": ""}],
-    VisitRequest: [
+    payloads.ReversalRequest: [{}, {"reason": "退货"}],
+    payloads.RefundRequest: [{"amount_fen": 1, "reason": ""}],
+    payloads.VisitRequest: [
         {"presentation": REF, **AT},
         {"presentation": CHIP, **AT,
          "details": {"plate": "浙F12345", "ticket": "T-1", "booking": "B-1", "amount_fen": 100}},
     ],
-    VisitOpening: [{"payment": "019ac3a0-0000-7000-8000-000000000000"}],
-    RedemptionRequest: [{"presentation": REF, "points": 300, "item": "rice-5kg", "outlet_id": "wuyuan-01"}],
-    RedemptionEnd: [{}],
-    KeyChange: [{"use": "signing", "jwk": public("k-2"), "retire": "k-1"}, {"use": "token", "retire": "k-1"}],
+    payloads.VisitOpening: [{"payment": "019ac3a0-0000-7000-8000-000000000000"}],
+    payloads.RedemptionRequest: [{"presentation": REF, "points": 300, "item": "rice-5kg", "outlet_id": "wuyuan-01"}],
+    payloads.RedemptionEnd: [{}],
+    payloads.KeyChange: [{"use": "signing", "jwk": public("k-2"), "retire": "k-1"}, {"use": "token", "retire": "k-1"}],
 }  # fmt: skip
 DECODERS: dict[Any, Callable[[bytes], Any]] = {
-    VerifyRequest: verify.decode,
-    LossReport: loss_reports._decode_report, LossRelease: loss_reports._decode_release,
-    PaymentRequest: payments._decode_payment, ReversalRequest: payments._decode_reversal,
-    RefundRequest: payments._decode_refund,
-    VisitRequest: visits._decode_visit, VisitOpening: visits._decode_opening,
-    RedemptionRequest: points._decode_redemption, RedemptionEnd: points._decode_end,
-    KeyChange: caller_keys._decode,
+    payloads.VerifyRequest: verify.decode,
+    payloads.LossReport: loss_reports._decode_report, payloads.LossRelease: loss_reports._decode_release,
+    payloads.PaymentRequest: payments._decode_payment, payloads.ReversalRequest: payments._decode_reversal,
+    payloads.RefundRequest: payments._decode_refund,
+    payloads.VisitRequest: visits._decode_visit, payloads.VisitOpening: visits._decode_opening,
+    payloads.RedemptionRequest: points._decode_redemption, payloads.RedemptionEnd: points._decode_end,
+    payloads.KeyChange: caller_keys._decode,
 }  # fmt: skip
 each_kind = pytest.mark.parametrize("kind", VALID, ids=lambda kind: kind.__name__)
 each_effect_with_fields = pytest.mark.parametrize(
     "kind",
-    [kind for kind, bodies in VALID.items() if any(bodies) and kind is not VerifyRequest],  # a verify takes the last
+    # a verify takes the last
+    [kind for kind, bodies in VALID.items() if any(bodies) and kind is not payloads.VerifyRequest],
     ids=lambda kind: kind.__name__,
 )
 
