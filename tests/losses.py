@@ -99,13 +99,17 @@ class Desk:
         return card
 
     async def breaker_is_closed(self) -> None:
-        """Whatever an earlier fault has done to it."""
+        """Whatever an earlier fault has done to it, and left to tell: our own tries while it was open too."""
 
         async def accepted() -> bool:
             answer = await self.kiosk.report_loss(await self.card())
             return bool(answer["bank"]["status"] == "accepted")
 
+        async def told_all() -> bool:
+            return bool(await self.fetch("SELECT count(*) FROM loss_notice WHERE next_try_at IS NOT NULL") == 0)
+
         await eventually(accepted, ENDS_S, "the bank is told at once")
+        await eventually(told_all, ENDS_S, "nothing is left to tell")
 
     async def pending(self, card: TestCard, *faults: dict[str, Any]) -> dict[str, Any]:
         """The answer to a report of which the bank does not say yes or no."""
